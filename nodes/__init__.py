@@ -1,0 +1,20 @@
+"""The pack's nodes, and nothing else: what they compute is in ``op4ksr_core``."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .loaders import LoadF16VAE, LoadFluxSR
+from .rope import ApplyRFR
+from .upscale import OneStepUpscale
+
+NODES: list[type[io.ComfyNode]] = [LoadF16VAE, LoadFluxSR, ApplyRFR, OneStepUpscale]
+
+
+class Op4ksrExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    return Op4ksrExtension()

@@ -1,0 +1,99 @@
+"""Loader nodes: weights files -> native VAE and MODEL."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .files import file_options, file_path
+from .host_model import WEIGHT_DTYPES, load_model, prompt_conditioning
+from .host_vae import load_vae
+from .schema import advanced, schema
+
+_STRIDES = {"auto": None, "16x": 2, "8x": 1}
+_SHIFTS = {"auto": None, "0": 0, "1": 1}
+
+
+class LoadF16VAE(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="OP4KSR_LoadF16VAE",
+            display_name="Load F16 VAE (OP4KSR)",
+            category="loaders",
+            description="Loads a VAE that compresses 16x instead of 8x, so that 4096 px are 16,384 Flux tokens. "
+            "The result is a native VAE: VAE Encode, VAE Decode and tiled decoding work with it.",
+            search_aliases=["f16", "16x vae", "ultraflux vae", "4k", "upscale", "super resolution"],
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=file_options("vae"),
+                    tooltip="A Flux-type 16x VAE from models/vae, or the small bundled one.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "compression",
+                        options=list(_STRIDES),
+                        default="auto",
+                        tooltip="auto: as the file's metadata or config.json says, else 16x. "
+                        "No tensor's shape tells 16x from 8x.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "shift",
+                        options=list(_SHIFTS),
+                        default="auto",
+                        tooltip="1: the decoder of the published 16x VAEs (UltraFlux), which moves it by 1 px. "
+                        "auto: as the file says, else 1 for the full-width public VAEs and 0 for others.",
+                    )
+                ),
+            ],
+            outputs=[io.Vae.Output("VAE", tooltip="A native VAE with 16 channels at 16x.")],
+        )
+
+    @classmethod
+    def execute(cls, vae_name: str, compression: str = "auto", shift: str = "auto") -> io.NodeOutput:
+        return io.NodeOutput(load_vae(file_path("vae", vae_name), _STRIDES[compression], _SHIFTS[shift]))
+
+
+class LoadFluxSR(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="OP4KSR_LoadFluxSR",
+            display_name="Load Flux SR Model (OP4KSR)",
+            category="loaders",
+            description="Loads a one-step Flux super-resolution model. Theta, sigma, guidance and the prompt embedding "
+            "come from the file and travel with the MODEL, so no text encoder and no typed numbers are needed.",
+            search_aliases=["flux", "4k", "upscale", "super resolution", "one step", "op4ksr"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=file_options("diffusion_models"),
+                    tooltip="A Flux transformer from models/diffusion_models (BFL or diffusers layout), "
+                    "or the small bundled one.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "weight_dtype",
+                        options=WEIGHT_DTYPES,
+                        default="default",
+                        tooltip="How the weights are held in memory; fp8 halves a 12B model's 24 GB.",
+                    )
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "MODEL", tooltip="A native MODEL: LoRA, ApplyRFR, compile and attention nodes take it."
+                ),
+                io.Conditioning.Output(
+                    "CONDITIONING",
+                    tooltip="The prompt embedding the model was trained with; zeros if the file has none.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str = "default") -> io.NodeOutput:
+        model = load_model(file_path("diffusion_models", model_name), weight_dtype)
+        return io.NodeOutput(model, prompt_conditioning(model))

@@ -1,0 +1,153 @@
+"""RFR on the host's models: the positions of a cloned MODEL, replaced by an object patch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..op4ksr_core.errors import OptionError
+from ..op4ksr_core.rope import FLUX_TRAIN_TOKENS, POLICIES, RescaledEmbedND, Rfr
+from .host_model import PE_EMBEDDER
+from .schema import advanced, schema
+
+log = logging.getLogger(__name__)
+
+
+def apply_rfr(model: Any, rfr: Rfr) -> tuple[Any, str]:
+    """A clone of a Flux-family MODEL under the policy, and a sentence on what was done.
+
+    The model passed in, and every other branch that uses it, keeps its positions. Raises OptionError
+    for a model without Flux's position embedder.
+    """
+    try:
+        embedder = model.get_model_object(PE_EMBEDDER)
+        axes_dim, theta = list(embedder.axes_dim), getattr(embedder, "thetas", embedder.theta)
+    except AttributeError as error:
+        name = type(model.model.diffusion_model).__name__
+        raise OptionError(
+            f"MODEL: is a {name} without Flux's rotary positions; Apply RFR needs a Flux model"
+        ) from error
+    replaced = type(embedder).__name__ not in ("EmbedND", "RescaledEmbedND")
+    patched = RescaledEmbedND(axes_dim, theta, rfr)
+    clone = model.clone()
+    clone.add_object_patch(PE_EMBEDDER, patched)
+    text = describe(patched)
+    if replaced:
+        text += f" It replaces the positions that {type(embedder).__name__} had patched in: the last one wins."
+    return clone, text
+
+
+def describe(embedder: RescaledEmbedND) -> str:
+    """What a policy does, in words."""
+    rfr, (rows, columns) = embedder.rfr, embedder.thetas
+    own = f"{rows:g}" if rows == columns else f"{rows:g} (rows), {columns:g} (columns)"
+    if rfr.policy == "checkpoint":
+        return f"RFR checkpoint: the model's own theta {own} at every size."
+    if rfr.policy == "ntk":
+        return f"RFR ntk: theta {own} grows with the grid beyond {rfr.train_tokens} tokens per side."
+    if rfr.policy == "ultraflux":
+        return f"RFR ultraflux: UltraFlux's published positions beyond 64 tokens (2048 px) per side, over theta {own}."
+    thetas = embedder.resolved()
+    return f"RFR {rfr.policy}: theta {own} -> {thetas[0]:.6g} (rows), {thetas[1]:.6g} (columns)."
+
+
+class ApplyRFR(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="OP4KSR_ApplyRFR",
+            display_name="Apply RFR (RoPE rescale, OP4KSR)",
+            category="model/patch",
+            description="Rescales the RoPE base theta of any Flux-family model on its two image axes. A model runs "
+            "best with the theta it was trained with (policy checkpoint); the others are for pretrained generators at sizes "
+            "they never saw, for UltraFlux's weights, and for experiments.",
+            search_aliases=["rope", "theta", "rfr", "ntk", "yarn", "ultraflux", "grid", "stripes", "4k"],
+            inputs=[
+                io.Model.Input("model", tooltip="Any Flux-family model from any loader."),
+                io.Combo.Input(
+                    "policy",
+                    options=list(POLICIES),
+                    default="checkpoint",
+                    tooltip="checkpoint: the model's own theta. theta: the numbers below. fit: the slowest pair makes "
+                    "'turns' turns over 'tokens'. ntk: theta grows with the grid beyond 'train_tokens'. "
+                    "ultraflux: the positions UltraFlux's weights were trained with.",
+                ),
+                io.Float.Input(
+                    "theta_rows",
+                    default=10000.0,
+                    min=1.01,
+                    max=1e9,
+                    step=1.0,
+                    tooltip="Policy theta: base of the vertical axis (Flux: 10000).",
+                ),
+                io.Float.Input(
+                    "theta_columns",
+                    default=10000.0,
+                    min=1.01,
+                    max=1e9,
+                    step=1.0,
+                    tooltip="Policy theta: base of the horizontal axis (Flux: 10000).",
+                ),
+                advanced(
+                    io.Float.Input(
+                        "turns",
+                        default=0.5,
+                        min=0.01,
+                        max=1000.0,
+                        step=0.05,
+                        tooltip="Policy fit: turns of the slowest pair; at 0.5 its phase alone orders all tokens.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "tokens_rows",
+                        default=128,
+                        min=1,
+                        max=4096,
+                        tooltip="Policy fit: tokens from top to bottom (4096 px are 128 at 16x).",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "tokens_columns",
+                        default=128,
+                        min=1,
+                        max=4096,
+                        tooltip="Policy fit: tokens from left to right.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "train_tokens",
+                        default=FLUX_TRAIN_TOKENS,
+                        min=1,
+                        max=4096,
+                        tooltip="Policy ntk: tokens per side the model was trained on (FLUX.1: 64).",
+                    )
+                ),
+            ],
+            outputs=[
+                io.Model.Output("MODEL", tooltip="A clone with the new positions; the input keeps its own."),
+                io.String.Output("REPORT", tooltip="What was done, in one sentence."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        policy: str,
+        theta_rows: float,
+        theta_columns: float,
+        turns: float = 0.5,
+        tokens_rows: int = 128,
+        tokens_columns: int = 128,
+        train_tokens: int = FLUX_TRAIN_TOKENS,
+    ) -> io.NodeOutput:
+        theta = (theta_rows, theta_columns) if policy == "theta" else None
+        rfr = Rfr(policy, theta, turns, (tokens_rows, tokens_columns), train_tokens)  # pyright: ignore
+        patched, report = apply_rfr(model, rfr)
+        log.info(report)
+        return io.NodeOutput(patched, report, ui=ui.PreviewText(report))

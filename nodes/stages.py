@@ -1,0 +1,94 @@
+"""The host's VAE and MODEL as the core's three stages; pictures and progress between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..op4ksr_core.errors import OptionError
+from .host_model import prompt_conditioning, settings_of
+
+
+def image_to_core(image: Tensor) -> Tensor:
+    """ComfyUI's IMAGE (B, H, W, 3 or 4) -> (B, 3, H, W)."""
+    return image[..., :3].movedim(-1, 1)
+
+
+def image_to_host(image: Tensor) -> Tensor:
+    """(B, 3, H, W) -> the host's IMAGE (B, H, W, 3), contiguous."""
+    return image.movedim(1, -1).contiguous()
+
+
+class _OneStepSampler(comfy.samplers.Sampler):
+    """One call of the model on the latent as it is: no noise, x0 = x - sigma v."""
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        return model_wrap(latent_image, sigmas[0] * latent_image.new_ones(len(latent_image)), **extra_args)
+
+
+class HostStages:
+    """The host's VAE and MODEL as the core's ``Stages``: its memory manager loads and evicts."""
+
+    steps = 1
+
+    def __init__(
+        self, model: Any, vae: Any, conditioning: list[Any] | None, sigma: float | None, guidance: float | None
+    ) -> None:
+        vae.throw_exception_if_invalid()
+        channels = model.get_model_object("latent_format").latent_channels
+        if getattr(vae, "latent_channels", channels) != channels:
+            raise OptionError(
+                f"VAE: has {vae.latent_channels} latent channels, but the model takes {channels}; "
+                "choose a Flux-type VAE (16 channels)"
+            )
+        settings = settings_of(model)
+        self.model, self.vae = model, vae
+        self.sigma = settings.sigma if sigma is None else sigma
+        self.conditioning = prompt_conditioning(model) if conditioning is None else conditioning
+        if guidance is not None:
+            self.conditioning = [[c, {**extra, "guidance": guidance}] for c, extra in self.conditioning]
+        self.ratio = int(vae.spacial_compression_encode())
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.vae.encode(image_to_host(image))
+
+    def transform(self, raw: Tensor, tick: Callable[[], None]) -> Tensor:
+        guider = comfy.samplers.CFGGuider(self.model)
+        guider.inner_set_conds({"positive": self.conditioning})
+        guider.set_cfg(1.0)
+        sigmas = torch.tensor([self.sigma, 0.0])
+        result = guider.sample(torch.zeros_like(raw), raw, _OneStepSampler(), sigmas, disable_pbar=True, seed=0)
+        tick()
+        return result.to(raw.device)
+
+    def decode(self, raw: Tensor) -> Tensor:
+        return image_to_core(self.vae.decode(raw))
+
+
+def progress_bar() -> Callable[[int, int], None]:
+    """A callback (done, total) that moves the node's bar and raises when the user cancels."""
+    bar: list[Any] = []
+
+    def on_progress(done: int, total: int) -> None:
+        if not bar:
+            bar.append(comfy.utils.ProgressBar(total))
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar[0].update_absolute(done, total)
+
+    return on_progress

@@ -1,0 +1,170 @@
+"""The one-step node: IMAGE in, 4K IMAGE out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..op4ksr_core.color import COLOR_FIXES
+from ..op4ksr_core.one_step import OneStepOptions, check_image, run, upscale_alpha
+from ..op4ksr_core.resize import DEFAULT_CEILING_MEGAPIXELS, Target
+from .schema import advanced, schema
+from .stages import HostStages, image_to_core, image_to_host, progress_bar
+
+_TARGETS = ("long edge", "short edge", "factor", "megapixels")
+
+
+def target_of(kind: str, pixels: int, factor: float, megapixels: float, ceiling: float) -> Target:
+    """The node's four widgets -> ``Target``."""
+    return Target(
+        scale=factor if kind == "factor" else None,
+        long_edge=pixels if kind == "long edge" else None,
+        short_edge=pixels if kind == "short edge" else None,
+        megapixels=megapixels if kind == "megapixels" else None,
+        ceiling_megapixels=ceiling,
+    )
+
+
+class OneStepUpscale(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="OP4KSR_OneStepUpscale",
+            display_name="One-Step Upscale to 4K (OP4KSR)",
+            category="image/upscaling",
+            description="Enlarges a whole picture in one forward pass of a Flux model, without tiles. "
+            "Size, aspect ratio and alpha are kept; sigma, guidance and prompt come with the MODEL.",
+            search_aliases=["4k", "upscale", "upscaler", "super resolution", "enlarge", "sr", "seam", "tile free"],
+            inputs=[
+                io.Image.Input("image", tooltip="The picture(s) to enlarge; a batch is done one by one."),
+                io.Model.Input("model", tooltip="A one-step Flux model (Load Flux SR Model)."),
+                io.Vae.Input("vae", tooltip="The VAE the model was trained with: a 16x one, or Flux's own 8x."),
+                io.Conditioning.Input(
+                    "conditioning",
+                    optional=True,
+                    tooltip="Prompt embedding; left open, the one that came with the model is used.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Transparency, as LoadImage gives it (1 = transparent); enlarged beside the picture.",
+                ),
+                io.Combo.Input(
+                    "target", options=list(_TARGETS), default="long edge", tooltip="How the output's size is given."
+                ),
+                io.Int.Input(
+                    "pixels",
+                    default=4096,
+                    min=16,
+                    max=32768,
+                    step=16,
+                    tooltip="Length of the long or short edge of the output, in px.",
+                ),
+                io.Float.Input(
+                    "factor", default=4.0, min=0.1, max=64.0, step=0.1, tooltip="Enlargement, for target factor."
+                ),
+                io.Float.Input(
+                    "megapixels",
+                    default=16.0,
+                    min=0.01,
+                    max=1024.0,
+                    step=0.5,
+                    tooltip="Area of the output, for target megapixels; 1 MP = 1024 x 1024 px.",
+                ),
+                io.Combo.Input(
+                    "color_fix",
+                    options=list(COLOR_FIXES),
+                    default="wavelet",
+                    tooltip="wavelet: colours and coarse tones from the input. adain: only its mean and contrast. "
+                    "none: the model's own.",
+                ),
+                io.Float.Input(
+                    "fidelity",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="1: the result, shrunk again, equals the input. Lower it for noisy or JPEG pictures.",
+                ),
+                io.Boolean.Input(
+                    "vae_only",
+                    default=False,
+                    tooltip="Skip the transformer: shows honestly what the model itself contributes.",
+                ),
+                advanced(
+                    io.Float.Input(
+                        "sigma",
+                        default=0.0,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip="0: the model's own. Else the point of the flow at which the picture enters.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "guidance",
+                        default=-1.0,
+                        min=-1.0,
+                        max=100.0,
+                        step=0.1,
+                        tooltip="-1: the model's own (or the conditioning's). Ignored by models without guidance.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "max_megapixels",
+                        default=DEFAULT_CEILING_MEGAPIXELS,
+                        min=0.1,
+                        max=1024.0,
+                        step=0.1,
+                        tooltip="Ceiling: a larger output is refused before anything is computed.",
+                    )
+                ),
+            ],
+            outputs=[
+                io.Image.Output("IMAGE", tooltip="The enlarged picture(s)."),
+                io.Mask.Output("MASK", tooltip="The enlarged transparency; all 0 without a mask."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: torch.Tensor,
+        model: Any,
+        vae: Any,
+        target: str,
+        pixels: int,
+        factor: float,
+        megapixels: float,
+        color_fix: str,
+        fidelity: float,
+        vae_only: bool,
+        conditioning: list[Any] | None = None,
+        mask: torch.Tensor | None = None,
+        sigma: float = 0.0,
+        guidance: float = -1.0,
+        max_megapixels: float = DEFAULT_CEILING_MEGAPIXELS,
+    ) -> io.NodeOutput:
+        low = image_to_core(image)
+        check_image(low)
+        options = OneStepOptions(
+            target=target_of(target, pixels, factor, megapixels, max_megapixels),
+            color=color_fix,  # pyright: ignore
+            fidelity=fidelity,
+            vae_only=vae_only,
+        )
+        stages = HostStages(model, vae, conditioning, sigma or None, guidance if guidance >= 0 else None)
+        result = run(low, stages, options, progress_bar())
+        return io.NodeOutput(image_to_host(result), enlarge_mask(mask, result))
+
+
+def enlarge_mask(mask: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
+    """MASK (B, h, w) or None -> (B, H, W) of the result (B, 3, H, W)."""
+    if mask is None:
+        return result.new_zeros(len(result), *result.shape[-2:])
+    mask = mask if mask.ndim == 3 else mask[None]
+    return upscale_alpha(mask[:, None], *result.shape[-2:])[:, 0]

@@ -1,0 +1,261 @@
+"""``python -m op4ksr_core``: upscale pictures, inspect weights files. The only place that prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__
+from .autoencoder import AutoEncoder
+from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, describe_autoencoder, load_autoencoder, load_flux
+from .color import COLOR_FIXES
+from .errors import Op4ksrError, OptionError, OutputError, UnsupportedCheckpointError
+from .flux import Flux
+from .image_io import IMAGE_SUFFIXES, Picture, load_image, save_image
+from .inspection import inspect_file
+from .machine import default_device, peak_memory
+from .one_step import OneStepOptions, upscale, upscale_alpha
+from .probe import doubt
+from .resize import DEFAULT_CEILING_MEGAPIXELS, Target
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if all went well, 1 if the input was at fault (one sentence on stderr)."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    try:
+        return options.command(options)
+    except Op4ksrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("cancelled; nothing was written for the picture at hand", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="op4ksr_core", description="One-step, patch-free 4K super resolution.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--verbose", action="store_true", help="tell every default that is taken")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_upscale(commands.add_parser("upscale", help="enlarge pictures"))
+    _add_inspect(commands.add_parser("inspect", help="what is this weights file, and will it work"))
+    return parser
+
+
+def _add_upscale(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=run_upscale)
+    parser.add_argument("input", nargs="+", type=Path, metavar="IN", help="picture, or folder of pictures")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="file; folder for several")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--scale", type=float, help="factor (default: 4)")
+    size.add_argument("--long-edge", type=int, metavar="PX")
+    size.add_argument("--short-edge", type=int, metavar="PX")
+    size.add_argument("--megapixels", type=float, metavar="MP", help="1 MP = 1024 x 1024 px")
+    parser.add_argument("--max-megapixels", type=float, default=DEFAULT_CEILING_MEGAPIXELS, metavar="MP")
+    parser.add_argument("--vae", type=Path, default=BUNDLED_AUTOENCODER, help="default: the bundled one")
+    parser.add_argument("--model", type=Path, default=BUNDLED_FLUX, help="default: the bundled one")
+    parser.add_argument(
+        "--stride", type=int, choices=(1, 2), help="of the VAE: 1 = 8x, 2 = 16x; default: as its file says"
+    )
+    parser.add_argument("--shift", type=int, choices=(0, 1), help="of the VAE; default: as its file says")
+    parser.add_argument("--theta", help="RoPE base, one number or ROWS,COLUMNS; default: the model's own")
+    parser.add_argument("--sigma", type=float, help="default: the model's own")
+    parser.add_argument("--color", choices=COLOR_FIXES, default="wavelet", help="colour fix (default: wavelet)")
+    parser.add_argument(
+        "--fidelity", type=float, default=1.0, help="0 to 1 (default): equality to the input when shrunk"
+    )
+    parser.add_argument("--vae-only", action="store_true", help="skip the transformer: what does it contribute?")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=run_inspect)
+    parser.add_argument("file", type=Path, metavar="FILE", help="safetensors file, shard index, or model folder")
+    parser.add_argument("--probe", type=Path, metavar="PHOTO", help="round-trip a photo at every stride and shift")
+    parser.add_argument("--json", action="store_true")
+
+
+# --- upscale ----------------------------------------------------------------------------------
+
+
+def run_upscale(options: argparse.Namespace) -> int:
+    pairs = output_paths(gather(options.input), options.output)
+    settings = OneStepOptions(
+        target=target_of(options), color=options.color, fidelity=options.fidelity, vae_only=options.vae_only
+    )
+    device = parse_device(options.device)
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    autoencoder, flux = load_models(options, device, dtype)
+    reports: list[dict[str, Any]] = []
+    failures = 0
+    for source, output in pairs:
+        try:
+            reports.append(_upscale_file(source, output, flux, autoencoder, settings, options, device))
+        except Op4ksrError as error:  # one bad picture does not cost the others
+            if len(pairs) == 1:
+                raise
+            failures += 1
+            reports.append({"input": str(source), "error": str(error)})
+            print(f"error: {error}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"pictures": reports, **_models_report(options, autoencoder, flux)}, indent=2))
+    return 1 if failures else 0
+
+
+def gather(inputs: Sequence[Path]) -> list[Path]:
+    """The pictures meant: files as they are, folders by what is in them, in order."""
+    found: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise OptionError(f"{path}: no pictures in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def output_paths(sources: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
+    """Each input with its output: OUT itself for one input, OUT/<name>.png for several or a folder.
+
+    Raises OutputError before anything is computed where OUT cannot be.
+    """
+    if len(sources) == 1 and not output.is_dir() and output.suffix:
+        if not output.parent.is_dir():
+            raise OutputError(f"{output.parent}: no such folder; create it first")
+        return [(sources[0], output)]
+    if output.is_file():
+        raise OutputError(f"{output}: is a file, but {len(sources)} pictures need a folder")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be created ({error.strerror}); choose another folder") from error
+    taken: dict[str, Path] = {}
+    for source in sources:
+        if source.stem in taken:
+            raise OutputError(f"{source} and {taken[source.stem]} would both become {source.stem}.png; rename one")
+        taken[source.stem] = source
+    return [(source, output / f"{source.stem}.png") for source in sources]
+
+
+def target_of(options: argparse.Namespace) -> Target:
+    wishes = (options.scale, options.long_edge, options.short_edge, options.megapixels)
+    scale = 4.0 if all(wish is None for wish in wishes) else options.scale
+    return Target(scale, options.long_edge, options.short_edge, options.megapixels, options.max_megapixels)
+
+
+def parse_device(name: str | None) -> torch.device:
+    try:
+        device = default_device() if name is None else torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"--device {name}: not to be had here ({reason}); try --device cpu") from error
+    return device
+
+
+def load_models(
+    options: argparse.Namespace, device: torch.device, dtype: torch.dtype | None
+) -> tuple[AutoEncoder, Flux | None]:
+    autoencoder = load_autoencoder(options.vae, stride=options.stride, shift=options.shift, device=device, dtype=dtype)
+    if warning := doubt(describe_autoencoder(options.vae, stride=options.stride), autoencoder):
+        raise UnsupportedCheckpointError(options.vae, f"{warning}; say which with --stride 1 or --stride 2")
+    if options.vae_only:
+        return autoencoder, None
+    return autoencoder, load_flux(options.model, theta=options.theta, sigma=options.sigma, device=device, dtype=dtype)
+
+
+def _upscale_file(
+    source: Path,
+    output: Path,
+    flux: Flux | None,
+    autoencoder: AutoEncoder,
+    settings: OneStepOptions,
+    options: argparse.Namespace,
+    device: torch.device,
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    picture = load_image(source)
+    show = None if options.json or not sys.stderr.isatty() else _show_progress
+    image = upscale(picture.image.to(device), flux, autoencoder, settings, on_progress=show)
+    alpha = None if picture.alpha is None else upscale_alpha(picture.alpha, *image.shape[-2:])
+    computed = time.perf_counter()
+    save_image(output, Picture(image, alpha))
+    report: dict[str, Any] = {
+        "input": str(source),
+        "output": str(output),
+        "input_size": list(picture.size[::-1]),
+        "output_size": [image.shape[-1], image.shape[-2]],
+        "alpha": alpha is not None,
+        "seconds": round(computed - began, 3),
+        "save_seconds": round(time.perf_counter() - computed, 3),
+        "peak_memory_bytes": peak_memory(device),
+    }
+    if not options.json:
+        peak = report["peak_memory_bytes"]
+        print(
+            f"{output}: {'x'.join(map(str, report['output_size']))} px in {report['seconds']:.1f} s"
+            + (f", peak memory {peak / 1e9:.2f} GB" if peak else "")
+        )
+    return report
+
+
+def _models_report(options: argparse.Namespace, autoencoder: AutoEncoder, flux: Flux | None) -> dict[str, Any]:
+    settings = None if flux is None else replace(flux.settings, txt=None, vec=None)
+    return {
+        "vae": {"file": str(options.vae), "stride": autoencoder.params.stride, "shift": autoencoder.params.shift},
+        "model": None
+        if flux is None or settings is None
+        else {
+            "file": str(options.model),
+            "theta": list(flux.params.theta),
+            "sigma": settings.sigma,
+            "guidance": settings.guidance,
+        },
+        "color": options.color,
+        "fidelity": options.fidelity,
+        "vae_only": options.vae_only,
+        "device": str(autoencoder.device),
+        "dtype": str(autoencoder.dtype).removeprefix("torch."),
+        "version": __version__,
+    }
+
+
+def _show_progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\r{100 * done // total:3d} %", end=end, file=sys.stderr, flush=True)
+
+
+# --- inspect ----------------------------------------------------------------------------------
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    report = inspect_file(options.file, options.probe)
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    for key, value in report.items():
+        if key == "probe":
+            for fit in value:
+                print(f"probe: stride {fit['stride']} shift {fit['shift']}: {fit['psnr']:.2f} dB")
+        elif isinstance(value, dict):
+            for name, item in value.items():
+                print(f"{key}.{name}: {item}")
+        elif value not in (None, []):
+            print(f"{key}: {value}")
+    return 0

@@ -1,0 +1,81 @@
+"""Colours and coarse tones from the input, detail from the model; and fidelity to the input's pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .resize import resize
+
+ColorFix = Literal["wavelet", "adain", "none"]
+COLOR_FIXES: tuple[ColorFix, ...] = get_args(ColorFix)
+
+#: Rounds of back-projection: our choice, see the README's figures.
+BACK_PROJECTIONS = 4
+
+
+def wavelet_levels(factor: float) -> int:
+    """Blurs that separate low from high: 5 at x4, one more per doubling of the factor; at least 1."""
+    return max(1, 5 + round(math.log2(max(factor, 1e-6) / 4)))
+
+
+def blur_a_trous(image: Tensor, levels: int) -> Tensor:
+    """(B, C, H, W) blurred by 3x3 binomials of dilation 1, 2, ... 2^(levels-1); edges repeated."""
+    channels = image.shape[1]
+    taps = torch.tensor([0.25, 0.5, 0.25], dtype=image.dtype, device=image.device)
+    across, down = taps.view(1, 1, 1, 3), taps.view(1, 1, 3, 1)
+    for level in range(levels):
+        reach = 2**level
+        image = F.pad(image, (reach, reach, 0, 0), mode="replicate")
+        image = F.conv2d(image, across.expand(channels, 1, 1, 3), dilation=(1, reach), groups=channels)
+        image = F.pad(image, (0, 0, reach, reach), mode="replicate")
+        image = F.conv2d(image, down.expand(channels, 1, 3, 1), dilation=(reach, 1), groups=channels)
+    return image
+
+
+def wavelet_fix(image: Tensor, reference: Tensor, levels: int) -> Tensor:
+    """Low frequencies of the reference, high ones of the image; both (B, C, H, W), any range."""
+    return image + blur_a_trous(reference - image, levels)
+
+
+def adain_fix(image: Tensor, reference: Tensor) -> Tensor:
+    """The image with each channel's mean and standard deviation of the reference; both (B, C, H, W)."""
+    axes = (-2, -1)
+    mean, std = image.mean(axes, keepdim=True), image.std(axes, keepdim=True, correction=0)
+    target, spread = reference.mean(axes, keepdim=True), reference.std(axes, keepdim=True, correction=0)
+    return (image - mean) / std.clamp(min=1e-5) * spread + target
+
+
+def color_fix(image: Tensor, reference: Tensor, kind: ColorFix, factor: float) -> Tensor:
+    """Apply one of ``COLOR_FIXES``; image and reference (the enlarged input) (B, C, H, W)."""
+    if kind == "wavelet":
+        return wavelet_fix(image, reference, wavelet_levels(factor))
+    return adain_fix(image, reference) if kind == "adain" else image
+
+
+def back_project(
+    image: Tensor,
+    low: Tensor,
+    fidelity: float,
+    rounds: int = BACK_PROJECTIONS,
+    on_round: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Make the image, shrunk again, equal the input: ``rounds`` times y += fidelity * up(low - down(y)).
+
+    image (B, C, H, W), low (B, C, h, w), fidelity in [0, 1]; 0 returns the image itself. Where the
+    input is not smaller there is nothing to project and the image is returned.
+    """
+    if fidelity == 0 or low.shape[-2] >= image.shape[-2] or low.shape[-1] >= image.shape[-1]:
+        return image
+    height, width = image.shape[-2:]
+    for i in range(rounds):
+        error = low - resize(image, *low.shape[-2:])
+        image = image + fidelity * resize(error, height, width)
+        if on_round:
+            on_round(i + 1)
+    return image

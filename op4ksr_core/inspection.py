@@ -1,0 +1,61 @@
+"""What a weights file is, and whether it will work, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .autoencoder import AutoEncoder, AutoEncoderParams
+from .checkpoint import check_tensors, describe_autoencoder, describe_flux, load_autoencoder
+from .flux import Flux, FluxParams
+from .header import Header, read_header
+from .image_io import load_image
+from .probe import probe
+
+
+def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str, Any]:
+    """Everything ``inspect`` prints, JSON-ready. ``photo``: round-trip it at every stride and shift.
+
+    Raises UnsupportedCheckpointError where the file is none that we run, with what it is instead.
+    """
+    header = read_header(path)
+    report: dict[str, Any] = {
+        "file": str(path),
+        "shards": [file.name for file in header.files] if len(header.files) > 1 else [],
+        "kind": header.kind,
+        "layout": header.layout_name,
+        "dtype": header.dtype,
+        "tensors": len(header.shapes),
+        "metadata": header.metadata,
+    }
+    if header.kind == "lora":
+        report["usable"] = "yes: with a LoRA loader, on the model it was trained for"
+        return report
+    report |= _geometry(header)
+    report["usable"] = "yes"
+    if photo is not None and header.kind == "vae":
+        image = load_image(photo).image
+        fits = probe(load_autoencoder(path), image)
+        report["probe"] = [asdict(fit) for fit in fits]
+        report["probe_says"] = {"stride": fits[0].stride, "shift": fits[0].shift}
+    return report
+
+
+def _geometry(header: Header) -> dict[str, Any]:
+    found = describe_flux(header) if header.kind == "transformer" else describe_autoencoder(header)
+    if isinstance(found.params, FluxParams):
+        check_tensors(Flux(found.params, device="meta"), header, header.layout())
+        settings = found.settings
+        assert settings is not None
+        extra = {
+            "sigma": settings.sigma,
+            "guidance": settings.guidance,
+            "train_tokens": settings.train_tokens,
+            "prompt_embedding": "op4ksr.txt" in header.shapes,
+        }
+    else:
+        assert isinstance(found.params, AutoEncoderParams)
+        check_tensors(AutoEncoder(found.params, device="meta"), header, header.layout())
+        extra = {"ratio": found.params.ratio}
+    return {"dims": asdict(found.params), **extra, "why": found.why, "assumed": list(found.assumed)}

@@ -1,0 +1,43 @@
+"""Between the autoencoder's raw latents and the transformer's tokens: the one place that knows both."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+#: Flux's constants: the transformer sees (raw - LATENT_SHIFT) * LATENT_SCALE.
+LATENT_SHIFT = 0.1159
+LATENT_SCALE = 0.3611
+
+#: Latent pixels per token, per side.
+PATCH = 2
+
+
+def process_in(raw: Tensor) -> Tensor:
+    """Raw latent -> what the transformer sees (any shape)."""
+    return (raw - LATENT_SHIFT) * LATENT_SCALE
+
+
+def process_out(latent: Tensor) -> Tensor:
+    """What the transformer sees -> raw latent (any shape)."""
+    return latent / LATENT_SCALE + LATENT_SHIFT
+
+
+def pack(latent: Tensor) -> Tensor:
+    """(B, C, h, w), h and w even -> tokens (B, h/2 * w/2, 4 C), row by row."""
+    return rearrange(latent, "b c (h ph) (w pw) -> b (h w) (c ph pw)", ph=PATCH, pw=PATCH)
+
+
+def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """Tokens (B, rows * columns, 4 C) -> latent (B, C, 2 rows, 2 columns)."""
+    return rearrange(tokens, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=rows, w=columns, ph=PATCH, pw=PATCH)
+
+
+def position_ids(text_tokens: int, rows: int, columns: int, axes: int = 3) -> Tensor:
+    """(1, text_tokens + rows * columns, axes) fp32: text all 0, image (0, row, column)."""
+    ids = torch.zeros(text_tokens + rows * columns, axes)
+    image = ids[text_tokens:].view(rows, columns, axes)
+    image[..., 1] = torch.arange(rows, dtype=torch.float32)[:, None]
+    image[..., 2] = torch.arange(columns, dtype=torch.float32)[None]
+    return ids[None]

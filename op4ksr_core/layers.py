@@ -1,0 +1,156 @@
+"""Flux's blocks, named as the BFL checkpoints name them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import attention
+from .rope import apply_rotation
+
+
+def timestep_embedding(t: Tensor, dim: int = 256, max_period: float = 10000.0, time_factor: float = 1000.0) -> Tensor:
+    """t (B,), 0 to 1 (or a guidance) -> (B, dim) cosines then sines, float32."""
+    half = dim // 2
+    freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = (time_factor * t.float())[:, None] * freqs
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class MLPEmbedder(nn.Module):
+    def __init__(self, in_dim: int, hidden: int, ops: Any, **kw: Any) -> None:
+        super().__init__()
+        self.in_layer = ops.Linear(in_dim, hidden, **kw)
+        self.out_layer = ops.Linear(hidden, hidden, **kw)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_layer(F.silu(self.in_layer(x)))
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm over the last axis, in fp32; the key on disk is ``scale``."""
+
+    def __init__(self, dim: int, **kw: Any) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim, **kw))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.float()
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)
+        return (h * self.scale.float()).to(x.dtype)
+
+
+class QKNorm(nn.Module):
+    def __init__(self, dim: int, **kw: Any) -> None:
+        super().__init__()
+        self.query_norm = RMSNorm(dim, **kw)
+        self.key_norm = RMSNorm(dim, **kw)
+
+
+class SelfAttention(nn.Module):
+    """One stream's projections: tokens -> normed q, k and v, and the way back."""
+
+    def __init__(self, hidden: int, heads: int, ops: Any, **kw: Any) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = ops.Linear(hidden, 3 * hidden, **kw)
+        self.norm = QKNorm(hidden // heads, **kw)
+        self.proj = ops.Linear(hidden, hidden, **kw)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return split_heads(self.qkv(x), self.heads, self.norm)
+
+
+def split_heads(qkv: Tensor, heads: int, norm: QKNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, N, 3 hidden) -> q, k, v (B, heads, N, d), q and k normed."""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return norm.query_norm(q), norm.key_norm(k), v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
+    """Rotate, attend, join the heads: (B, heads, N, d) three times -> (B, N, heads * d)."""
+    h = attention(apply_rotation(q, pe), apply_rotation(k, pe), v.contiguous())
+    return h.transpose(1, 2).flatten(2)
+
+
+class Modulation(nn.Module):
+    """vec (B, hidden) -> ``count`` tensors (B, 1, hidden): shift, scale, gate, and again."""
+
+    def __init__(self, hidden: int, count: int, ops: Any, **kw: Any) -> None:
+        super().__init__()
+        self.count = count
+        self.lin = ops.Linear(hidden, count * hidden, **kw)
+
+    def forward(self, vec: Tensor) -> tuple[Tensor, ...]:
+        return self.lin(F.silu(vec))[:, None, :].chunk(self.count, dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without weights, then (1 + scale) x + shift."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+def mlp(hidden: int, ratio: float, ops: Any, **kw: Any) -> nn.Sequential:
+    inner = int(hidden * ratio)
+    return nn.Sequential(ops.Linear(hidden, inner, **kw), nn.GELU(approximate="tanh"), ops.Linear(inner, hidden, **kw))
+
+
+class DoubleStreamBlock(nn.Module):
+    """Text and image with weights of their own, attending to each other."""
+
+    def __init__(self, hidden: int, heads: int, mlp_ratio: float, ops: Any, **kw: Any) -> None:
+        super().__init__()
+        self.img_mod = Modulation(hidden, 6, ops, **kw)
+        self.img_attn = SelfAttention(hidden, heads, ops, **kw)
+        self.img_mlp = mlp(hidden, mlp_ratio, ops, **kw)
+        self.txt_mod = Modulation(hidden, 6, ops, **kw)
+        self.txt_attn = SelfAttention(hidden, heads, ops, **kw)
+        self.txt_mlp = mlp(hidden, mlp_ratio, ops, **kw)
+
+    def forward(self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor) -> tuple[Tensor, Tensor]:
+        img_mod, txt_mod = self.img_mod(vec), self.txt_mod(vec)
+        img_qkv = self.img_attn.project(modulate(img, *img_mod[:2]))
+        txt_qkv = self.txt_attn.project(modulate(txt, *txt_mod[:2]))
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv, strict=True))
+        h = attend(q, k, v, pe)
+        split = txt.shape[1]
+        img = img + img_mod[2] * self.img_attn.proj(h[:, split:])
+        img = img + img_mod[5] * self.img_mlp(modulate(img, *img_mod[3:5]))
+        txt = txt + txt_mod[2] * self.txt_attn.proj(h[:, :split])
+        txt = txt + txt_mod[5] * self.txt_mlp(modulate(txt, *txt_mod[3:5]))
+        return img, txt
+
+
+class SingleStreamBlock(nn.Module):
+    """Text and image as one sequence; attention and MLP side by side."""
+
+    def __init__(self, hidden: int, heads: int, mlp_ratio: float, ops: Any, **kw: Any) -> None:
+        super().__init__()
+        self.hidden, self.heads = hidden, heads
+        inner = int(hidden * mlp_ratio)
+        self.linear1 = ops.Linear(hidden, 3 * hidden + inner, **kw)
+        self.linear2 = ops.Linear(hidden + inner, hidden, **kw)
+        self.norm = QKNorm(hidden // heads, **kw)
+        self.modulation = Modulation(hidden, 3, ops, **kw)
+
+    def forward(self, x: Tensor, vec: Tensor, pe: Tensor) -> Tensor:
+        shift, scale, gate = self.modulation(vec)
+        h = self.linear1(modulate(x, shift, scale))
+        attended = attend(*split_heads(h[..., : 3 * self.hidden], self.heads, self.norm), pe)
+        inner = F.gelu(h[..., 3 * self.hidden :], approximate="tanh")
+        return x + gate * self.linear2(torch.cat((attended, inner), dim=-1))
+
+
+class LastLayer(nn.Module):
+    def __init__(self, hidden: int, out: int, ops: Any, **kw: Any) -> None:
+        super().__init__()
+        self.linear = ops.Linear(hidden, out, **kw)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), ops.Linear(hidden, 2 * hidden, **kw))
+
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(vec)[:, None, :].chunk(2, dim=-1)
+        return self.linear(modulate(x, shift, scale))

@@ -1,0 +1,188 @@
+"""One step from a photo to its large version. The only orchestrator: CLI, nodes and benchmark call it.
+
+Steps (our choice where the paper's abstract is silent): bicubic to the target size, pad to whole
+tokens, encode, ``z_hr = z_lr - sigma * v(z_lr, sigma)``, decode, crop, colour fix, back-projection.
+No noise is added; the enlarged input stands in for x_t of the rectified flow at one fixed sigma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .autoencoder import AutoEncoder
+from .color import BACK_PROJECTIONS, COLOR_FIXES, ColorFix, back_project, color_fix
+from .errors import ImageError, Op4ksrError, OptionError
+from .flux import Flux, OnProgress
+from .latent import PATCH, process_in, process_out
+from .resize import Target, pad_to_multiple, resize
+from .rope import Rfr, parse_theta
+
+
+@dataclass(frozen=True)
+class OneStepOptions:
+    """What the user may choose. ``fidelity`` in [0, 1]: how exactly the result, shrunk, equals the input."""
+
+    target: Target = field(default_factory=lambda: Target(scale=4))
+    color: ColorFix = "wavelet"
+    fidelity: float = 1.0
+    vae_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.color not in COLOR_FIXES:
+            raise OptionError(f"color: expected one of {', '.join(COLOR_FIXES)}; got {self.color!r}")
+        if not 0 <= self.fidelity <= 1:
+            raise OptionError(f"fidelity: expected 0 to 1, got {self.fidelity}")
+
+
+class Stages(Protocol):
+    """The three models' parts of the work, wherever they run. Latents are raw; images in [0, 1].
+
+    ``ratio`` is image px per latent px, ``steps`` how often ``transform`` reports progress.
+    ``transform`` may be called with ``tick``, to be called after each of its steps.
+    """
+
+    ratio: int
+    steps: int
+
+    def encode(self, image: Tensor) -> Tensor: ...
+
+    def transform(self, raw: Tensor, tick: Callable[[], None]) -> Tensor: ...
+
+    def decode(self, raw: Tensor) -> Tensor: ...
+
+
+def one_step(latent: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
+    """z_hr = z_lr - sigma v: latent and velocity (B, C, h, w) processed, sigma (B,)."""
+    return latent - sigma.view(-1, 1, 1, 1).to(latent.dtype) * velocity
+
+
+class CoreStages:
+    """The core's own models as ``Stages``."""
+
+    def __init__(
+        self, flux: Flux | None, autoencoder: AutoEncoder, sigma: float | None = None, rfr: Rfr | None = None
+    ) -> None:
+        if flux is not None and flux.params.in_channels != autoencoder.params.latent_channels:
+            raise OptionError(
+                f"the model takes {flux.params.in_channels} latent channels, but the VAE makes "
+                f"{autoencoder.params.latent_channels}; choose two that belong together"
+            )
+        self.flux, self.autoencoder, self.rfr = flux, autoencoder, rfr
+        self.sigma = sigma if sigma is not None else flux.settings.sigma if flux else 1.0
+        self.ratio = autoencoder.params.ratio
+        self.steps = len(flux.double_blocks) + len(flux.single_blocks) if flux else 0
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.autoencoder.encode(image)
+
+    def transform(self, raw: Tensor, tick: Callable[[], None]) -> Tensor:
+        flux = self.flux
+        if flux is None:
+            return raw
+        with torch.no_grad():
+            latent = process_in(raw.to(flux.device, flux.dtype))
+            sigma = torch.full((len(latent),), self.sigma, device=flux.device)
+            txt, vec = flux.prompt(len(latent))
+            velocity = flux(latent, sigma, txt, vec, rfr=self.rfr, on_progress=lambda done, total: tick())
+            return process_out(one_step(latent, velocity, sigma))
+
+    def decode(self, raw: Tensor) -> Tensor:
+        return self.autoencoder.decode(raw)
+
+
+def upscale(
+    image: Tensor,
+    flux: Flux | None,
+    autoencoder: AutoEncoder,
+    options: OneStepOptions | None = None,
+    *,
+    sigma: float | None = None,
+    theta: float | str | tuple[float, float] | None = None,
+    rfr: Rfr | None = None,
+    on_progress: OnProgress | None = None,
+) -> Tensor:
+    """(B, 3, H, W) float in [0, 1] -> (B, 3, H', W') float32 in [0, 1] on the image's device.
+
+    One forward pass per picture, no patches. ``flux`` may be None with ``options.vae_only``.
+    sigma and theta (or a whole ``rfr`` policy) override the model's own for this call.
+    ``on_progress(done, total)`` runs after each step and may raise to cancel. Raises ImageError (NaN,
+    empty, wrong shape) and OptionError (target beyond the ceiling, models that do not fit together).
+    """
+    options = options or OneStepOptions()
+    if flux is None and not options.vae_only:
+        raise OptionError("upscale needs a Flux model; pass one, or set vae_only")
+    if theta is not None:
+        rfr = Rfr("theta", theta=parse_theta(theta))
+    return run(image, CoreStages(flux, autoencoder, sigma, rfr), options, on_progress)
+
+
+def run(image: Tensor, stages: Stages, options: OneStepOptions, on_progress: OnProgress | None = None) -> Tensor:
+    """``upscale`` over any ``Stages``: the batch picture by picture, each at the size asked for."""
+    check_image(image)
+    height, width = options.target.size(*image.shape[-2:])
+    per_picture = 2 + BACK_PROJECTIONS + (0 if options.vae_only else stages.steps)
+    meter = _Meter(on_progress, per_picture * len(image))
+    results: list[Tensor] = []
+    for low in image.float().clamp(0, 1).split(1):
+        results.append(_one_picture(low, height, width, stages, options, meter))
+        meter.finish_picture(per_picture)
+    return torch.cat(results)
+
+
+def _one_picture(
+    low: Tensor, height: int, width: int, stages: Stages, options: OneStepOptions, meter: _Meter
+) -> Tensor:
+    enlarged = resize(low, height, width).clamp(0, 1)
+    raw = stages.encode(pad_to_multiple(enlarged, stages.ratio * PATCH))
+    meter.tick()
+    if not options.vae_only:
+        raw = stages.transform(raw, meter.tick)
+    output = stages.decode(raw).to(low.device, torch.float32)[..., :height, :width]
+    del raw
+    if not output.isfinite().all():
+        raise Op4ksrError("the model's output is not finite (NaN); run it in float32 or bfloat16 instead of float16")
+    meter.tick()
+    factor = max(height / low.shape[-2], width / low.shape[-1])
+    output = color_fix(output, enlarged, options.color, factor)
+    del enlarged
+    return back_project(output, low, options.fidelity, on_round=lambda _: meter.tick()).clamp(0, 1)
+
+
+def upscale_alpha(alpha: Tensor, height: int, width: int) -> Tensor:
+    """Transparency (B, 1, H, W) in [0, 1], bicubic to (B, 1, height, width): never through the model."""
+    return resize(alpha.float(), height, width).clamp(0, 1)
+
+
+def check_image(image: Tensor) -> None:
+    """Raise ImageError unless (B, 3, H, W), not empty, floating point and finite."""
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ImageError(f"image: expected (B, 3, H, W), got {tuple(image.shape)}")
+    if image.numel() == 0:
+        raise ImageError(f"image: is empty, {tuple(image.shape)}; check what comes before it")
+    if not image.is_floating_point():
+        raise ImageError(f"image: expected floats from 0 to 1, got {image.dtype}; divide 8-bit values by 255")
+    if not image.isfinite().all():
+        raise ImageError("image: holds NaN or infinite values; check the model or node that made it")
+
+
+class _Meter:
+    """Counts steps for ``on_progress``; pictures that skip steps still end on a whole picture."""
+
+    def __init__(self, on_progress: OnProgress | None, total: int) -> None:
+        self.on_progress, self.total, self.done, self.base = on_progress, total, 0, 0
+
+    def tick(self) -> None:
+        self.done += 1
+        if self.on_progress:
+            self.on_progress(min(self.done, self.total), self.total)
+
+    def finish_picture(self, steps: int) -> None:
+        self.base += steps
+        if self.done != self.base:
+            self.done = self.base - 1
+            self.tick()

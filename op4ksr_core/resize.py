@@ -1,0 +1,99 @@
+"""Sizes: which one the user asked for, padding to it, and the one resampling filter used everywhere."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .errors import OptionError
+
+#: Largest output that is computed unless the caller raises it: our choice, 8192 x 8192.
+DEFAULT_CEILING_MEGAPIXELS = 67.2
+
+#: Image pixels in 1 megapixel: the host's ResizeImageMaskNode counts 1 MP = 1024^2, and so do we.
+MEGAPIXEL = 1024 * 1024
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic (a = -0.5), antialiased when shrinking, like Pillow's BICUBIC.
+
+    image: (B, C, H, W) float, any range. Returns (B, C, height, width), not clamped; the input
+    itself where the size is the same.
+    """
+    if image.shape[-2:] == (height, width):
+        return image
+    return F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
+
+
+@dataclass(frozen=True)
+class Target:
+    """How large the output shall be: exactly one of the four, in px, or a factor, or megapixels."""
+
+    scale: float | None = None
+    long_edge: int | None = None
+    short_edge: int | None = None
+    megapixels: float | None = None
+    ceiling_megapixels: float = DEFAULT_CEILING_MEGAPIXELS
+
+    def __post_init__(self) -> None:
+        wishes = {
+            "scale": self.scale,
+            "long_edge": self.long_edge,
+            "short_edge": self.short_edge,
+            "megapixels": self.megapixels,
+        }
+        given = {name: value for name, value in wishes.items() if value is not None}
+        if len(given) != 1:
+            raise OptionError(f"target: give exactly one of {', '.join(wishes)}; got {given or 'none'}")
+        ((name, value),) = given.items()
+        if not (math.isfinite(value) and value > 0):
+            raise OptionError(f"{name}: expected a number above 0, got {value}")
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Output (height, width) in px for an input of that size; the aspect ratio is kept to the pixel.
+
+        Raises OptionError if it would exceed the ceiling.
+        """
+        if self.scale is not None:
+            factor = self.scale
+        elif self.long_edge is not None:
+            factor = self.long_edge / max(height, width)
+        elif self.short_edge is not None:
+            factor = self.short_edge / min(height, width)
+        else:
+            assert self.megapixels is not None
+            factor = math.sqrt(self.megapixels * MEGAPIXEL / (height * width))
+        out = max(1, round(height * factor)), max(1, round(width * factor))
+        megapixels = out[0] * out[1] / MEGAPIXEL
+        if megapixels > self.ceiling_megapixels:
+            raise OptionError(
+                f"target: {width}x{height} px x {factor:.4g} is {out[1]}x{out[0]} px = {megapixels:.1f} MP, "
+                f"above the ceiling of {self.ceiling_megapixels:g} MP; ask for less, or raise the ceiling"
+            )
+        return out
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Extend (B, C, H, W) at the bottom and right, by mirroring, to sides that are multiples.
+
+    Mirroring repeats as often as it must, so that any size can be padded to any other.
+    """
+    height, width = image.shape[-2:]
+    rows = _mirrored_index(height, -(-height // multiple) * multiple, image.device)
+    columns = _mirrored_index(width, -(-width // multiple) * multiple, image.device)
+    if len(rows) != height:
+        image = image.index_select(-2, rows)
+    if len(columns) != width:
+        image = image.index_select(-1, columns)
+    return image
+
+
+def _mirrored_index(length: int, padded: int, device: torch.device) -> Tensor:
+    """0, 1, ..., length-1, length-2, ..., 1, 0, 1, ... (``padded`` of them): reflection, edge not doubled."""
+    period = max(1, 2 * (length - 1))
+    index = torch.arange(padded, device=device) % period
+    return torch.where(index < length, index, period - index)
