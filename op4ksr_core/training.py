@@ -84,6 +84,11 @@ class Ema(Generic[Model]):
         self.model: Model = copy.deepcopy(model).requires_grad_(False)
         self.decay, self.step = decay, 0
 
+    def restart(self, model: Model) -> None:
+        """Forget everything but the present weights."""
+        self.model.load_state_dict(model.state_dict())
+        self.step = 0
+
     def update(self, model: Model) -> None:
         self.step += 1
         weight = 1 - min(self.decay, self.step / (self.step + 10))
@@ -98,7 +103,7 @@ def cosine(step: int, steps: int, warmup: int = 100) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def training_steps(model: nn.Module, steps: int, rate: float, ema: Ema) -> Iterator[tuple[int, torch.optim.AdamW]]:
+def training_steps(model: nn.Module, steps: int, rate: float, ema: Ema[Any]) -> Iterator[tuple[int, torch.optim.AdamW]]:
     """Yield (step, optimizer); the caller calls backward; the step itself is taken here."""
     optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3)
     began = time.monotonic()
@@ -134,25 +139,29 @@ def unit_latents(model: AutoEncoder, images: Tensor) -> None:
         inward.weight /= gain[None, :, None, None]
 
 
-def train_autoencoder(scenes: np.ndarray, output: Path, steps: int, seed: int = 0) -> None:
-    """L1 and gradient L1, half of the pictures sharp and half x4-upsampled; larger crops at the end."""
+def train_autoencoder(scenes: np.ndarray, output: Path, steps: int, start: Path | None, seed: int = 0) -> None:
+    """L1 and gradient L1, half of the pictures sharp and half x4-upsampled; larger crops at the end.
+
+    start: weights to go on from, with unit latents already.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = AutoEncoder(SMALL_AUTOENCODER).to(memory_format=torch.channels_last)  # pyright: ignore
+    model = load_autoencoder(start).requires_grad_(True).train() if start else AutoEncoder(SMALL_AUTOENCODER)
+    model = model.to(memory_format=torch.channels_last)  # pyright: ignore
     ema = Ema(model)
     late = int(0.7 * steps)
     running = 0.0
     for step, _ in training_steps(model, steps, 1.5e-3, ema):
-        if step == late:
+        if step == late and start is None:
             unit_latents(model, degrade(sample_crops(scenes, rng, 64, 96)))
-            ema = Ema(model)  # the old mean no longer fits
+            ema.restart(model)
         batch, side = (8, 96) if step < late else (3, 160)
         images = sample_crops(scenes, rng, batch, side)
         images[: batch // 2] = degrade(images[: batch // 2])
         pixels = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             latent = model.encode_pixels(pixels)
-            if step >= late:  # so that the decoder bears a transformer's small errors
+            if start or step >= late:  # so that the decoder bears a transformer's small errors
                 latent = latent + 0.05 / LATENT_SCALE * torch.randn_like(latent)
             decoded = model.decode_pixels(latent)
         loss = picture_loss(decoded.float(), pixels)
@@ -277,6 +286,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/bundled"))
     parser.add_argument("--scenes", type=int, default=480, help="pictures of 512 px")
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--start", type=Path, help="autoencoder weights to go on from")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -289,7 +299,7 @@ def main() -> None:
     scenes = np.load(scenes_path, mmap_mode="r")
     output = arguments.run / f"{arguments.stage}.safetensors"
     if arguments.stage == "autoencoder":
-        train_autoencoder(scenes, output, arguments.steps)
+        train_autoencoder(scenes, output, arguments.steps, arguments.start)
     else:
         train_flux(scenes, arguments.run, output, arguments.steps)
 

@@ -1,0 +1,83 @@
+"""Tiny seeded models and pictures. No downloads, no GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # at the end: our nodes/ must not shadow a host's
+    sys.path.append(str(ROOT))
+
+from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, FluxParams, OneStepSettings  # noqa: E402
+from op4ksr_core.procedural import scene  # noqa: E402
+
+torch.set_num_threads(2)
+
+
+def seeded(build: Callable[[], nn.Module], seed: int) -> Any:
+    """The module with default weights, norms and biases stirred, so that none of them is neutral."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = build().eval().requires_grad_(False)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="session")
+def stir() -> Callable[[Callable[[], nn.Module], int], Any]:
+    return seeded
+
+
+@pytest.fixture(scope="session")
+def make_autoencoder() -> Callable[..., AutoEncoder]:
+    """make_autoencoder(seed=0, **AutoEncoderParams) -> a tiny F16."""
+
+    def make(seed: int = 0, **params: Any) -> AutoEncoder:
+        tiny: dict[str, Any] = {"widths": (8, 16, 16, 16), "layers_per_block": 1, "norm_groups": 4}
+        return seeded(lambda: AutoEncoder(AutoEncoderParams(**{**tiny, **params})), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_flux() -> Callable[..., Flux]:
+    """make_flux(seed=0, settings=None, **FluxParams) -> a tiny Flux, heads of 32 = 4 + 14 + 14."""
+
+    def make(seed: int = 0, settings: OneStepSettings | None = None, **params: Any) -> Flux:
+        tiny: dict[str, Any] = {
+            "hidden_size": 64,
+            "num_heads": 2,
+            "depth": 1,
+            "depth_single_blocks": 2,
+            "context_in_dim": 24,
+            "vec_in_dim": 12,
+            "guidance_embed": False,
+            "axes_dim": (4, 14, 14),
+        }
+        return seeded(lambda: Flux(FluxParams(**{**tiny, **params}), settings), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def natural() -> Callable[..., Tensor]:
+    """natural(height, width, seed=3) -> (1, 3, height, width) in [0, 1], natural-like."""
+
+    def make(height: int, width: int, seed: int = 3) -> Tensor:
+        return torch.from_numpy(scene(seed, height, width).copy()).permute(2, 0, 1)[None].float() / 255
+
+    return make
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
