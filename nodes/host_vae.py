@@ -14,7 +14,13 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ..op4ksr_core.autoencoder import AutoEncoder, AutoEncoderParams, ResnetBlock
+from ..op4ksr_core.autoencoder import (
+    AutoEncoder,
+    AutoEncoderParams,
+    ResnetBlock,
+    peak_elements_decode,
+    peak_elements_encode,
+)
 from ..op4ksr_core.checkpoint import (
     Description,
     check_tensors,
@@ -104,21 +110,17 @@ def _build_vae(
     return vae
 
 
+#: What the kernels take beside the tensors (convolution workspaces): our choice.
+_WORKSPACE = 1.15
+
+
 def memory_estimates(params: AutoEncoderParams) -> tuple[Callable[..., float], Callable[..., float]]:
     """The host's two lambdas, (shape, dtype) -> bytes: (B, C, H, W) px for encode, latent for decode."""
 
     def encode(shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        return encode_elements(params) * shape[2] * shape[3] * dtype.itemsize
+        return _WORKSPACE * peak_elements_encode(params) * shape[2] * shape[3] * dtype.itemsize
 
     def decode(shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        return decode_elements(params) * shape[2] * shape[3] * params.ratio**2 * dtype.itemsize
+        return _WORKSPACE * peak_elements_decode(params) * shape[2] * shape[3] * params.ratio**2 * dtype.itemsize
 
     return encode, decode
-
-
-def encode_elements(params: AutoEncoderParams) -> float:
-    return 0.82 * params.widths[0] / params.stride**2 * 4
-
-
-def decode_elements(params: AutoEncoderParams) -> float:
-    return 1.3 * params.widths[0] * 4 / params.stride**2

@@ -61,8 +61,8 @@ class ApplyRFR(io.ComfyNode):
             display_name="Apply RFR (RoPE rescale, OP4KSR)",
             category="model/patch",
             description="Rescales the RoPE base theta of any Flux-family model on its two image axes. A model runs "
-            "best with the theta it was trained with (policy checkpoint); the others are for pretrained generators at sizes "
-            "they never saw, for UltraFlux's weights, and for experiments.",
+            "best with the theta it was trained with (policy checkpoint); the others are for pretrained generators at "
+            "sizes they never saw, for UltraFlux's weights, and for experiments.",
             search_aliases=["rope", "theta", "rfr", "ntk", "yarn", "ultraflux", "grid", "stripes", "4k"],
             inputs=[
                 io.Model.Input("model", tooltip="Any Flux-family model from any loader."),

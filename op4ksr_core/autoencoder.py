@@ -51,6 +51,19 @@ class AutoEncoderParams:
         return self.stride * 2 ** (len(self.widths) - 1)
 
 
+def peak_elements_encode(params: AutoEncoderParams) -> float:
+    """Largest number of live tensor elements per image px while encoding (``allocation`` counts the same)."""
+    return 4 * params.widths[0] / params.stride**2
+
+
+def peak_elements_decode(params: AutoEncoderParams) -> float:
+    """Largest number of live tensor elements per output px while decoding.
+
+    Reached where the last level takes over its input: that map, normed, and through SiLU.
+    """
+    return 3 * params.widths[min(1, len(params.widths) - 1)] / params.stride**2
+
+
 class ResnetBlock(nn.Module):
     """norm, SiLU, conv, twice, plus the input (through a 1x1 conv where the width changes)."""
 
@@ -230,7 +243,7 @@ class AutoEncoder(nn.Module):
         """Image (B, 3, H, W), float in [0, 1] -> raw latent (B, C, H/ratio, W/ratio), posterior mean.
 
         Computed in the weights' dtype on the weights' device. A side that is no multiple of the
-        ratio loses its remainder, as the convolutions have it; ``upscale`` pads beforehand.
+        ratio is rounded as the convolutions have it; ``upscale`` pads beforehand.
         Raises ImageError for another shape, or for sides shorter than the ratio.
         """
         if image.ndim != 4 or image.shape[1] != 3:

@@ -18,6 +18,7 @@ from . import __version__
 from .autoencoder import AutoEncoder
 from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, describe_autoencoder, load_autoencoder, load_flux
 from .color import COLOR_FIXES
+from .demo import SAMPLE_PHOTO, before_after
 from .errors import Op4ksrError, OptionError, OutputError, UnsupportedCheckpointError
 from .flux import Flux
 from .image_io import IMAGE_SUFFIXES, Picture, load_image, save_image
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_upscale(commands.add_parser("upscale", help="enlarge pictures"))
     _add_inspect(commands.add_parser("inspect", help="what is this weights file, and will it work"))
+    _add_demo(commands.add_parser("demo", help="upscale the bundled photo to 4096 px and show what changed"))
     return parser
 
 
@@ -87,6 +89,11 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="safetensors file, shard index, or model folder")
     parser.add_argument("--probe", type=Path, metavar="PHOTO", help="round-trip a photo at every stride and shift")
     parser.add_argument("--json", action="store_true")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=run_demo)
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo_output"), metavar="FOLDER")
 
 
 # --- upscale ----------------------------------------------------------------------------------
@@ -258,4 +265,19 @@ def run_inspect(options: argparse.Namespace) -> int:
                 print(f"{key}.{name}: {item}")
         elif value not in (None, []):
             print(f"{key}: {value}")
+    return 0
+
+
+# --- demo -------------------------------------------------------------------------------------
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    output = options.output / "photo_4096.png"
+    command = ["upscale", str(SAMPLE_PHOTO), "-o", str(output), "--long-edge", "4096"]
+    options.output.mkdir(parents=True, exist_ok=True)
+    if (code := main(command)) != 0:
+        return code
+    comparison = options.output / "before_after.png"
+    before_after(load_image(SAMPLE_PHOTO).image, load_image(output).image).save(comparison)
+    print(f"{comparison}: the same crop, bicubic and one step")
     return 0

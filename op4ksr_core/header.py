@@ -154,20 +154,27 @@ def _files_of(path: Path) -> list[Path]:
         raise UnsupportedCheckpointError(path, "no such file; check the name and the folder")
     if path.name.endswith(".index.json"):
         return _shards(path)
-    for index in path.parent.glob("*.safetensors.index.json"):
-        shards = _shards(index)
-        if path in shards:  # any one shard stands for its model
-            return shards
+    for index in sorted(path.parent.glob("*.safetensors.index.json")):
+        try:
+            belongs = path in _listed(index)
+        except UnsupportedCheckpointError:  # another model's broken index, in a folder of many models
+            continue
+        if belongs:  # any one shard stands for its model
+            return _shards(index)
     return [path]
 
 
-def _shards(index: Path) -> list[Path]:
+def _listed(index: Path) -> list[Path]:
+    """The files a shard index names, whether they are there or not."""
     try:
         weight_map: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return sorted({index.parent / name for name in weight_map.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnsupportedCheckpointError(index, f"is no shard index ({error}); fetch it again") from error
-    shards = [index.parent / name for name in names]
+
+
+def _shards(index: Path) -> list[Path]:
+    shards = _listed(index)
     missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
         raise UnsupportedCheckpointError(index, f"its shards {', '.join(missing)} are not here; fetch them too")
@@ -179,14 +186,17 @@ def _refuse_other_formats(file: Path) -> None:
         with file.open("rb") as opened:
             start = opened.read(16)
     except OSError as error:
-        raise UnsupportedCheckpointError(file, f"cannot be opened ({error.strerror})") from error
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        raise UnsupportedCheckpointError(
-            file, "is a PyTorch pickle, which may run code when opened; convert it to safetensors first"
-        )
+        raise UnsupportedCheckpointError(file, f"cannot be opened ({error.strerror}); check its permissions") from error
     if start[:4] == b"GGUF":
         raise UnsupportedCheckpointError(
             file, "is GGUF: in ComfyUI load it with ComfyUI-GGUF's loader, then use Apply RFR and One-Step Upscale"
         )
-    if start[8:9] != b"{":
-        raise UnsupportedCheckpointError(file, "is no safetensors file; expected one ending in .safetensors")
+    if start[8:9] == b"{":  # before the pickles: the header's length, in front, may look like the start of one
+        return
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        raise UnsupportedCheckpointError(
+            file, "is a PyTorch pickle, which may run code when opened; convert it to safetensors first"
+        )
+    if not start:
+        raise UnsupportedCheckpointError(file, "is empty; fetch it again")
+    raise UnsupportedCheckpointError(file, "is no safetensors file, whatever its name; fetch it again, or take another")

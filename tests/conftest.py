@@ -18,7 +18,7 @@ if str(ROOT) not in sys.path:  # at the end: our nodes/ must not shadow a host's
 from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, FluxParams, OneStepSettings  # noqa: E402
 from op4ksr_core.procedural import scene  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tensors are tiny, and spinning threads wait for each other on a busy machine
 
 
 def seeded(build: Callable[[], nn.Module], seed: int) -> Any:

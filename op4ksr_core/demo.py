@@ -1,0 +1,44 @@
+"""The README's demonstration: the bundled photo to 4096 px, and what changed, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .image_io import Picture, to_pil
+from .resize import resize
+
+SAMPLE_PHOTO = Path(__file__).resolve().parent.parent / "samples" / "photo.jpg"
+
+#: Where the sample shows eye, beak and feathers: centre of the crop as a share of the picture.
+CROP_CENTRE = (0.30, 0.42)
+CROP_SIDE = 640
+
+
+def before_after(low: Tensor, high: Tensor, centre: tuple[float, float] = CROP_CENTRE) -> Image.Image:
+    """The same crop of the input enlarged by bicubic and of the output, labelled, side by side.
+
+    low (1, 3, h, w) and high (1, 3, H, W) in [0, 1]; centre is (row, column) as shares of the sides.
+    """
+    height, width = high.shape[-2:]
+    side = min(CROP_SIDE, height, width)
+    top, left = (
+        min(max(0, round(share * length) - side // 2), length - side)
+        for share, length in zip(centre, (height, width), strict=True)
+    )
+    views = [resize(low, height, width).clamp(0, 1), high]
+    crops = [view[..., top : top + side, left : left + side] for view in views]
+    return label(to_pil(Picture(torch.cat(crops, dim=-1))), ("bicubic", "OP4KSR, one step"))
+
+
+def label(picture: Image.Image, names: tuple[str, ...]) -> Image.Image:
+    """Write a name into the top left corner of each of the equally wide views."""
+    draw = ImageDraw.Draw(picture)
+    size = max(12, picture.height // 28)
+    for i, name in enumerate(names):
+        at = (i * picture.width // len(names) + size // 2, size // 2)
+        draw.text(at, name, fill="white", stroke_fill="black", stroke_width=2, font_size=size)
+    return picture
