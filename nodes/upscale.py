@@ -149,6 +149,8 @@ class OneStepUpscale(io.ComfyNode):
         guidance: float = -1.0,
         max_megapixels: float = DEFAULT_CEILING_MEGAPIXELS,
     ) -> io.NodeOutput:
+        if mask is None and image.shape[-1] == 4:  # an RGBA picture brings its own transparency
+            mask = 1 - image[..., 3]
         low = image_to_core(image)
         check_image(low)
         options = OneStepOptions(

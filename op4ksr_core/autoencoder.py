@@ -41,6 +41,8 @@ class AutoEncoderParams:
             raise ValueError(f"stride must be 1 (F8) or 2 (F16), got {self.stride}")
         if self.shift not in (0, 1):
             raise ValueError(f"shift must be 0 or 1, got {self.shift}")
+        if self.norm_groups < 1:
+            raise ValueError(f"norm_groups must be at least 1, got {self.norm_groups}")
         for width in self.widths:
             if width % self.norm_groups:
                 raise ValueError(f"width {width} is no multiple of norm_groups {self.norm_groups}")

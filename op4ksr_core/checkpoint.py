@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .autoencoder import AutoEncoder, AutoEncoderParams
 from .errors import OptionError, OutputError, UnsupportedCheckpointError
-from .flux import DEFAULT_GUIDANCE, DEFAULT_SIGMA, Flux, FluxParams, OneStepSettings
+from .flux import DEFAULT_GUIDANCE, DEFAULT_SIGMA, Flux, FluxParams, OneStepSettings, check_sigma
 from .header import PROMPT_KEYS, Header, read_header, read_tensors
 from .latent import PATCH
 from .layouts import Layout, Shape
@@ -65,7 +66,7 @@ def describe_autoencoder(
     if header.kind != "vae":
         raise UnsupportedCheckpointError(header.path, f"expected a Flux-type VAE, got {_what(header)}")
     shapes = {ours: recipe.shape(header.shape) for ours, recipe in header.layout().items()}
-    channels = shapes["decoder.conv_in.weight"][1]
+    channels = _dimension(header, shapes, "decoder.conv_in.weight", 1)
     if channels != _LATENT_CHANNELS or "quant_conv.weight" in shapes:
         raise UnsupportedCheckpointError(
             header.path,
@@ -73,8 +74,8 @@ def describe_autoencoder(
             f"{' and a quant_conv' if 'quant_conv.weight' in shapes else ''} (Stable Diffusion 1, 2, XL or 3?); "
             "choose a Flux or UltraFlux VAE",
         )
-    depth = _count(shapes, r"encoder\.down\.(\d+)\.block\.")
-    widths = tuple(shapes.get(f"encoder.down.{i}.block.0.conv1.weight", (0,))[0] for i in range(depth))
+    depth = max(1, _count(shapes, r"encoder\.down\.(\d+)\.block\."))
+    widths = tuple(_dimension(header, shapes, f"encoder.down.{i}.block.0.conv1.weight", 0) for i in range(depth))
     why: dict[str, str] = {}
     assumed: list[str] = []
     stride = _stride(header, stride, why, assumed)
@@ -125,7 +126,7 @@ def _stride(header: Header, wish: int | None, why: dict[str, str], assumed: list
         return _number(header, "op4ksr.vae_stride", stated, int)
     if (config := header.config()) is not None:
         why["stride"] = f"config.json beside the file {'says so' if 'stride' in config else 'names no stride: F8'}"
-        return int(str(config.get("stride", 1)))
+        return _number(header, "stride in config.json", str(config.get("stride", 1)), int)
     why["stride"] = "assumed: nothing in the file says so, and no tensor's shape can; inspect --probe PHOTO tells"
     assumed.append("stride")
     return 2
@@ -151,7 +152,7 @@ def _norm_groups(header: Header, widths: Shape, why: dict[str, str]) -> int:
         return _number(header, "op4ksr.norm_groups", stated, int)
     if (config := header.config()) is not None and "norm_num_groups" in config:
         why["norm_groups"] = "config.json beside the file"
-        return int(str(config["norm_num_groups"]))
+        return _number(header, "norm_num_groups in config.json", str(config["norm_num_groups"]), int)
     if all(width % 32 == 0 for width in widths):
         why["norm_groups"] = "default: Flux's 32"
         return 32
@@ -181,7 +182,7 @@ def describe_flux(
         header,
         FluxParams,
         hidden_size=hidden,
-        num_heads=hidden // head,
+        num_heads=hidden // max(1, head),
         depth=_count(shapes, r"double_blocks\.(\d+)\."),
         depth_single_blocks=_count(shapes, r"single_blocks\.(\d+)\."),
         in_channels=_dimension(header, shapes, "img_in.weight", 1) // PATCH**2,
@@ -192,6 +193,7 @@ def describe_flux(
         axes_dim=axes_of_head(header.path, head),
         theta=_theta(header, theta, why),
     )
+    _check_prompt(header, params)
     return Description(header, params, _settings(header, sigma, why), why, quantized=quantized)
 
 
@@ -214,7 +216,8 @@ def load_flux(
     assert isinstance(found.params, FluxParams) and found.settings is not None
     if found.quantized:
         raise UnsupportedCheckpointError(
-            path, "is quantized with scales, which only ComfyUI's loaders take; take the bf16 or plain fp8 file here"
+            found.header.path,
+            "is quantized with scales, which only ComfyUI's loaders take; take the bf16 or plain fp8 file here",
         )
     model = Flux(found.params, settings_with_prompt(found), operations=operations, device="meta")
     _assign(model, found.header, device, dtype)
@@ -232,13 +235,27 @@ def settings_with_prompt(found: Description) -> OneStepSettings:
     return replace(found.settings, txt=None if txt is None else txt.float(), vec=None if vec is None else vec.float())
 
 
+def _check_prompt(header: Header, params: FluxParams) -> None:
+    """Refuse a prompt embedding that is not (T, context_in_dim), or a pooled one not (vec_in_dim,)."""
+    txt, vec = (header.shapes.get(key) for key in PROMPT_KEYS)
+    if txt is not None and (len(txt) != 2 or txt[0] < 1 or txt[1] != params.context_in_dim):
+        expected, got = f"op4ksr.txt of (T, {params.context_in_dim})", txt
+    elif vec is not None and vec != (params.vec_in_dim,):
+        expected, got = f"op4ksr.vec of ({params.vec_in_dim},)", vec
+    else:
+        return
+    raise UnsupportedCheckpointError(
+        header.path, f"carries another model's prompt embedding: expected {expected}, got {got}; fetch it again"
+    )
+
+
 def axes_of_head(path: Path, head: int) -> tuple[int, int, int]:
     """Flux's split of a head's channels over (text, rows, columns): 1/8, 7/16, 7/16 (16, 56, 56 of 128)."""
     image = head * 7 // 16
     axes = (head - 2 * image, image, image)
     if head % 16 or any(dim % 2 for dim in axes):
         raise UnsupportedCheckpointError(
-            path, f"head dimension {head} does not divide into Flux's axes (16/56/56 of 128)"
+            path, f"head dimension {head} does not divide into Flux's axes (16/56/56 of 128); take another"
         )
     return axes
 
@@ -253,7 +270,7 @@ def _theta(header: Header, wish: float | str | tuple[float, float] | None, why: 
             return parse_theta(stated)
         except OptionError as error:
             raise UnsupportedCheckpointError(
-                header.path, f"its metadata op4ksr.rope_theta is wrong: {error}"
+                header.path, f"its metadata op4ksr.rope_theta is wrong: {error}; pass a theta, or fetch it again"
             ) from error
     why["theta"] = "default: Flux's, as the file names none"
     return FLUX_THETA, FLUX_THETA
@@ -263,7 +280,7 @@ def _settings(header: Header, sigma: float | None, why: dict[str, str]) -> OneSt
     value = DEFAULT_SIGMA
     if sigma is not None:
         why["sigma"] = "as asked for"
-        value = sigma
+        value = check_sigma(sigma)
     elif (stated := header.metadata.get("op4ksr.sigma")) is not None:
         why["sigma"] = "the file's metadata"
         value = _number(header, "op4ksr.sigma", stated, float)
@@ -271,11 +288,14 @@ def _settings(header: Header, sigma: float | None, why: dict[str, str]) -> OneSt
         why["sigma"] = "default, as the file names none"
     guidance, tokens = header.metadata.get("op4ksr.guidance"), header.metadata.get("op4ksr.train_tokens")
     why["guidance"] = "the file's metadata" if guidance is not None else "default: FLUX.1-dev's, as the file names none"
-    return OneStepSettings(
-        sigma=value,
-        guidance=DEFAULT_GUIDANCE if guidance is None else _number(header, "op4ksr.guidance", guidance, float),
-        train_tokens=None if tokens is None else _number(header, "op4ksr.train_tokens", tokens, int),
-    )
+    try:
+        return OneStepSettings(
+            sigma=value,
+            guidance=DEFAULT_GUIDANCE if guidance is None else _number(header, "op4ksr.guidance", guidance, float),
+            train_tokens=None if tokens is None else _number(header, "op4ksr.train_tokens", tokens, int),
+        )
+    except OptionError as error:
+        raise UnsupportedCheckpointError(header.path, f"its metadata is wrong: {error}; fetch it again") from error
 
 
 # --- saving -----------------------------------------------------------------------------------
@@ -327,8 +347,9 @@ def _save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path}: cannot be written ({reason}); choose another folder") from error
 
 
 # --- shared -----------------------------------------------------------------------------------
@@ -379,8 +400,9 @@ def _dimension(header: Header, shapes: dict[str, Shape], name: str, axis: int) -
     try:
         return shapes[name][axis]
     except (KeyError, IndexError) as error:
+        what = "VAE" if header.kind == "vae" else "transformer"
         raise UnsupportedCheckpointError(
-            header.path, f"is no complete Flux transformer: {name} is missing; fetch it again, or take another"
+            header.path, f"is no complete Flux {what}: {name} is missing; fetch it again, or take another"
         ) from error
 
 
@@ -388,14 +410,16 @@ def _number(header: Header, key: str, text: str, kind: type[Any]) -> Any:
     try:
         return kind(text)
     except ValueError as error:
-        raise UnsupportedCheckpointError(header.path, f"its metadata {key} is no number: {text!r}") from error
+        raise UnsupportedCheckpointError(
+            header.path, f"its metadata is wrong: {key} is no number: {text!r}; correct it, or fetch it again"
+        ) from error
 
 
 def _checked(header: Header, params: type[Params], **values: Any) -> Params:
     try:
         return params(**values)
     except (ValueError, ZeroDivisionError) as error:
-        raise UnsupportedCheckpointError(header.path, f"has a geometry we cannot run: {error}") from error
+        raise UnsupportedCheckpointError(header.path, f"has a geometry we cannot run: {error}; take another") from error
 
 
 def _what(header: Header) -> str:

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from . import __version__
+from . import __version__, benchmark
 from .autoencoder import AutoEncoder
 from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, describe_autoencoder, load_autoencoder, load_flux
 from .color import COLOR_FIXES
 from .demo import SAMPLE_PHOTO, before_after
 from .errors import Op4ksrError, OptionError, OutputError, UnsupportedCheckpointError
 from .flux import Flux
-from .image_io import IMAGE_SUFFIXES, Picture, load_image, save_image
+from .image_io import IMAGE_SUFFIXES, Picture, check_output, load_image, save_image
 from .inspection import inspect_file
 from .machine import default_device, peak_memory
 from .one_step import OneStepOptions, upscale, upscale_alpha
@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_upscale(commands.add_parser("upscale", help="enlarge pictures"))
     _add_inspect(commands.add_parser("inspect", help="what is this weights file, and will it work"))
+    _add_benchmark(commands.add_parser("benchmark", help="measure, and write the table as JSON and Markdown"))
     _add_demo(commands.add_parser("demo", help="upscale the bundled photo to 4096 px and show what changed"))
     return parser
 
@@ -89,6 +90,17 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="safetensors file, shard index, or model folder")
     parser.add_argument("--probe", type=Path, metavar="PHOTO", help="round-trip a photo at every stride and shift")
     parser.add_argument("--json", action="store_true")
+
+
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(required=True, metavar="KIND")
+    kind = kinds.add_parser("quality", help="PSNR, SSIM, GMSD of x4 against bicubic and VAE only (extra: bench)")
+    kind.set_defaults(command=run_quality, stride=None, shift=None, theta=None, sigma=None, vae_only=False)
+    kind.add_argument("photos", nargs="+", type=Path, metavar="HR", help="pictures, or folders of them")
+    kind.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
+    kind.add_argument("--vae", type=Path, default=BUNDLED_AUTOENCODER)
+    kind.add_argument("--model", type=Path, default=BUNDLED_FLUX)
+    kind.add_argument("--device")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +157,7 @@ def output_paths(sources: Sequence[Path], output: Path) -> list[tuple[Path, Path
     if len(sources) == 1 and not output.is_dir() and output.suffix:
         if not output.parent.is_dir():
             raise OutputError(f"{output.parent}: no such folder; create it first")
+        check_output(output)
         return [(sources[0], output)]
     if output.is_file():
         raise OutputError(f"{output}: is a file, but {len(sources)} pictures need a folder")
@@ -157,7 +170,9 @@ def output_paths(sources: Sequence[Path], output: Path) -> list[tuple[Path, Path
         if source.stem in taken:
             raise OutputError(f"{source} and {taken[source.stem]} would both become {source.stem}.png; rename one")
         taken[source.stem] = source
-    return [(source, output / f"{source.stem}.png") for source in sources]
+    pairs = [(source, output / f"{source.stem}.png") for source in sources]
+    check_output(pairs[0][1])
+    return pairs
 
 
 def target_of(options: argparse.Namespace) -> Target:
@@ -259,12 +274,27 @@ def run_inspect(options: argparse.Namespace) -> int:
     for key, value in report.items():
         if key == "probe":
             for fit in value:
-                print(f"probe: stride {fit['stride']} shift {fit['shift']}: {fit['psnr']:.2f} dB")
+                geometry = f"stride {fit['stride']} shift {fit['shift']}"
+                print(f"probe: {geometry}: {fit['psnr']:.2f} dB, finest detail {fit['detail']:+.2f}")
+        elif key == "probe_says" and value is None:
+            print("probe_says: cannot tell; too little detail comes back at any geometry")
         elif isinstance(value, dict):
             for name, item in value.items():
                 print(f"{key}.{name}: {item}")
         elif value not in (None, []):
             print(f"{key}: {value}")
+    return 0
+
+
+# --- benchmark --------------------------------------------------------------------------------
+
+
+def run_quality(options: argparse.Namespace) -> int:
+    autoencoder, flux = load_models(options, parse_device(options.device), None)
+    assert flux is not None
+    rows = benchmark.quality(gather(options.photos), flux, autoencoder)
+    report = benchmark.write_report(options.output, "quality", benchmark.means(rows), rows)
+    print(report.read_text("utf-8"))
     return 0
 
 

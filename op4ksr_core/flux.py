@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +62,16 @@ class OneStepSettings:
     train_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma <= 1:
-            raise OptionError(f"sigma: expected above 0 and at most 1, got {self.sigma}")
+        check_sigma(self.sigma)
+        if not math.isfinite(self.guidance):
+            raise OptionError(f"guidance: expected a number, got {self.guidance}")
+
+
+def check_sigma(sigma: float) -> float:
+    """The sigma itself; OptionError unless it is above 0 and at most 1."""
+    if not 0 < sigma <= 1:
+        raise OptionError(f"sigma: expected above 0 and at most 1, got {sigma}")
+    return sigma
 
 
 class Flux(nn.Module):

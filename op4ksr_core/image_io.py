@@ -17,8 +17,8 @@ from .errors import ImageError, OutputError
 #: What a folder is searched for.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
-#: Formats that cannot hold transparency.
-_OPAQUE_SUFFIXES = (".jpg", ".jpeg", ".bmp")
+#: Pillow's formats that cannot hold transparency, or that few programs read it from.
+_OPAQUE_FORMATS = ("JPEG", "BMP")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def load_image(path: str | Path) -> Picture:
         raise ImageError(f"{path}: is no picture that Pillow can read; expected PNG, JPEG, WebP or TIFF") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: {error}; shrink it first") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, NotImplementedError) as error:
         raise ImageError(f"{path}: is damaged or cut short ({error}); save it again from its source") from error
     return from_pil(picture)
 
@@ -64,7 +64,7 @@ def from_pil(picture: Image.Image) -> Picture:
     if picture.mode == "F":
         grey = torch.from_numpy(np.asarray(picture).astype(np.float32)).clamp(0, 1)
         return Picture(grey[None, None].repeat(1, 3, 1, 1))
-    has_alpha = "A" in picture.getbands() or "transparency" in picture.info
+    has_alpha = picture.has_transparency_data
     pixels = np.asarray(picture.convert("RGBA" if has_alpha else "RGB"))
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div_(255)
     return Picture(tensor[:, :3].contiguous(), tensor[:, 3:].contiguous() if has_alpha else None)
@@ -85,12 +85,9 @@ def save_image(path: str | Path, picture: Picture) -> None:
     folder, not writable, disk full; a file that was there is then untouched.
     """
     path = Path(path)
-    Image.init()
-    if path.suffix.lower() not in Image.EXTENSION:
-        raise OutputError(f"{path}: unknown picture format {path.suffix!r}; end the name in .png, .jpg or .webp")
-    opaque = path.suffix.lower() in _OPAQUE_SUFFIXES
-    content = to_pil(Picture(picture.image) if opaque else picture)
-    options = {"quality": 95, "subsampling": 0} if path.suffix.lower() in (".jpg", ".jpeg") else {}
+    kind = _format(path)
+    content = to_pil(Picture(picture.image) if kind in _OPAQUE_FORMATS else picture)
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
         os.close(handle)
@@ -103,3 +100,23 @@ def save_image(path: str | Path, picture: Picture) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path}: cannot be written ({reason}); choose another folder or name") from error
+
+
+def check_output(path: str | Path) -> None:
+    """Raise the OutputError that ``save_image`` would: unknown ending, no such folder, not writable."""
+    path = Path(path)
+    _format(path)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder or name") from error
+
+
+def _format(path: Path) -> str:
+    """Pillow's name of the format that the name's ending means."""
+    Image.init()
+    kind = Image.EXTENSION.get(path.suffix.lower(), "")
+    if kind not in Image.SAVE:
+        raise OutputError(f"{path}: unknown picture format {path.suffix!r}; end the name in .png, .jpg or .webp")
+    return kind

@@ -11,7 +11,7 @@ from .checkpoint import check_tensors, describe_autoencoder, describe_flux, load
 from .flux import Flux, FluxParams
 from .header import Header, read_header
 from .image_io import load_image
-from .probe import probe
+from .probe import probe, verdict
 
 
 def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str, Any]:
@@ -37,8 +37,9 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
     if photo is not None and header.kind == "vae":
         image = load_image(photo).image
         fits = probe(load_autoencoder(path), image)
+        fit = verdict(fits)
         report["probe"] = [asdict(fit) for fit in fits]
-        report["probe_says"] = {"stride": fits[0].stride, "shift": fits[0].shift}
+        report["probe_says"] = None if fit is None else {"stride": fit.stride, "shift": fit.shift}
     return report
 
 

@@ -95,7 +95,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def mlp(hidden: int, ratio: float, ops: Any, **kw: Any) -> nn.Sequential:
-    inner = int(hidden * ratio)
+    inner = round(hidden * ratio)
     return nn.Sequential(ops.Linear(hidden, inner, **kw), nn.GELU(approximate="tanh"), ops.Linear(inner, hidden, **kw))
 
 
@@ -131,7 +131,7 @@ class SingleStreamBlock(nn.Module):
     def __init__(self, hidden: int, heads: int, mlp_ratio: float, ops: Any, **kw: Any) -> None:
         super().__init__()
         self.hidden, self.heads = hidden, heads
-        inner = int(hidden * mlp_ratio)
+        inner = round(hidden * mlp_ratio)
         self.linear1 = ops.Linear(hidden, 3 * hidden + inner, **kw)
         self.linear2 = ops.Linear(hidden + inner, hidden, **kw)
         self.norm = QKNorm(hidden // heads, **kw)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .autoencoder import AutoEncoder
 from .color import BACK_PROJECTIONS, COLOR_FIXES, ColorFix, back_project, color_fix
 from .errors import ImageError, Op4ksrError, OptionError
-from .flux import Flux, OnProgress
+from .flux import Flux, OnProgress, check_sigma
 from .latent import PATCH, process_in, process_out
 from .resize import Target, pad_to_multiple, resize
 from .rope import Rfr, parse_theta
@@ -73,7 +73,7 @@ class CoreStages:
                 f"{autoencoder.params.latent_channels}; choose two that belong together"
             )
         self.flux, self.autoencoder, self.rfr = flux, autoencoder, rfr
-        self.sigma = sigma if sigma is not None else flux.settings.sigma if flux else 1.0
+        self.sigma = check_sigma(sigma) if sigma is not None else flux.settings.sigma if flux else 1.0
         self.ratio = autoencoder.params.ratio
         self.steps = len(flux.double_blocks) + len(flux.single_blocks) if flux else 0
 

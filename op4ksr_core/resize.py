@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .errors import OptionError
 
 #: Largest output that is computed unless the caller raises it: our choice, 8192 x 8192.
-DEFAULT_CEILING_MEGAPIXELS = 67.2
+DEFAULT_CEILING_MEGAPIXELS = 64.0
 
 #: Image pixels in 1 megapixel: the host's ResizeImageMaskNode counts 1 MP = 1024^2, and so do we.
 MEGAPIXEL = 1024 * 1024
@@ -52,6 +52,8 @@ class Target:
         ((name, value),) = given.items()
         if not (math.isfinite(value) and value > 0):
             raise OptionError(f"{name}: expected a number above 0, got {value}")
+        if not self.ceiling_megapixels > 0:
+            raise OptionError(f"ceiling: expected a number of megapixels above 0, got {self.ceiling_megapixels}")
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Output (height, width) in px for an input of that size; the aspect ratio is kept to the pixel.

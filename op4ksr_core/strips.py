@@ -1,0 +1,390 @@
+"""The autoencoder in row strips: the same picture as the plain pass, to rounding, in a fraction of its memory.
+
+Not overlapping tiles: normalisation uses the statistics of the whole picture, convolutions get their
+true neighbour rows, so that nothing is approximated and the strip height is of no consequence.
+
+A *map* is stored whole or computed row by row on demand. A normalised convolution of a map needs its
+statistics first: they are gathered while the map is written, or in a pass of their own where it is
+never stored. How much is stored, and so how often something is computed twice, is the ``Thrift``:
+
+- ``fast``: two maps are kept, nothing is computed twice;
+- ``lean``: an upsampled map is never stored (computed twice);
+- ``tiny``: one map is kept; the inner convolution of every block is computed twice as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .autoencoder import AutoEncoder, Decoder, Encoder, ResnetBlock
+
+Thrift = Literal["fast", "lean", "tiny"]
+THRIFTS: tuple[Thrift, ...] = get_args(Thrift)
+
+#: Called before each strip; may raise to cancel.
+OnStrip = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class StripSettings:
+    """Rows per strip, counted in each map's own rows, and how much is kept."""
+
+    rows: int = 64
+    thrift: Thrift = "fast"
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.thrift not in THRIFTS:
+            raise ValueError(f"strips need rows >= 1 and a thrift of {THRIFTS}, got {self.rows}, {self.thrift!r}")
+
+
+class Rows(Protocol):
+    """A map (1, C, height, width), whole or on demand."""
+
+    height: int
+
+    def rows(self, top: int, bottom: int) -> Tensor: ...
+
+
+class Moments:
+    """Mean and variance per channel, merged strip by strip: fp32 within a strip, fp64 between them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | None = None
+        self.m2: Tensor | None = None
+
+    def add(self, strip: Tensor) -> None:
+        """Take in a strip (1, C, n, W)."""
+        count = strip.shape[2] * strip.shape[3]
+        total = strip.sum((0, 2, 3), dtype=torch.float32).double()
+        squares = torch.linalg.vector_norm(strip, dim=(0, 2, 3), dtype=torch.float32).double().square()
+        mean = total / count
+        m2 = (squares - total * mean).clamp(min=0)
+        if self.mean is None or self.m2 is None:
+            self.count, self.mean, self.m2 = count, mean, m2
+            return
+        merged = self.count + count
+        delta = mean - self.mean
+        self.m2 = self.m2 + m2 + delta.square() * (self.count * count / merged)
+        self.mean = self.mean + delta * (count / merged)
+        self.count = merged
+
+
+class Stored:
+    """A map in memory, with its moments."""
+
+    def __init__(self, tensor: Tensor, moments: Moments | None = None) -> None:
+        self.tensor, self.moments = tensor, moments
+        self.height = tensor.shape[2]
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        return self.tensor[:, :, top:bottom]
+
+
+class Computed:
+    """A map that is computed row by row, each time it is asked for."""
+
+    def __init__(self, height: int, compute: Callable[[int, int], Tensor]) -> None:
+        self.height, self.compute = height, compute
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        return self.compute(top, bottom)
+
+
+class Affine:
+    """GroupNorm and SiLU of a strip, from the whole map's moments; no fp32 copy of the strip."""
+
+    def __init__(self, norm: nn.GroupNorm, moments: Moments) -> None:
+        assert moments.mean is not None and moments.m2 is not None
+        mean, m2 = (t.view(norm.num_groups, -1) for t in (moments.mean, moments.m2))
+        group = mean.mean(1, keepdim=True)
+        variance = (m2 / moments.count + (mean - group).square()).mean(1, keepdim=True)
+        self.mean, self.variance = (t.expand_as(mean).flatten().float() for t in (group, variance))
+        self.weight, self.bias = (p.detach().to(self.mean.device, torch.float32) for p in (norm.weight, norm.bias))
+        self.eps = norm.eps
+
+    def __call__(self, strip: Tensor) -> Tensor:
+        normed = F.batch_norm(strip, self.mean, self.variance, self.weight, self.bias, False, 0.0, self.eps)
+        return F.silu(normed, inplace=True)
+
+
+def with_halo(source: Rows, top: int, bottom: int, apply: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
+    """Rows top-1 .. bottom+1, as far as they exist, through ``apply``; and how many precede ``top``.
+
+    At the picture's edges the convolution's own zero padding stands in, as in the plain pass.
+    """
+    first, last = max(0, top - 1), min(source.height, bottom + 1)
+    return apply(source.rows(first, last)), top - first
+
+
+def convolved(source: Rows, conv: nn.Conv2d, apply: Callable[[Tensor], Tensor]) -> Callable[[int, int], Tensor]:
+    """Rows of a 3x3 convolution, padding 1, of ``apply`` of the source."""
+
+    def compute(top: int, bottom: int) -> Tensor:
+        strip, before = with_halo(source, top, bottom, apply)
+        return conv(strip)[:, :, before : before + bottom - top]
+
+    return compute
+
+
+def fold_upsampling(conv: nn.Conv2d, like: Tensor) -> tuple[Tensor, Tensor]:
+    """nearest 2x then a 3x3 convolution, as one 2x2 convolution with four times the outputs.
+
+    Output pixel (2i + p, 2j + q) sees two source rows: i - 1 + p with the taps that fall on it, and
+    i + p with the rest. Summed in fp32. Returns weight (4 C, C_in, 2, 2), ordered (p, q, C), and bias.
+    """
+    weight = conv.weight.detach().to(like.device, torch.float32)
+
+    def pairs(taps: Tensor, axis: int, parity: int) -> Tensor:
+        a, b, c = taps.unbind(axis)
+        return torch.stack((a, b + c) if parity == 0 else (a + b, c), axis)
+
+    parts = [pairs(pairs(weight, 2, p), 3, q) for p in (0, 1) for q in (0, 1)]
+    bias = conv.bias
+    assert bias is not None
+    return torch.cat(parts).to(like.dtype), bias.detach().to(like.device, like.dtype).repeat(4)
+
+
+def upsampled(
+    source: Rows, conv: nn.Conv2d, apply: Callable[[Tensor], Tensor], shift: int = 0
+) -> Callable[[int, int], Tensor]:
+    """Rows of conv(nearest 2x of ``apply`` of the source); top and bottom even, in rows of the output.
+
+    shift 1 gives the plain rows moved 1 px down and right, as the published decoders do.
+    """
+    folded: list[tuple[Tensor, Tensor]] = []
+
+    def compute(top: int, bottom: int) -> Tensor:
+        low, high = top // 2, -(-bottom // 2)
+        strip, before = with_halo(source, low, high, apply)
+        if not folded:
+            folded.append(fold_upsampling(conv, strip))
+        missing_above, missing_below = 1 - before, 1 - (strip.shape[2] - before - (high - low))
+        strip = F.pad(strip, (1, 1, missing_above, missing_below))
+        parts = F.conv2d(strip, *folded[0]).chunk(4, dim=1)
+        count, width = high - low, strip.shape[3] - 2
+        out = torch.empty(
+            (1, parts[0].shape[1], 2 * count, 2 * width), dtype=strip.dtype, device=strip.device
+        ).contiguous(memory_format=torch.channels_last)
+        for index, part in enumerate(parts):
+            p, q = divmod(index, 2)
+            if shift:  # plain pixel y lands on y + 1: parity 1 of the pair before, parity 0 of this one
+                out[:, :, 1 - p :: 2, 1 - q :: 2] = part[:, :, :count, :width]
+            else:
+                out[:, :, p::2, q::2] = part[:, :, p : p + count, q : q + width]
+        return out[:, :, top - 2 * low : bottom - 2 * low]
+
+    return compute
+
+
+def downsampled(source: Rows, conv: nn.Conv2d) -> Callable[[int, int], Tensor]:
+    """Rows of a 3x3 convolution of stride 2 over the source padded by one row and column at the end."""
+
+    def compute(top: int, bottom: int) -> Tensor:
+        last = min(source.height, 2 * bottom + 1)
+        strip = source.rows(2 * top, last)
+        return conv(F.pad(strip, (0, 1, 0, 2 * bottom + 1 - last)))
+
+    return compute
+
+
+class Strips:
+    """One picture's pass: walks the layers, stores what the thrift allows."""
+
+    def __init__(self, settings: StripSettings, on_strip: OnStrip | None = None) -> None:
+        self.settings, self.on_strip = settings, on_strip
+
+    def ranges(self, height: int, step: int = 1) -> Iterator[tuple[int, int]]:
+        """The strips of a map, top to bottom; boundaries are multiples of ``step``."""
+        rows = max(2, self.settings.rows // step * step)  # two: a block in place looks back that far
+        for top in range(0, height, rows):
+            if self.on_strip:
+                self.on_strip()
+            yield top, min(height, top + rows)
+
+    def store(self, height: int, compute: Callable[[int, int], Tensor], step: int = 1) -> Stored:
+        """Compute a map once and keep it, gathering its moments."""
+        moments, tensor = Moments(), None
+        for top, bottom in self.ranges(height, step):
+            strip = compute(top, bottom)
+            moments.add(strip)
+            if tensor is None:
+                tensor = _empty_map(strip, height)
+            tensor[:, :, top:bottom] = strip
+            del strip
+        assert tensor is not None
+        return Stored(tensor, moments)
+
+    def moments(self, source: Stored | Computed, step: int = 1) -> Moments:
+        """The source's moments: known already, or by computing it once."""
+        if isinstance(source, Stored) and source.moments is not None:
+            return source.moments
+        moments = Moments()
+        for top, bottom in self.ranges(source.height, step):
+            moments.add(source.rows(top, bottom))
+        return moments
+
+    def block(self, source: Stored | Computed, block: ResnetBlock, step: int = 1) -> Stored:
+        """A residual block. A stored source of the same width is overwritten."""
+        inner = convolved(source, block.conv1, Affine(block.norm1, self.moments(source, step)))
+        shortcut = getattr(block, "nin_shortcut", None)
+        hidden: Stored | Computed = Computed(source.height, inner)
+        if self.settings.thrift != "tiny":
+            hidden = self.store(source.height, inner, step)
+        outer = convolved(hidden, block.conv2, Affine(block.norm2, self.moments(hidden, step)))
+        if isinstance(source, Stored) and shortcut is None:
+            return self._add_in_place(source, hidden, outer)
+        if isinstance(source, Stored) and shortcut is not None and isinstance(hidden, Stored):
+            return self._add_in_place(self._compact(source, shortcut), hidden, outer)
+
+        def total(top: int, bottom: int) -> Tensor:
+            rows = source.rows(top, bottom)
+            return outer(top, bottom).add_(rows if shortcut is None else shortcut(rows))
+
+        return self.store(source.height, total, step)
+
+    def _add_in_place(self, source: Stored, hidden: Stored | Computed, outer: Callable[[int, int], Tensor]) -> Stored:
+        """source += outer, strip by strip.
+
+        Where ``hidden`` is computed from the source itself, the strip below still needs the two rows
+        above it as they were: each result is written only once the next strip has been computed.
+        """
+        moments = Moments()
+        waiting: tuple[int, int, Tensor] | None = None
+        for top, bottom in self.ranges(source.height):
+            strip = outer(top, bottom).add_(source.rows(top, bottom))
+            moments.add(strip)
+            if isinstance(hidden, Stored):
+                source.tensor[:, :, top:bottom] = strip
+            else:
+                if waiting is not None:
+                    source.tensor[:, :, waiting[0] : waiting[1]] = waiting[2]
+                waiting = (top, bottom, strip)
+            del strip
+        if waiting is not None:
+            source.tensor[:, :, waiting[0] : waiting[1]] = waiting[2]
+        return Stored(source.tensor, moments)
+
+    def _compact(self, source: Stored, shortcut: nn.Conv2d) -> Stored:
+        """The shortcut's map, in the source's own memory where it is narrower; its moments are not needed."""
+        channels, wide = shortcut.out_channels, source.tensor.shape[1]
+        if channels > wide:
+            return Stored(self.store(source.height, lambda a, b: shortcut(source.rows(a, b))).tensor)
+        height, width = source.tensor.shape[2:]
+        flat = source.tensor.permute(0, 2, 3, 1).view(-1)
+        narrow = flat[: channels * height * width].view(1, height, width, channels).permute(0, 3, 1, 2)
+        for top, bottom in self.ranges(height):
+            narrow[:, :, top:bottom] = shortcut(source.rows(top, bottom))
+        return Stored(narrow)
+
+
+def _empty_map(like: Tensor, height: int) -> Tensor:
+    shape = (1, like.shape[1], height, like.shape[3])
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _same(strip: Tensor) -> Tensor:
+    return strip
+
+
+def decode_picture(
+    decoder: Decoder, latent: Tensor, settings: StripSettings, out: Tensor | None, on_strip: OnStrip | None
+) -> Tensor:
+    """One latent (1, C, h, w) -> (1, 3, H, W), into ``out`` if given (any device and float dtype)."""
+    strips = Strips(settings, on_strip)
+    middle = decoder.mid(decoder.conv_in(latent)).contiguous(memory_format=torch.channels_last)
+    source: Stored | Computed = Stored(middle)
+    del middle
+    step = 1
+    for level in reversed(decoder.up):
+        for block in level.block:  # pyright: ignore
+            source = strips.block(source, block, step)
+            step = 1
+        if hasattr(level, "upsample"):
+            conv: Any = level.upsample.conv  # pyright: ignore
+            source, step = Computed(2 * source.height, upsampled(source, conv, _same)), 2
+            if settings.thrift == "fast":
+                source = strips.store(source.height, source.rows, 2)
+    return _last_step(decoder, source, strips, out)
+
+
+def _last_step(decoder: Decoder, source: Stored | Computed, strips: Strips, out: Tensor | None) -> Tensor:
+    activate = Affine(decoder.norm_out, strips.moments(source))
+    height = source.height * decoder.stride
+    if decoder.stride == 1:
+        rows = convolved(source, decoder.conv_out, activate)
+    else:
+        rows = upsampled(source, decoder.conv_out, activate, decoder.shift)
+    for top, bottom in strips.ranges(source.height):
+        strip = rows(top * decoder.stride, bottom * decoder.stride)
+        if out is None:
+            out = strip.new_empty((1, 3, height, strip.shape[3]))
+        out[:, :, top * decoder.stride : bottom * decoder.stride] = strip
+    assert out is not None
+    return out
+
+
+def encode_picture(encoder: Encoder, pixels: Tensor, settings: StripSettings, on_strip: OnStrip | None) -> Tensor:
+    """One picture (1, 3, H, W) in [-1, 1] -> the encoder's output (1, 2 C, h, w)."""
+    strips = Strips(settings, on_strip)
+    stride = encoder.conv_in.stride[0]
+    height = (pixels.shape[2] - 1) // stride + 1
+    source: Stored | Computed = strips.store(height, _entry(pixels, encoder.conv_in, stride))
+    for level in encoder.down:
+        for block in level.block:  # pyright: ignore
+            source = strips.block(source, block)
+        if hasattr(level, "downsample"):
+            conv: Any = level.downsample.conv  # pyright: ignore
+            source = strips.store(source.height // 2, downsampled(source, conv))
+    assert isinstance(source, Stored)
+    h = encoder.mid(source.tensor)
+    return encoder.conv_out(F.silu(encoder.norm_out(h)))
+
+
+def _entry(pixels: Tensor, conv: nn.Conv2d, stride: int) -> Callable[[int, int], Tensor]:
+    """Rows of the first convolution (padding 1, stride 1 or 2), each from the pixel rows it needs."""
+
+    def compute(top: int, bottom: int) -> Tensor:
+        first = max(0, stride * (top - 1))  # one output row too many above, so that padding never shows
+        last = min(pixels.shape[2], stride * bottom + 1)
+        before = top - first // stride
+        strip = pixels[:, :, first:last].to(conv.weight.dtype)
+        strip = strip.contiguous(memory_format=torch.channels_last)
+        return conv(strip)[:, :, before : before + bottom - top]
+
+    return compute
+
+
+def encode_strips(
+    autoencoder: AutoEncoder, pixels: Tensor, settings: StripSettings | None = None, on_strip: OnStrip | None = None
+) -> Tensor:
+    """``AutoEncoder.encode_pixels`` in strips: (B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w)."""
+    settings = settings or StripSettings()
+    parts = [encode_picture(autoencoder.encoder, one, settings, on_strip) for one in pixels.split(1)]
+    return torch.cat(parts).chunk(2, dim=1)[0]
+
+
+def decode_strips(
+    autoencoder: AutoEncoder,
+    latent: Tensor,
+    settings: StripSettings | None = None,
+    on_strip: OnStrip | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``AutoEncoder.decode_pixels`` in strips: raw (B, C, h, w) -> (B, 3, H, W), about [-1, 1].
+
+    ``out``: where the strips are written as they are done, any device and float dtype.
+    """
+    settings = settings or StripSettings()
+    if out is None:
+        ratio = autoencoder.params.ratio
+        out = latent.new_empty((len(latent), 3, latent.shape[2] * ratio, latent.shape[3] * ratio))
+    for i in range(len(latent)):
+        decode_picture(autoencoder.decoder, latent[i : i + 1], settings, out[i : i + 1], on_strip)
+    return out

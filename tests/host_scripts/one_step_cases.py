@@ -1,0 +1,191 @@
+"""The one-step node against the core's ``upscale`` on the same files, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import harness
+
+import comfy.sd
+import comfy.utils
+import torch
+from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, OneStepOptions, Target, load_autoencoder, load_flux
+from op4ksr_core import upscale as core_upscale
+from torch import Tensor
+from weights import difference, noise, picture, prompt, seeded, write_flux, write_vae
+
+VAE, FLUX, GUIDED = "f16.safetensors", "flux.safetensors", "guided.safetensors"
+
+
+@lru_cache
+def host_models() -> tuple[Any, Any, Any]:
+    """MODEL (sigma 0.3), MODEL with guidance, and VAE."""
+    write_vae(VAE)
+    write_flux(FLUX, settings=prompt(sigma=0.3))
+    write_flux(GUIDED, guidance_embed=True, settings=prompt(sigma=0.6, guidance=2.0))
+    return harness.load_model(FLUX), harness.load_model(GUIDED), harness.load_vae(VAE)
+
+
+@lru_cache
+def core_models() -> tuple[Flux, Flux, AutoEncoder]:
+    host_models()
+    models = harness.FOLDER / "diffusion_models"
+    return load_flux(models / FLUX), load_flux(models / GUIDED), load_autoencoder(harness.FOLDER / "vae" / VAE)
+
+
+def from_core(image: Tensor, flux: Flux, vae: AutoEncoder, sigma: float | None = None, **options: Any) -> Tensor:
+    """The core's result as ComfyUI IMAGE; by default x2 and nothing after the decoder, like the harness."""
+    options = {"target": Target(scale=2), "color": "none", "fidelity": 0.0, **options}
+    low = image[..., :3].movedim(-1, 1)
+    return core_upscale(low, flux, vae, OneStepOptions(**options), sigma=sigma).movedim(1, -1)
+
+
+def compare(image: Tensor, widgets: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    (model, _, vae), (flux, _, autoencoder) = host_models(), core_models()
+    ours, mask = harness.upscale_node(image, model, vae, **widgets)
+    return {
+        "shape": list(ours.shape),
+        "mask": list(mask.shape),
+        "difference": difference(ours, from_core(image, flux, autoencoder, **options)),
+    }
+
+
+def options() -> dict[str, Any]:
+    """Every option of the node, at the core's setting of the same name."""
+    small, odd = picture(48, 64), picture(67, 101)
+    batch = torch.cat([small, picture(48, 64, seed=4)])
+    alpha = torch.cat([small, torch.rand(1, 48, 64, 1)], dim=-1)
+    pixels = {"target": "long edge", "pixels": 160}
+    return {
+        "none": compare(small, {}, {}),
+        "fidelity": compare(small, {"fidelity": 1.0}, {"fidelity": 1.0}),
+        "half_fidelity": compare(small, {"fidelity": 0.5}, {"fidelity": 0.5}),
+        "adain": compare(small, {"color_fix": "adain"}, {"color": "adain"}),
+        "wavelet": compare(small, {"color_fix": "wavelet"}, {"color": "wavelet"}),
+        "vae_only": compare(small, {"vae_only": True}, {"vae_only": True}),
+        "sigma": compare(small, {"sigma": 0.9}, {"sigma": 0.9}),
+        "long_edge": compare(small, pixels, {"target": Target(long_edge=160)}),
+        "short_edge": compare(small, {**pixels, "target": "short edge"}, {"target": Target(short_edge=160)}),
+        "megapixels": compare(
+            small, {"target": "megapixels", "megapixels": 0.02}, {"target": Target(megapixels=0.02)}
+        ),
+        "batch": compare(batch, {}, {}),
+        "odd": compare(odd, {"factor": 3.0}, {"target": Target(scale=3)}),
+        "odd_fidelity": compare(odd, {"fidelity": 1.0, "color_fix": "wavelet"}, {"fidelity": 1.0, "color": "wavelet"}),
+        "rgba": compare(alpha, {}, {}),
+    }
+
+
+def effects() -> dict[str, float]:
+    """How far each option moves the picture, or ``options`` would prove nothing."""
+    model, _, vae = host_models()
+    image = picture(48, 64)
+    plain, _ = harness.upscale_node(image, model, vae)
+    changes: dict[str, dict[str, Any]] = {
+        "fidelity": {"fidelity": 1.0},
+        "adain": {"color_fix": "adain"},
+        "wavelet": {"color_fix": "wavelet"},
+        "vae_only": {"vae_only": True},
+        "sigma": {"sigma": 0.9},
+    }
+    print('CLIP', ((plain<=0)|(plain>=1)).float().mean(), plain.std())
+    return {n: difference(plain, harness.upscale_node(image, model, vae, **c)[0]) for n, c in changes.items()}
+
+
+def masks() -> dict[str, Any]:
+    """Transparency: the left third is transparent (1), enlarged beside the picture; 0 without one."""
+    model, _, vae = host_models()
+    image, mask = picture(67, 101), torch.zeros(1, 67, 101)
+    mask[..., :33] = 1
+    _, enlarged = harness.upscale_node(image, model, vae, mask=mask, factor=3.0)
+    _, flat = harness.upscale_node(image, model, vae, mask=mask[0], factor=3.0)
+    _, none = harness.upscale_node(image, model, vae, factor=3.0)
+    return {
+        "shape": list(enlarged.shape),
+        "left": float(enlarged[..., :90].min()),
+        "right": float(enlarged[..., 110:].max()),
+        "without_batch_axis_is_the_same": torch.equal(flat, enlarged),
+        "none": [list(none.shape), float(none.max())],
+    }
+
+
+def conditioning() -> dict[str, Any]:
+    """Left open, the file's own prompt is used; a typed sigma and guidance win over the file's."""
+    (model, guided, vae), (flux, core_guided, autoencoder) = host_models(), core_models()
+    image, own = picture(48, 64), harness.run("OP4KSR_LoadFluxSR", FLUX)[1]
+    other = [[noise(1, 3, 64), {"pooled_output": noise(1, 32, seed=5)}]]
+    default, _ = harness.upscale_node(image, model, vae)
+    typed, _ = harness.upscale_node(image, model, vae, sigma=0.8)
+    guidance, _ = harness.upscale_node(image, guided, vae)
+    strong, _ = harness.upscale_node(image, guided, vae, guidance=9.0)
+    core_strong = load_flux(harness.FOLDER / "diffusion_models" / GUIDED)
+    core_strong.settings = replace(core_strong.settings, guidance=9.0)
+    return {
+        "own_is_default": torch.equal(default, harness.upscale_node(image, model, vae, conditioning=own)[0]),
+        "other_differs": difference(default, harness.upscale_node(image, model, vae, conditioning=other)[0]),
+        "sigma_differs": difference(default, typed),
+        "typed_sigma": difference(typed, from_core(image, flux, autoencoder, sigma=0.8)),
+        "guidance_differs": difference(guidance, strong),
+        "own_guidance": difference(guidance, from_core(image, core_guided, autoencoder)),
+        "typed_guidance": difference(strong, from_core(image, core_strong, autoencoder)),
+        "strength_of_prompt": float(own[0][0].abs().max()),
+    }
+
+
+def native_f8_vae() -> dict[str, Any]:
+    """Flux's own VAE, full width, from the host's own VAE class."""
+    (model, _, _), (flux, _, _) = host_models(), core_models()
+    core = seeded(lambda: AutoEncoder(AutoEncoderParams(stride=1)), 6)
+    vae = comfy.sd.VAE(sd=dict(core.state_dict()))
+    image = picture(28, 40)
+    ours, _ = harness.upscale_node(image, model, vae)
+    return {"shape": list(ours.shape), "difference": difference(ours, from_core(image, flux, core))}
+
+
+def progress() -> dict[str, Any]:
+    """What the node's bar is told, for a batch of two."""
+    model, _, vae = host_models()
+    told: list[tuple[int, int]] = []
+
+    def hook(value: int, total: int, *_: Any, **__: Any) -> None:
+        told.append((value, total))
+
+    comfy.utils.set_progress_bar_global_hook(hook)
+    try:
+        harness.upscale_node(torch.cat([picture(32, 32)] * 2), model, vae, fidelity=1.0)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    values = [value for value, _ in told]
+    return {"rises": values == sorted(values), "steps": len(set(values)), "last": told[-1]}
+
+
+def sd_vae() -> Any:
+    """A Stable Diffusion VAE (4 channels, quant convs) as the host loads it."""
+    core = seeded(lambda: AutoEncoder(AutoEncoderParams(stride=1, latent_channels=4)), 7)
+    quant = {"quant_conv.weight": torch.eye(8)[..., None, None], "quant_conv.bias": torch.zeros(8)}
+    post = {"post_quant_conv.weight": torch.eye(4)[..., None, None], "post_quant_conv.bias": torch.zeros(4)}
+    return comfy.sd.VAE(sd={**core.state_dict(), **quant, **post})
+
+
+def refused() -> dict[str, Any]:
+    model, _, vae = host_models()
+    image = picture(48, 64)
+    holes = image.clone()
+    holes[0, 3, 3, 0] = float("nan")
+
+    def attempt(image: Tensor, vae: Any, **widgets: Any) -> dict[str, Any]:
+        return harness.refusal(lambda: harness.upscale_node(image, model, vae, **widgets))
+
+    return {
+        "nan": attempt(holes, vae),
+        "empty": attempt(image[:0], vae),
+        "ceiling": attempt(image, vae, factor=64.0, max_megapixels=0.5),
+        "four_channels": attempt(image, sd_vae()),
+        "one_channel_image": attempt(image[..., :1], vae),
+    }
+
+
+if __name__ == "__main__":
+    harness.main(options, effects, masks, conditioning, native_f8_vae, progress, refused)

@@ -1,0 +1,26 @@
+"""PSNR by its definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from op4ksr_core.metrics import luma, psnr
+
+
+def test_psnr_of_a_known_error() -> None:
+    image = torch.full((1, 3, 8, 8), 0.5)
+    assert psnr(image, image + 0.1) == pytest.approx(20, abs=1e-4)
+    assert psnr(image, image + 0.01) == pytest.approx(40, abs=1e-3)
+
+
+def test_psnr_of_equal_pictures_is_infinite() -> None:
+    image = torch.rand(1, 3, 4, 4)
+    assert psnr(image, image) == math.inf
+
+
+def test_luma_is_rec_601() -> None:
+    colours = torch.eye(3)[..., None, None]  # red, green, blue
+    assert luma(colours).flatten().tolist() == pytest.approx([0.299, 0.587, 0.114])

@@ -1,0 +1,414 @@
+"""The orchestrator: sizes, batches, progress, overrides, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from op4ksr_core import (
+    AutoEncoder,
+    Flux,
+    ImageError,
+    OneStepOptions,
+    OneStepSettings,
+    Op4ksrError,
+    OptionError,
+    Rfr,
+    Target,
+    upscale,
+)
+from op4ksr_core.color import BACK_PROJECTIONS, back_project, wavelet_fix
+from op4ksr_core.latent import process_in, process_out
+from op4ksr_core.one_step import one_step, upscale_alpha
+from op4ksr_core.resize import pad_to_multiple, resize
+
+PLAIN = OneStepOptions(Target(scale=2), color="none", fidelity=0.0)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(make_autoencoder: Callable[..., AutoEncoder]) -> AutoEncoder:
+    """Tiny, and loud enough that a change of its latent shows in the picture."""
+    model = make_autoencoder()
+    model.decoder.conv_out.weight.mul_(4)
+    model.encoder.conv_out.weight.mul_(20)
+    return model
+
+
+@pytest.fixture(scope="module")
+def flux(make_flux: Callable[..., Flux]) -> Flux:
+    model = make_flux(theta=(46.7, 80.0), settings=OneStepSettings(sigma=0.4, guidance=2.0), guidance_embed=True)
+    model.final_layer.linear.weight.mul_(8)
+    return model
+
+
+@pytest.fixture(scope="module")
+def image() -> Tensor:
+    return torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(1))
+
+
+def with_final_layer(flux: Flux, make_flux: Callable[..., Flux], value: float) -> Flux:
+    """A copy of ``flux`` whose velocity is ``value`` everywhere."""
+    model = make_flux(settings=flux.settings, guidance_embed=True)
+    model.final_layer.linear.weight.zero_()
+    model.final_layer.linear.bias.fill_(value)
+    return model
+
+
+# --- the steps --------------------------------------------------------------------------------
+
+
+def test_the_steps_by_hand(image: Tensor, flux: Flux, autoencoder: AutoEncoder) -> None:
+    """Bicubic, pad to 32, encode, z - sigma v, decode, crop, colours, back-projection."""
+    options = OneStepOptions(Target(scale=2))
+    enlarged = resize(image, 48, 80).clamp(0, 1)
+    raw = autoencoder.encode(pad_to_multiple(enlarged, 32))
+    assert raw.shape == (1, 16, 4, 6)
+    latent, sigma = process_in(raw), torch.tensor([0.4])
+    velocity = flux(latent, sigma, torch.zeros(1, 1, 24), torch.zeros(1, 12), torch.tensor([2.0]))
+    output = autoencoder.decode(process_out(latent - 0.4 * velocity))[..., :48, :80]
+    expected = back_project(wavelet_fix(output, enlarged, 4), image, 1.0).clamp(0, 1)
+    torch.testing.assert_close(upscale(image, flux, autoencoder, options), expected, rtol=0, atol=1e-6)
+
+
+def test_one_step_is_a_sigma_per_picture(generator: torch.Generator) -> None:
+    latent, velocity = (torch.randn(2, 16, 4, 6, generator=generator) for _ in range(2))
+    result = one_step(latent, velocity, torch.tensor([0.25, 1.0]))
+    torch.testing.assert_close(result[0], latent[0] - 0.25 * velocity[0])
+    torch.testing.assert_close(result[1], latent[1] - velocity[1])
+
+
+def test_a_velocity_of_zero_is_vae_only(
+    image: Tensor, flux: Flux, autoencoder: AutoEncoder, make_flux: Callable[..., Flux]
+) -> None:
+    """Up to the rounding of the two constants: (x - a) b / b + a."""
+    vae_only = upscale(image, None, autoencoder, replace(PLAIN, vae_only=True))
+    still = upscale(image, with_final_layer(flux, make_flux, 0.0), autoencoder, PLAIN)
+    torch.testing.assert_close(still, vae_only, rtol=0, atol=1e-5)
+    moved = upscale(image, with_final_layer(flux, make_flux, 1.0), autoencoder, PLAIN)
+    assert (moved - vae_only).abs().max() > 1e-2
+
+
+def test_vae_only_never_runs_the_transformer(image: Tensor, flux: Flux, autoencoder: AutoEncoder) -> None:
+    def fail(*args: Any) -> None:
+        raise AssertionError("the transformer ran")
+
+    options = replace(PLAIN, vae_only=True)
+    hook = flux.register_forward_pre_hook(fail)
+    try:
+        result = upscale(image, flux, autoencoder, options)
+        with pytest.raises(AssertionError, match="the transformer ran"):
+            upscale(image, flux, autoencoder, PLAIN)
+    finally:
+        hook.remove()
+    assert torch.equal(result, upscale(image, None, autoencoder, options))
+    assert not torch.equal(result, upscale(image, flux, autoencoder, PLAIN))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_f8_and_f16_both_work(
+    image: Tensor, flux: Flux, make_autoencoder: Callable[..., AutoEncoder], stride: int
+) -> None:
+    assert upscale(image, flux, make_autoencoder(stride=stride), PLAIN).shape == (1, 3, 48, 80)
+
+
+# --- size, range, dtype -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "expected"),
+    [
+        ((13, 17), Target(scale=4), (52, 68)),
+        ((13, 17), Target(scale=1.7), (22, 29)),
+        ((33, 31), Target(long_edge=101), (101, 95)),
+        ((9, 64), Target(short_edge=27), (27, 192)),
+        ((50, 70), Target(scale=0.5), (25, 35)),
+        ((32, 32), Target(scale=1), (32, 32)),
+        ((1, 1), Target(scale=3), (3, 3)),
+        ((1, 90), Target(scale=1.1), (1, 99)),
+        ((40, 30), Target(megapixels=0.01), (118, 89)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("color", ["wavelet", "adain"])
+def test_the_size_is_kept_to_the_pixel(
+    flux: Flux,
+    autoencoder: AutoEncoder,
+    generator: torch.Generator,
+    size: tuple[int, int],
+    target: Target,
+    expected: tuple[int, int],
+    color: Any,
+) -> None:
+    image = torch.rand(1, 3, *size, generator=generator)
+    result = upscale(image, flux, autoencoder, OneStepOptions(target, color))
+    assert result.shape == (1, 3, *expected)
+    assert result.dtype == torch.float32
+    assert result.min() >= 0 and result.max() <= 1
+
+
+def test_what_lies_beyond_the_crop_does_not_shift_the_picture(
+    image: Tensor, autoencoder: AutoEncoder
+) -> None:
+    """A picture of whole tokens and the same one padded by hand agree pixel for pixel."""
+    options = OneStepOptions(Target(scale=1), "none", 0.0, vae_only=True)
+    padded = pad_to_multiple(image, 32)
+    whole = upscale(padded, None, autoencoder, options)
+    assert torch.equal(upscale(image, None, autoencoder, options), whole[..., :24, :40])
+
+
+def test_values_beyond_0_to_1_are_clamped_first(image: Tensor, flux: Flux, autoencoder: AutoEncoder) -> None:
+    wild = image * 3 - 1
+    assert torch.equal(upscale(wild, flux, autoencoder), upscale(wild.clamp(0, 1), flux, autoencoder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_images_give_float32(image: Tensor, flux: Flux, autoencoder: AutoEncoder, dtype: torch.dtype) -> None:
+    given = image.to(dtype)
+    result = upscale(given, flux, autoencoder, PLAIN)
+    assert torch.equal(result, upscale(given.float(), flux, autoencoder, PLAIN))
+    assert result.dtype == torch.float32
+
+
+def test_bf16_models_give_nearly_the_same(
+    image: Tensor, make_flux: Callable[..., Flux], make_autoencoder: Callable[..., AutoEncoder]
+) -> None:
+    exact = upscale(image, make_flux(), make_autoencoder())
+    half = upscale(image, make_flux().to(torch.bfloat16), make_autoencoder().to(torch.bfloat16))
+    assert half.dtype == torch.float32
+    assert 0 < (half - exact).abs().mean() < 1 / 255
+
+
+def test_the_input_is_left_alone(image: Tensor, flux: Flux, autoencoder: AutoEncoder) -> None:
+    before = image.clone()
+    upscale(image, flux, autoencoder)
+    assert torch.equal(image, before)
+
+
+def test_fidelity_brings_the_shrunk_result_to_the_input(
+    natural: Callable[..., Tensor], make_flux: Callable[..., Flux], make_autoencoder: Callable[..., AutoEncoder]
+) -> None:
+    """Even that of random weights, which starts without any detail of the input."""
+    low, models = natural(64, 64), (make_flux(), make_autoencoder())
+
+    def error(fidelity: float) -> float:
+        result = upscale(low, *models, OneStepOptions(fidelity=fidelity))
+        return (resize(result, 64, 64) - low).abs().mean().item()
+
+    assert error(1.0) < 0.1 * error(0.0)
+    assert error(1.0) < error(0.5) < 0.5 * error(0.0)
+
+
+# --- batches ----------------------------------------------------------------------------------
+
+
+def test_a_batch_is_its_pictures_one_by_one(flux: Flux, autoencoder: AutoEncoder, generator: torch.Generator) -> None:
+    images = torch.rand(3, 3, 13, 17, generator=generator)
+    batch = upscale(images, flux, autoencoder)
+    assert batch.shape == (3, 3, 52, 68)
+    assert torch.equal(batch, torch.cat([upscale(image[None], flux, autoencoder) for image in images]))
+    assert not torch.equal(batch[0], batch[1])
+
+
+# --- progress ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("options", "per_picture"),
+    [
+        (OneStepOptions(), 2 + 3 + BACK_PROJECTIONS),
+        (OneStepOptions(fidelity=0.0), 2 + 3 + BACK_PROJECTIONS),
+        (OneStepOptions(Target(scale=1)), 2 + 3 + BACK_PROJECTIONS),
+        (OneStepOptions(vae_only=True), 2 + BACK_PROJECTIONS),
+    ],
+    ids=["all", "no fidelity", "scale 1", "vae only"],
+)
+def test_progress_rises_to_exactly_the_total(
+    flux: Flux, autoencoder: AutoEncoder, image: Tensor, options: OneStepOptions, per_picture: int, count: int
+) -> None:
+    seen: list[tuple[int, int]] = []
+    upscale(image.repeat(count, 1, 1, 1), flux, autoencoder, options, on_progress=lambda *step: seen.append(step))
+    done = [step[0] for step in seen]
+    total = per_picture * count
+    assert {step[1] for step in seen} == {total}
+    assert all(a < b for a, b in zip(done, done[1:], strict=False))
+    assert done[0] == 1 and done[-1] == total
+    for picture in range(1, count + 1):
+        assert picture * per_picture in done
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 9])
+def test_raising_in_progress_cancels_and_propagates(
+    flux: Flux, autoencoder: AutoEncoder, image: Tensor, at: int
+) -> None:
+    class Cancelled(Exception):
+        pass
+
+    seen: list[int] = []
+
+    def cancel(done: int, total: int) -> None:
+        seen.append(done)
+        if done == at:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        upscale(image, flux, autoencoder, on_progress=cancel)
+    assert seen == list(range(1, at + 1))
+
+
+# --- overrides --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"sigma": 0.4},
+        {"theta": (46.7, 80.0)},
+        {"theta": "46.7,80"},
+        {"rfr": Rfr()},
+        {"rfr": Rfr("theta", theta=(46.7, 80.0))},
+        {"sigma": 0.4, "theta": (46.7, 80.0)},
+    ],
+    ids=str,
+)
+def test_the_models_own_values_change_nothing(
+    image: Tensor, flux: Flux, autoencoder: AutoEncoder, own: dict[str, Any]
+) -> None:
+    assert torch.equal(upscale(image, flux, autoencoder, PLAIN, **own), upscale(image, flux, autoencoder, PLAIN))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"sigma": 0.9}, {"theta": 10000}, {"theta": "80,46.7"}, {"rfr": Rfr("fit", tokens=(8, 8))}],
+    ids=str,
+)
+def test_other_values_change_the_result_for_this_call_alone(
+    image: Tensor, flux: Flux, autoencoder: AutoEncoder, other: dict[str, Any]
+) -> None:
+    own = upscale(image, flux, autoencoder, PLAIN)
+    assert (upscale(image, flux, autoencoder, PLAIN, **other) - own).abs().max() > 1e-5
+    assert torch.equal(upscale(image, flux, autoencoder, PLAIN), own)
+
+
+def test_sigma_reaches_both_the_model_and_the_step(
+    image: Tensor, flux: Flux, autoencoder: AutoEncoder, make_flux: Callable[..., Flux]
+) -> None:
+    """With a constant velocity only the step depends on sigma: z - sigma * 1."""
+    constant = with_final_layer(flux, make_flux, 1.0)
+    raw = autoencoder.encode(pad_to_multiple(resize(image, 48, 80).clamp(0, 1), 32))
+    for sigma in (0.4, 1.0):
+        expected = autoencoder.decode(process_out(process_in(raw) - sigma))[..., :48, :80]
+        torch.testing.assert_close(
+            upscale(image, constant, autoencoder, PLAIN, sigma=sigma), expected, rtol=0, atol=1e-5
+        )
+
+
+def test_the_prompt_of_the_settings_is_used(
+    image: Tensor, autoencoder: AutoEncoder, make_flux: Callable[..., Flux], generator: torch.Generator
+) -> None:
+    settings = OneStepSettings(txt=torch.randn(4, 24, generator=generator), vec=torch.randn(12, generator=generator))
+    results = [
+        upscale(image, make_flux(settings=s), autoencoder, PLAIN)
+        for s in (settings, replace(settings, txt=None), replace(settings, vec=None), OneStepSettings())
+    ]
+    for i, first in enumerate(results):
+        assert all(not torch.equal(first, second) for second in results[i + 1 :])
+
+
+# --- transparency -----------------------------------------------------------------------------
+
+
+def test_alpha_is_bicubic_within_0_to_1() -> None:
+    alpha = torch.zeros(1, 1, 8, 8)
+    alpha[..., 4:] = 1
+    large = upscale_alpha(alpha, 31, 33)
+    assert large.shape == (1, 1, 31, 33)
+    assert large.min() == 0 and large.max() == 1
+    assert torch.equal(large, resize(alpha, 31, 33).clamp(0, 1))
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (torch.full((1, 3, 8, 8), math.nan), "NaN"),
+        (torch.full((1, 3, 8, 8), math.inf), "NaN or infinite"),
+        (torch.zeros(1, 3, 0, 8), "empty"),
+        (torch.zeros(0, 3, 8, 8), "empty"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "divide 8-bit values by 255"),
+        (torch.zeros(1, 1, 8, 8), r"expected \(B, 3, H, W\)"),
+        (torch.zeros(1, 4, 8, 8), r"expected \(B, 3, H, W\)"),
+        (torch.zeros(1, 8, 8, 3), r"expected \(B, 3, H, W\)"),
+        (torch.zeros(3, 8, 8), r"expected \(B, 3, H, W\)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(tuple(value.shape)),
+)
+def test_a_wrong_image_is_refused(wrong: Tensor, words: str, flux: Flux, autoencoder: AutoEncoder) -> None:
+    with pytest.raises(ImageError, match=words):
+        upscale(wrong, flux, autoencoder)
+
+
+def test_one_nan_in_a_batch_is_refused_before_anything_is_computed(flux: Flux, autoencoder: AutoEncoder) -> None:
+    images = torch.zeros(2, 3, 8, 8)
+    images[1, 2, 7, 7] = math.nan
+    steps: list[int] = []
+    with pytest.raises(ImageError, match="NaN"):
+        upscale(images, flux, autoencoder, on_progress=lambda done, total: steps.append(done))
+    assert not steps
+
+
+def test_beyond_the_ceiling_is_refused(image: Tensor, flux: Flux, autoencoder: AutoEncoder) -> None:
+    with pytest.raises(OptionError, match="ceiling"):
+        upscale(image, flux, autoencoder, OneStepOptions(Target(scale=1000)))
+
+
+def test_a_missing_model_is_refused(image: Tensor, autoencoder: AutoEncoder) -> None:
+    with pytest.raises(OptionError, match="vae_only"):
+        upscale(image, None, autoencoder)
+
+
+def test_models_that_do_not_belong_together_are_refused(
+    image: Tensor, flux: Flux, make_autoencoder: Callable[..., AutoEncoder]
+) -> None:
+    with pytest.raises(OptionError, match="takes 16 latent channels, but the VAE makes 4"):
+        upscale(image, flux, make_autoencoder(latent_channels=4))
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, 1.5, math.nan])
+def test_an_impossible_sigma_is_refused(image: Tensor, flux: Flux, autoencoder: AutoEncoder, sigma: float) -> None:
+    with pytest.raises(OptionError, match="sigma"):
+        upscale(image, flux, autoencoder, sigma=sigma)
+
+
+@pytest.mark.parametrize("theta", ["ten", 0.5, (1, 2, 3)], ids=str)
+def test_an_impossible_theta_is_refused(image: Tensor, flux: Flux, autoencoder: AutoEncoder, theta: Any) -> None:
+    with pytest.raises(OptionError, match="theta"):
+        upscale(image, flux, autoencoder, theta=theta)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [({"color": "sepia"}, "color"), ({"fidelity": 1.1}, "fidelity"), ({"fidelity": math.nan}, "fidelity")],
+    ids=str,
+)
+def test_impossible_options_are_refused(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        OneStepOptions(**wrong)
+
+
+def test_nan_from_the_model_is_an_error_and_no_black_picture(
+    image: Tensor, flux: Flux, autoencoder: AutoEncoder, make_flux: Callable[..., Flux]
+) -> None:
+    broken = with_final_layer(flux, make_flux, math.nan)
+    with pytest.raises(Op4ksrError, match="not finite.*float32"):
+        upscale(image, broken, autoencoder)
+    with pytest.raises(Op4ksrError, match="not finite"):
+        upscale(image, broken, autoencoder, PLAIN)
