@@ -14,13 +14,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ..op4ksr_core.autoencoder import (
-    AutoEncoder,
-    AutoEncoderParams,
-    ResnetBlock,
-    peak_elements_decode,
-    peak_elements_encode,
-)
+from ..op4ksr_core.autoencoder import AutoEncoder, AutoEncoderParams
 from ..op4ksr_core.checkpoint import (
     Description,
     check_tensors,
@@ -30,6 +24,7 @@ from ..op4ksr_core.checkpoint import (
 )
 from ..op4ksr_core.errors import UnsupportedCheckpointError
 from ..op4ksr_core.probe import doubt
+from ..op4ksr_core.strips import peak_elements_decode, peak_elements_encode
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +36,12 @@ class HostAutoEncoder(AutoEncoder):
 
     def __init__(self, params: AutoEncoderParams) -> None:
         super().__init__(params, operations=comfy.ops.disable_weight_init)
-        for module in self.modules():
-            if isinstance(module, ResnetBlock):
-                module.register_forward_pre_hook(_raise_if_cancelled)
 
-    def encode(self, image: Tensor) -> Tensor:
-        return self.encode_pixels(image)
+    def encode(self, image: Tensor) -> Tensor:  # pyright: ignore
+        return self.encode_strips(image, comfy.model_management.throw_exception_if_processing_interrupted)
 
-    def decode(self, latent: Tensor) -> Tensor:
-        return self.decode_pixels(latent)
-
-
-def _raise_if_cancelled(*_: Any) -> None:
-    comfy.model_management.throw_exception_if_processing_interrupted()
+    def decode(self, latent: Tensor) -> Tensor:  # pyright: ignore
+        return self.decode_strips(latent, comfy.model_management.throw_exception_if_processing_interrupted)
 
 
 def load_vae(path: Path, stride: int | None, shift: int | None) -> Any:

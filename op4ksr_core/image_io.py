@@ -42,7 +42,8 @@ def load_image(path: str | Path) -> Picture:
     """
     path = Path(path)
     try:
-        with Image.open(path) as opened:
+        # Not by name: Pillow garbles turned grey TIFFs that it can map into memory.
+        with path.open("rb") as file, Image.open(file) as opened:
             opened.load()
             picture = ImageOps.exif_transpose(opened)
     except FileNotFoundError as error:

@@ -33,7 +33,6 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
         report["usable"] = "yes: with a LoRA loader, on the model it was trained for"
         return report
     report |= _geometry(header)
-    report["usable"] = "yes"
     if photo is not None and header.kind == "vae":
         image = load_image(photo).image
         fits = probe(load_autoencoder(path), image)
@@ -46,7 +45,8 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
 def _geometry(header: Header) -> dict[str, Any]:
     found = describe_flux(header) if header.kind == "transformer" else describe_autoencoder(header)
     if isinstance(found.params, FluxParams):
-        check_tensors(Flux(found.params, device="meta"), header, header.layout())
+        if not found.quantized:  # the host's own business
+            check_tensors(Flux(found.params, device="meta"), header, header.layout())
         settings = found.settings
         assert settings is not None
         extra = {
@@ -59,4 +59,6 @@ def _geometry(header: Header) -> dict[str, Any]:
         assert isinstance(found.params, AutoEncoderParams)
         check_tensors(AutoEncoder(found.params, device="meta"), header, header.layout())
         extra = {"ratio": found.params.ratio}
-    return {"dims": asdict(found.params), **extra, "why": found.why, "assumed": list(found.assumed)}
+    usable = "in ComfyUI alone: its weights are quantized with scales" if found.quantized else "yes"
+    assumed = list(found.assumed)
+    return {"dims": asdict(found.params), **extra, "why": found.why, "assumed": assumed, "usable": usable}

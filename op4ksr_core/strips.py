@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .autoencoder import AutoEncoder, Decoder, Encoder, ResnetBlock
+from .autoencoder_layers import AutoEncoderParams, Decoder, Encoder, ResnetBlock
 
 Thrift = Literal["fast", "lean", "tiny"]
 THRIFTS: tuple[Thrift, ...] = get_args(Thrift)
@@ -361,30 +361,11 @@ def _entry(pixels: Tensor, conv: nn.Conv2d, stride: int) -> Callable[[int, int],
     return compute
 
 
-def encode_strips(
-    autoencoder: AutoEncoder, pixels: Tensor, settings: StripSettings | None = None, on_strip: OnStrip | None = None
-) -> Tensor:
-    """``AutoEncoder.encode_pixels`` in strips: (B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w)."""
-    settings = settings or StripSettings()
-    parts = [encode_picture(autoencoder.encoder, one, settings, on_strip) for one in pixels.split(1)]
-    return torch.cat(parts).chunk(2, dim=1)[0]
+def peak_elements_encode(params: AutoEncoderParams) -> float:
+    """About how many live tensor elements per image px encoding needs (thrift fast, 64 rows, large pictures)."""
+    return 2.2 * params.widths[0] / params.stride**2
 
 
-def decode_strips(
-    autoencoder: AutoEncoder,
-    latent: Tensor,
-    settings: StripSettings | None = None,
-    on_strip: OnStrip | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """``AutoEncoder.decode_pixels`` in strips: raw (B, C, h, w) -> (B, 3, H, W), about [-1, 1].
-
-    ``out``: where the strips are written as they are done, any device and float dtype.
-    """
-    settings = settings or StripSettings()
-    if out is None:
-        ratio = autoencoder.params.ratio
-        out = latent.new_empty((len(latent), 3, latent.shape[2] * ratio, latent.shape[3] * ratio))
-    for i in range(len(latent)):
-        decode_picture(autoencoder.decoder, latent[i : i + 1], settings, out[i : i + 1], on_strip)
-    return out
+def peak_elements_decode(params: AutoEncoderParams) -> float:
+    """About how many live tensor elements per output px decoding needs (thrift fast, 64 rows, large pictures)."""
+    return 3.3 * params.widths[0] / params.stride**2

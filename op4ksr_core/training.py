@@ -127,7 +127,7 @@ def unit_latents(model: AutoEncoder, images: Tensor) -> None:
     train on a while after it.
     """
     with torch.no_grad():
-        raw = model.encode(images)
+        raw = model.encode_pixels(images * 2 - 1)
         mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3))
         gain = 1 / (LATENT_SCALE * std)
         channels = model.params.latent_channels
@@ -217,8 +217,8 @@ def encode_scenes(autoencoder: AutoEncoder, scenes: np.ndarray) -> tuple[Tensor,
     for picture in scenes:
         image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
         with torch.autocast("cpu", torch.bfloat16):
-            lows.append(process_in(autoencoder.encode(degrade(image).clamp(0, 1)).float()))
-            highs.append(process_in(autoencoder.encode(image).float()))
+            lows.append(process_in(autoencoder.encode_pixels(degrade(image).clamp(0, 1) * 2 - 1).float()))
+            highs.append(process_in(autoencoder.encode_pixels(image * 2 - 1).float()))
     return torch.cat(lows), torch.cat(highs)
 
 
@@ -272,8 +272,8 @@ def pixel_loss(model: Flux, autoencoder: AutoEncoder, images: Tensor, rng: np.ra
     """Decoded picture against the sharp one, plus a little of the latents' distance."""
     factor = int(rng.choice([4, 4, 4, 2, 8]))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        low = process_in(autoencoder.encode(degrade(images, factor).clamp(0, 1)).float())
-        high = process_in(autoencoder.encode(images).float())
+        low = process_in(autoencoder.encode_pixels(degrade(images, factor).clamp(0, 1) * 2 - 1).float())
+        high = process_in(autoencoder.encode_pixels(images * 2 - 1).float())
     predicted = predict(model, low)
     with torch.autocast("cpu", torch.bfloat16):
         decoded = autoencoder.decode_pixels(process_out(predicted))

@@ -64,7 +64,7 @@ def test_masks_are_antialiased_and_about_as_large_as_asked() -> None:
     for radius, group in zip((2.5, 6.0, 20.0, 60.0), (masks[i : i + 8] for i in range(0, 32, 8)), strict=True):
         assert all(mask.shape == (int(2 * radius) + 3,) * 2 for mask in group)
         areas = [mask.sum() for mask in group]
-        assert 0 < min(areas) and max(areas) < 3.3 * radius**2 + 4 * radius
+        assert min(areas) > 0 and max(areas) < 3.3 * radius**2 + 4 * radius
 
 
 def test_paste_is_cut_at_the_borders() -> None:

@@ -30,8 +30,9 @@ def _boot() -> None:
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True  # before anything asks for a device
-    import utils.install_util  # noqa: F401 - before nodes, or comfy/utils.py takes its name
     import folder_paths
+    import utils.install_util  # noqa: F401 - before nodes, or comfy/utils.py takes its name
+
     import nodes
 
     async def load() -> bool:
@@ -49,8 +50,9 @@ def _boot() -> None:
 logging.basicConfig(level=logging.INFO)
 _boot()
 
-import nodes  # noqa: E402
 import torch  # noqa: E402
+
+import nodes  # noqa: E402
 
 
 def run(node_id: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

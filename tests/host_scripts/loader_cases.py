@@ -7,14 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import harness
-
 import comfy.model_management
 import folder_paths
-import nodes
+import harness
 import torch
-from op4ksr_core import load_autoencoder
 from weights import difference, noise, picture, prompt, write_flux, write_vae
+
+import nodes
+from op4ksr_core import load_autoencoder
 
 VAE, FLUX = "good_vae.safetensors", "good_flux.safetensors"
 

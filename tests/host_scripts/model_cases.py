@@ -7,15 +7,15 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-import harness
-
 import comfy.ldm.flux.layers
 import comfy.model_detection
+import harness
 import torch
-from op4ksr_core import Flux, OneStepOptions, Rfr, Target, load_autoencoder, load_flux
-from op4ksr_core import upscale as core_upscale
 from torch import Tensor
 from weights import TINY, difference, noise, picture, prompt, write_flux, write_lora, write_vae
+
+from op4ksr_core import Flux, OneStepOptions, Rfr, Target, load_autoencoder, load_flux
+from op4ksr_core import upscale as core_upscale
 
 VAE, FLUX, PLAIN = "f16.safetensors", "flux.safetensors", "plain.safetensors"
 THETA = (46.7, 300.0)
@@ -244,7 +244,7 @@ def foreign_loader() -> dict[str, Any]:
     """The same weights through the host's own UNETLoader: defaults, and ApplyRFR, work on it."""
     models()
     write_flux(PLAIN, settings=prompt())
-    if comfy.model_detection.detect_unet_config(core_flux().state_dict(), "").get("hidden_size") != TINY["hidden_size"]:
+    if comfy.model_detection.detect_unet_config(core_flux().state_dict(), "").get("num_heads") != TINY["num_heads"]:
         raise harness.Lacking("this ComfyUI's own loader takes every Flux model for a 12B one")
     (model,) = harness.run("UNETLoader", PLAIN, "default")
     flux = load_flux(harness.FOLDER / "diffusion_models" / PLAIN)

@@ -6,15 +6,15 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import harness
-
 import comfy.sd
 import comfy.utils
+import harness
 import torch
-from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, OneStepOptions, Target, load_autoencoder, load_flux
-from op4ksr_core import upscale as core_upscale
 from torch import Tensor
 from weights import difference, noise, picture, prompt, seeded, write_flux, write_vae
+
+from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, OneStepOptions, Target, load_autoencoder, load_flux
+from op4ksr_core import upscale as core_upscale
 
 VAE, FLUX, GUIDED = "f16.safetensors", "flux.safetensors", "guided.safetensors"
 
@@ -90,7 +90,6 @@ def effects() -> dict[str, float]:
         "vae_only": {"vae_only": True},
         "sigma": {"sigma": 0.9},
     }
-    print('CLIP', ((plain<=0)|(plain>=1)).float().mean(), plain.std())
     return {n: difference(plain, harness.upscale_node(image, model, vae, **c)[0]) for n, c in changes.items()}
 
 

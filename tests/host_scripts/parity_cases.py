@@ -6,18 +6,18 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import harness
-
 import comfy.model_management
 import comfy.sd
+import harness
 import torch
 from comfy.ldm.flux.layers import EmbedND
 from comfy.ldm.flux.math import rope
-from op4ksr_core import AutoEncoder, AutoEncoderParams, RescaledEmbedND, load_flux
-from op4ksr_core.latent import position_ids
 from torch import Tensor
 from torch.nn import functional as F
 from weights import noise, picture, relative_error, seeded, write_flux
+
+from op4ksr_core import AutoEncoder, AutoEncoderParams, RescaledEmbedND, load_flux
+from op4ksr_core.latent import position_ids
 
 
 @lru_cache

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness import FOLDER
-
 import torch
-from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, FluxParams, OneStepSettings, save_autoencoder, save_flux
-from op4ksr_core.procedural import scene
+from harness import FOLDER
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, FluxParams, OneStepSettings, save_autoencoder, save_flux
+from op4ksr_core.procedural import scene
 
 SMALL: dict[str, Any] = {"widths": (8, 16, 16, 16), "layers_per_block": 1, "norm_groups": 4}
 
