@@ -50,8 +50,11 @@ class AutoEncoder(nn.Module):
 
     def encode_strips(self, pixels: Tensor, on_strip: OnStrip | None = None) -> Tensor:
         """``encode_pixels`` in strips, picture by picture: the same to rounding, in bounded memory."""
-        parts = [encode_picture(self.encoder, one, self.strips, on_strip) for one in pixels.split(1)]
-        return torch.cat(parts).chunk(2, dim=1)[0]
+        means = [
+            encode_picture(self.encoder, one.shape[2], lambda a, b, one=one: one[:, :, a:b], self.strips, on_strip)
+            for one in pixels.split(1)
+        ]
+        return torch.cat(means).chunk(2, dim=1)[0]
 
     def decode_strips(self, latent: Tensor, on_strip: OnStrip | None = None, out: Tensor | None = None) -> Tensor:
         """``decode_pixels`` in strips, written as they are done into ``out`` (any device, float dtype) if given."""
@@ -66,7 +69,7 @@ class AutoEncoder(nn.Module):
         """Image (B, 3, H, W), float in [0, 1] -> raw latent (B, C, H/ratio, W/ratio), posterior mean.
 
         Computed in the weights' dtype on the weights' device. A side that is no multiple of the
-        ratio loses its remainder, as the convolutions have it; ``upscale`` pads beforehand.
+        ratio is rounded as the convolutions have it; ``upscale`` pads beforehand.
         ``on_strip()`` runs before each strip and may raise to cancel. Raises ImageError for another
         shape, or for sides shorter than the ratio.
         """

@@ -82,8 +82,9 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (conv(h).flatten(2).transpose(1, 2)[:, None] for conv in (self.q, self.k, self.v))
-        h = attention(q.contiguous(), k.contiguous(), v.contiguous())
+        q, k, v = (conv(h).flatten(2).transpose(1, 2)[:, None].contiguous() for conv in (self.q, self.k, self.v))
+        del h
+        h = attention(q, k, v)
         return x + self.proj_out(h[:, 0].transpose(1, 2).reshape(x.shape))
 
 

@@ -65,7 +65,7 @@ def from_pil(picture: Image.Image) -> Picture:
     if picture.mode == "F":
         grey = torch.from_numpy(np.asarray(picture).astype(np.float32)).clamp(0, 1)
         return Picture(grey[None, None].repeat(1, 3, 1, 1))
-    has_alpha = picture.has_transparency_data
+    has_alpha = picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
     pixels = np.asarray(picture.convert("RGBA" if has_alpha else "RGB"))
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div_(255)
     return Picture(tensor[:, :3].contiguous(), tensor[:, 3:].contiguous() if has_alpha else None)

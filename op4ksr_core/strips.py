@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .autoencoder_layers import AutoEncoderParams, Decoder, Encoder, ResnetBlock
+from .autoencoder_layers import AutoEncoderParams
 
 Thrift = Literal["fast", "lean", "tiny"]
 THRIFTS: tuple[Thrift, ...] = get_args(Thrift)
@@ -169,9 +169,7 @@ def upsampled(
         strip = F.pad(strip, (1, 1, missing_above, missing_below))
         parts = F.conv2d(strip, *folded[0]).chunk(4, dim=1)
         count, width = high - low, strip.shape[3] - 2
-        out = torch.empty(
-            (1, parts[0].shape[1], 2 * count, 2 * width), dtype=strip.dtype, device=strip.device
-        ).contiguous(memory_format=torch.channels_last)
+        out = _empty_map(parts[0], 2 * count, 2 * width)
         for index, part in enumerate(parts):
             p, q = divmod(index, 2)
             if shift:  # plain pixel y lands on y + 1: parity 1 of the pair before, parity 0 of this one
@@ -215,7 +213,7 @@ class Strips:
             strip = compute(top, bottom)
             moments.add(strip)
             if tensor is None:
-                tensor = _empty_map(strip, height)
+                tensor = _empty_map(strip, height, strip.shape[3])
             tensor[:, :, top:bottom] = strip
             del strip
         assert tensor is not None
@@ -230,7 +228,7 @@ class Strips:
             moments.add(source.rows(top, bottom))
         return moments
 
-    def block(self, source: Stored | Computed, block: ResnetBlock, step: int = 1) -> Stored:
+    def block(self, source: Stored | Computed, block: Any, step: int = 1) -> Stored:
         """A residual block. A stored source of the same width is overwritten."""
         inner = convolved(source, block.conv1, Affine(block.norm1, self.moments(source, step)))
         shortcut = getattr(block, "nin_shortcut", None)
@@ -248,6 +246,13 @@ class Strips:
             return outer(top, bottom).add_(rows if shortcut is None else shortcut(rows))
 
         return self.store(source.height, total, step)
+
+    def middle(self, mid: Any, source: Stored) -> Stored:
+        """The two blocks at the latent's resolution, and the attention between them over the whole map."""
+        source = self.block(source, mid.block_1)
+        if hasattr(mid, "attn_1"):
+            source = Stored(_dense(mid.attn_1(source.tensor)))
+        return self.block(source, mid.block_2)
 
     def _add_in_place(self, source: Stored, hidden: Stored | Computed, outer: Callable[[int, int], Tensor]) -> Stored:
         """source += outer, strip by strip.
@@ -284,9 +289,14 @@ class Strips:
         return Stored(narrow)
 
 
-def _empty_map(like: Tensor, height: int) -> Tensor:
-    shape = (1, like.shape[1], height, like.shape[3])
+def _empty_map(like: Tensor, height: int, width: int) -> Tensor:
+    shape = (1, like.shape[1], height, width)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """channels_last: with one picture, a range of rows is then one block of memory."""
+    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _same(strip: Tensor) -> Tensor:
@@ -294,69 +304,74 @@ def _same(strip: Tensor) -> Tensor:
 
 
 def decode_picture(
-    decoder: Decoder, latent: Tensor, settings: StripSettings, out: Tensor | None, on_strip: OnStrip | None
-) -> Tensor:
-    """One latent (1, C, h, w) -> (1, 3, H, W), into ``out`` if given (any device and float dtype)."""
+    decoder: Any, latent: Tensor, settings: StripSettings, out: Tensor, on_strip: OnStrip | None = None
+) -> None:
+    """One raw latent (1, C, h, w) -> ``out`` (1, 3, H, W), about [-1, 1], strip by strip as they are done.
+
+    decoder: ours, or any of LDM's layout (the host's own); ``stride`` and ``shift`` are read off it,
+    1 and 0 if it has none. out: any device and float dtype.
+    """
     strips = Strips(settings, on_strip)
-    middle = decoder.mid(decoder.conv_in(latent)).contiguous(memory_format=torch.channels_last)
-    source: Stored | Computed = Stored(middle)
-    del middle
+    source: Stored | Computed = strips.middle(decoder.mid, Stored(_dense(decoder.conv_in(latent))))
     step = 1
     for level in reversed(decoder.up):
-        for block in level.block:  # pyright: ignore
+        for block in level.block:
             source = strips.block(source, block, step)
             step = 1
         if hasattr(level, "upsample"):
-            conv: Any = level.upsample.conv  # pyright: ignore
-            source, step = Computed(2 * source.height, upsampled(source, conv, _same)), 2
+            source, step = Computed(2 * source.height, upsampled(source, level.upsample.conv, _same)), 2
             if settings.thrift == "fast":
                 source = strips.store(source.height, source.rows, 2)
-    return _last_step(decoder, source, strips, out)
+    _last_step(decoder, source, strips, out)
 
 
-def _last_step(decoder: Decoder, source: Stored | Computed, strips: Strips, out: Tensor | None) -> Tensor:
+def _last_step(decoder: Any, source: Stored | Computed, strips: Strips, out: Tensor) -> None:
+    stride, shift = getattr(decoder, "stride", 1), getattr(decoder, "shift", 0)
     activate = Affine(decoder.norm_out, strips.moments(source))
-    height = source.height * decoder.stride
-    if decoder.stride == 1:
+    if stride == 1:
         rows = convolved(source, decoder.conv_out, activate)
     else:
-        rows = upsampled(source, decoder.conv_out, activate, decoder.shift)
+        rows = upsampled(source, decoder.conv_out, activate, shift)
     for top, bottom in strips.ranges(source.height):
-        strip = rows(top * decoder.stride, bottom * decoder.stride)
-        if out is None:
-            out = strip.new_empty((1, 3, height, strip.shape[3]))
-        out[:, :, top * decoder.stride : bottom * decoder.stride] = strip
-    assert out is not None
-    return out
+        out[:, :, top * stride : bottom * stride] = rows(top * stride, bottom * stride)
 
 
-def encode_picture(encoder: Encoder, pixels: Tensor, settings: StripSettings, on_strip: OnStrip | None) -> Tensor:
-    """One picture (1, 3, H, W) in [-1, 1] -> the encoder's output (1, 2 C, h, w)."""
+def encode_picture(
+    encoder: Any,
+    height: int,
+    pixels: Callable[[int, int], Tensor],
+    settings: StripSettings,
+    on_strip: OnStrip | None = None,
+) -> Tensor:
+    """One picture -> the encoder's output (1, 2 C, h, w).
+
+    encoder: ours, or any of LDM's layout. pixels(top, bottom): those rows (1, 3, n, W) of the
+    picture's ``height``, in [-1, 1], in the dtype and on the device to compute with.
+    """
     strips = Strips(settings, on_strip)
     stride = encoder.conv_in.stride[0]
-    height = (pixels.shape[2] - 1) // stride + 1
-    source: Stored | Computed = strips.store(height, _entry(pixels, encoder.conv_in, stride))
+    rows = _entry(height, pixels, encoder.conv_in, stride)
+    source = strips.store((height - 1) // stride + 1, rows)
     for level in encoder.down:
-        for block in level.block:  # pyright: ignore
+        for block in level.block:
             source = strips.block(source, block)
         if hasattr(level, "downsample"):
-            conv: Any = level.downsample.conv  # pyright: ignore
-            source = strips.store(source.height // 2, downsampled(source, conv))
-    assert isinstance(source, Stored)
-    h = encoder.mid(source.tensor)
-    return encoder.conv_out(F.silu(encoder.norm_out(h)))
+            source = strips.store(source.height // 2, downsampled(source, level.downsample.conv))
+    source = strips.middle(encoder.mid, source)
+    activate = Affine(encoder.norm_out, strips.moments(source))
+    return strips.store(source.height, convolved(source, encoder.conv_out, activate)).tensor
 
 
-def _entry(pixels: Tensor, conv: nn.Conv2d, stride: int) -> Callable[[int, int], Tensor]:
+def _entry(
+    height: int, pixels: Callable[[int, int], Tensor], conv: nn.Conv2d, stride: int
+) -> Callable[[int, int], Tensor]:
     """Rows of the first convolution (padding 1, stride 1 or 2), each from the pixel rows it needs."""
 
     def compute(top: int, bottom: int) -> Tensor:
         first = max(0, stride * (top - 1))  # one output row too many above, so that padding never shows
-        last = min(pixels.shape[2], stride * bottom + 1)
+        last = min(height, stride * bottom + 1)
         before = top - first // stride
-        strip = pixels[:, :, first:last].to(conv.weight.dtype)
-        strip = strip.contiguous(memory_format=torch.channels_last)
-        return conv(strip)[:, :, before : before + bottom - top]
+        return conv(_dense(pixels(first, last)))[:, :, before : before + bottom - top]
 
     return compute
 

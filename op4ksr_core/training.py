@@ -119,23 +119,25 @@ def training_steps(model: nn.Module, steps: int, rate: float, ema: Ema[Any]) -> 
             log.info("step %d of %d, %.0f s", step, steps, time.monotonic() - began)
 
 
-def unit_latents(model: AutoEncoder, images: Tensor) -> None:
-    """Scale each latent channel, in the weights, to the mean and std that the fixed constants expect.
+def unit_latents(model: AutoEncoder, images: Tensor, centre: bool) -> None:
+    """Scale each latent channel, in the weights, to the std (and mean) that the fixed constants expect.
 
-    After it, ``(raw - 0.1159) * 0.3611`` has mean 0 and std 1 per channel over ``images``. The
-    decoder gets the inverse, which its zero padding makes inexact along the border of a picture:
-    train on a while after it.
+    After it, ``(raw - 0.1159) * 0.3611`` has std 1 per channel over ``images``, and the decoder gets
+    the inverse. ``centre``: mean 0 as well, which the decoder's zero padding makes inexact along the
+    border of a picture: train on a while after it.
     """
     with torch.no_grad():
         raw = model.encode_pixels(images * 2 - 1)
         mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3))
         gain = 1 / (LATENT_SCALE * std)
         channels = model.params.latent_channels
+        shift = (mean, LATENT_SHIFT) if centre else (0.0, 0.0)
         out, inward = model.encoder.conv_out, model.decoder.conv_in
         out.weight[:channels] *= gain[:, None, None, None]
-        out.bias[:channels] = (out.bias[:channels] - mean) * gain + LATENT_SHIFT
-        offset = mean - LATENT_SHIFT / gain
-        inward.bias += (inward.weight * offset[None, :, None, None]).sum((1, 2, 3))
+        out.bias[:channels] = (out.bias[:channels] - shift[0]) * gain + shift[1]
+        if centre:
+            offset = mean - LATENT_SHIFT / gain
+            inward.bias += (inward.weight * offset[None, :, None, None]).sum((1, 2, 3))
         inward.weight /= gain[None, :, None, None]
 
 
@@ -153,7 +155,7 @@ def train_autoencoder(scenes: np.ndarray, output: Path, steps: int, start: Path 
     running = 0.0
     for step, _ in training_steps(model, steps, 1.5e-3, ema):
         if step == late and start is None:
-            unit_latents(model, degrade(sample_crops(scenes, rng, 64, 96)))
+            unit_latents(model, sample_crops(scenes, rng, 64, 96), centre=True)
             ema.restart(model)
         batch, side = (8, 96) if step < late else (3, 160)
         images = sample_crops(scenes, rng, batch, side)
@@ -170,6 +172,8 @@ def train_autoencoder(scenes: np.ndarray, output: Path, steps: int, start: Path 
         if step % 100 == 0:
             log.info("autoencoder loss %.4f", running / (1 - 0.99 ** (step + 1)))
         if step % 1000 == 999 or step == steps - 1:
+            if step == steps - 1:
+                unit_latents(ema.model, sample_crops(scenes, rng, 64, 96), centre=False)
             save_autoencoder(output, ema.model, dtype=torch.float16, training=f"{step + 1} steps")
 
 

@@ -84,10 +84,12 @@ def test_encode_and_decode_equal_diffusers(
     latent = torch.randn(2, 16, 6, 4, generator=generator)
     encoded = reference.encode(image * 2 - 1).latent_dist
     assert near(ours.encode(image), encoded.mean)
+    assert near(ours.encode_pixels(image * 2 - 1), encoded.mean)
     assert not near(ours.encode(image), encoded.mode() + encoded.std)
     decoded = reference.decode(latent).sample
     assert decoded.shape == (2, 3, 6 * ratio, 4 * ratio)
     assert near(ours.decode_pixels(latent), decoded)
+    assert near(ours.decode_strips(latent), decoded)
     assert near(ours.decode(latent), ((decoded + 1) / 2).clamp(0, 1))
 
 

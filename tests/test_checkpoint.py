@@ -38,7 +38,9 @@ MakeAutoEncoder = Callable[..., AutoEncoder]
 MakeFlux = Callable[..., Flux]
 Tensors = dict[str, Tensor]
 
-REMEDY = re.compile(r"choose|check|convert|fetch|take another|take the|pass a|name one|load |use |write metadata|correct it")
+REMEDY = re.compile(
+    r"choose|check|convert|fetch|take another|take the|pass a|name one|load |use |write metadata|correct it"
+)
 
 
 def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -216,9 +218,7 @@ def test_fp8_weights_are_read(flux_file: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", "transformer."])
-def test_a_prefixed_flux_is_read(
-    tmp_path: Path, make_flux: MakeFlux, generator: torch.Generator, prefix: str
-) -> None:
+def test_a_prefixed_flux_is_read(tmp_path: Path, make_flux: MakeFlux, generator: torch.Generator, prefix: str) -> None:
     model = make_flux(settings=OneStepSettings(sigma=0.3, txt=torch.randn(2, 24, generator=generator)))
     path = tmp_path / "flux.safetensors"
     save_flux(path, model)
@@ -313,7 +313,9 @@ def test_a_config_beside_the_file_is_believed(vae_file: Path, config: dict[str, 
     assert "config.json" in found.why["stride"] and found.assumed == ()
 
 
-@pytest.mark.parametrize("config", ["[]", "{", '{"_class_name": "FluxTransformer2DModel", "stride": 1}', '{"stride": 1}'])
+@pytest.mark.parametrize(
+    "config", ["[]", "{", '{"_class_name": "FluxTransformer2DModel", "stride": 1}', '{"stride": 1}']
+)
 def test_another_models_config_is_not_believed(vae_file: Path, config: str) -> None:
     (vae_file.parent / "config.json").write_text(config, "utf-8")
     rewrite(vae_file, vae_stride=None)
@@ -374,7 +376,9 @@ def test_an_impossible_wish_is_the_callers_fault(flux_file: Path, wish: dict[str
         load_flux(flux_file, **wish)
 
 
-@pytest.mark.parametrize(("head", "axes"), [(128, (16, 56, 56)), (64, (8, 28, 28)), (32, (4, 14, 14)), (96, (12, 42, 42))])
+@pytest.mark.parametrize(
+    ("head", "axes"), [(128, (16, 56, 56)), (64, (8, 28, 28)), (32, (4, 14, 14)), (96, (12, 42, 42))]
+)
 def test_axes_of_a_head(head: int, axes: tuple[int, int, int]) -> None:
     assert axes_of_head(Path("x"), head) == axes
 
@@ -691,7 +695,9 @@ def test_wrong_numbers_in_a_fluxs_metadata_are_refused(flux_file: Path, key: str
     assert key.removeprefix("rope_") in text and value in text
 
 
-@pytest.mark.parametrize("config", [{"stride": "two"}, {"stride": None}, {"stride": 2, "norm_num_groups": "x"}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{"stride": "two"}, {"stride": None}, {"stride": 2, "norm_num_groups": "x"}], ids=str
+)
 def test_wrong_numbers_in_a_config_are_refused(vae_file: Path, config: dict[str, Any]) -> None:
     (vae_file.parent / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **config}), "utf-8")
     assert "config.json" in refusal(load_autoencoder, bare(vae_file))
@@ -710,7 +716,9 @@ def test_wrong_numbers_in_a_config_are_refused(vae_file: Path, config: dict[str,
 def test_a_prompt_of_another_model_is_refused(
     flux_file: Path, name: str, shape: tuple[int, ...], expected: str
 ) -> None:
-    assert expected in refusal(load_flux, rewrite(flux_file, lambda tensors: tensors.update({name: torch.zeros(shape)})))
+    assert expected in refusal(
+        load_flux, rewrite(flux_file, lambda tensors: tensors.update({name: torch.zeros(shape)}))
+    )
 
 
 # --- writing ----------------------------------------------------------------------------------

@@ -25,9 +25,7 @@ Natural = Callable[..., Tensor]
 # --- wavelet ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("factor", "levels"), [(4, 5), (8, 6), (16, 7), (2, 4), (1, 3), (3, 5), (0.25, 1), (0.001, 1)]
-)
+@pytest.mark.parametrize(("factor", "levels"), [(4, 5), (8, 6), (16, 7), (2, 4), (1, 3), (3, 5), (0.25, 1), (0.001, 1)])
 def test_five_levels_at_x4_and_one_more_per_doubling(factor: float, levels: int) -> None:
     assert wavelet_levels(factor) == levels
 
@@ -121,6 +119,15 @@ def test_the_default_rounds_on_an_enlarged_scene_leave_less_than_a_grey_level(na
     before = (low - resize(image, 96, 96)).abs().mean().item()
     after = (low - resize(back_project(image, low, 1.0), 96, 96)).abs().mean().item()
     assert after < 1 / 255 < before
+
+
+@pytest.mark.parametrize("fidelity", [0.25, 1.0])
+def test_a_round_adds_the_enlarged_error(natural: Natural, fidelity: float) -> None:
+    low, image = natural(32, 32), natural(128, 96, 9)
+    once = image + fidelity * resize(low - resize(image, 32, 32), 128, 96)
+    assert torch.equal(back_project(image, low, fidelity, 1), once)
+    twice = once + fidelity * resize(low - resize(once, 32, 32), 128, 96)
+    assert torch.equal(back_project(image, low, fidelity, 2), twice)
 
 
 def test_less_fidelity_goes_less_far(natural: Natural) -> None:

@@ -141,9 +141,7 @@ def test_a_model_without_guidance_ignores_it(make_flux: Make, generator: torch.G
     assert torch.equal(model(**given), model(**{**given, "guidance": torch.zeros(2)}))
 
 
-def test_rfr_keyword_holds_for_one_call_and_set_rfr_until_changed(
-    make_flux: Make, generator: torch.Generator
-) -> None:
+def test_rfr_keyword_holds_for_one_call_and_set_rfr_until_changed(make_flux: Make, generator: torch.Generator) -> None:
     model, given, fit = make_flux(), inputs(generator), Rfr("fit")
     own = model(**given)
     rescaled = model(**given, rfr=fit)
@@ -180,13 +178,13 @@ def test_progress_counts_every_block(make_flux: Make, generator: torch.Generator
 
 
 def test_raising_in_progress_cancels(make_flux: Make, generator: torch.Generator) -> None:
-    class Cancelled(Exception):
+    class CancelError(Exception):
         pass
 
     def cancel(done: int, total: int) -> None:
-        raise Cancelled
+        raise CancelError
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(CancelError):
         make_flux()(**inputs(generator), on_progress=cancel)
 
 
@@ -200,9 +198,7 @@ def test_prompt_is_zeros_without_one(make_flux: Make) -> None:
 
 
 def test_prompt_of_the_settings_is_repeated_in_the_weights_dtype(make_flux: Make, generator: torch.Generator) -> None:
-    settings = OneStepSettings(
-        txt=torch.randn(4, 24, generator=generator), vec=torch.randn(12, generator=generator)
-    )
+    settings = OneStepSettings(txt=torch.randn(4, 24, generator=generator), vec=torch.randn(12, generator=generator))
     model = make_flux(settings=settings).to(torch.bfloat16)
     txt, vec = model.prompt(2)
     assert settings.txt is not None and settings.vec is not None

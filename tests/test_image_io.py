@@ -169,7 +169,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
         load_image(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"<html></html>"], ids=["empty", "text", "magic", "html"])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"<html></html>"], ids=["empty", "text", "magic", "html"]
+)
 def test_not_a_picture(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ImageError, match=r"a\.png: is (no picture|damaged)"):

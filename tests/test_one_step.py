@@ -152,9 +152,7 @@ def test_the_size_is_kept_to_the_pixel(
     assert result.min() >= 0 and result.max() <= 1
 
 
-def test_what_lies_beyond_the_crop_does_not_shift_the_picture(
-    image: Tensor, autoencoder: AutoEncoder
-) -> None:
+def test_what_lies_beyond_the_crop_does_not_shift_the_picture(image: Tensor, autoencoder: AutoEncoder) -> None:
     """A picture of whole tokens and the same one padded by hand agree pixel for pixel."""
     options = OneStepOptions(Target(scale=1), "none", 0.0, vae_only=True)
     padded = pad_to_multiple(image, 32)
@@ -168,7 +166,9 @@ def test_values_beyond_0_to_1_are_clamped_first(image: Tensor, flux: Flux, autoe
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_float_images_give_float32(image: Tensor, flux: Flux, autoencoder: AutoEncoder, dtype: torch.dtype) -> None:
+def test_other_float_images_give_float32(
+    image: Tensor, flux: Flux, autoencoder: AutoEncoder, dtype: torch.dtype
+) -> None:
     given = image.to(dtype)
     result = upscale(given, flux, autoencoder, PLAIN)
     assert torch.equal(result, upscale(given.float(), flux, autoencoder, PLAIN))
@@ -247,7 +247,7 @@ def test_progress_rises_to_exactly_the_total(
 def test_raising_in_progress_cancels_and_propagates(
     flux: Flux, autoencoder: AutoEncoder, image: Tensor, at: int
 ) -> None:
-    class Cancelled(Exception):
+    class CancelError(Exception):
         pass
 
     seen: list[int] = []
@@ -255,9 +255,9 @@ def test_raising_in_progress_cancels_and_propagates(
     def cancel(done: int, total: int) -> None:
         seen.append(done)
         if done == at:
-            raise Cancelled
+            raise CancelError
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(CancelError):
         upscale(image, flux, autoencoder, on_progress=cancel)
     assert seen == list(range(1, at + 1))
 

@@ -13,7 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import op4ksr_core.probe as probing
-from op4ksr_core import BUNDLED_AUTOENCODER, AutoEncoder, AutoEncoderParams, ImageError, load_autoencoder, save_autoencoder
+from op4ksr_core import (
+    BUNDLED_AUTOENCODER,
+    AutoEncoder,
+    AutoEncoderParams,
+    ImageError,
+    load_autoencoder,
+    save_autoencoder,
+)
 from op4ksr_core.checkpoint import describe_autoencoder
 from op4ksr_core.metrics import psnr
 from op4ksr_core.probe import GEOMETRIES, Fit, doubt, probe, procedural_picture, set_geometry, verdict
@@ -25,9 +32,9 @@ Make = Callable[..., AutoEncoder]
 class Trained(AutoEncoder):
     """Stands in for trained weights: perfect at one geometry, blurred at the other stride, moved at the other shift."""
 
-    def __init__(self, stride: int, shift: int, **assumed: int) -> None:
+    def __init__(self, true: tuple[int, int], **assumed: int) -> None:
         super().__init__(AutoEncoderParams((8,), 1, norm_groups=4, **assumed), device="meta")
-        self.true = stride, shift
+        self.true = true
         self.seen: list[tuple[int, ...]] = []
 
     def encode(self, image: Tensor) -> Tensor:
@@ -37,7 +44,7 @@ class Trained(AutoEncoder):
     def decode(self, latent: Tensor) -> Tensor:
         height, width = latent.shape[-2:]
         if self.params.stride != self.true[0]:
-            return resize(resize(latent, height // 4, width // 4), height, width)
+            return resize(resize(latent, height // 8, width // 8), height, width)
         return latent if self.params.shift == self.true[1] else latent.roll((1, 1), (-2, -1))
 
 
@@ -92,7 +99,7 @@ def test_probe_leaves_the_model_as_it_was_when_it_fails(
     ("size", "probed"), [((600, 700), (512, 512)), ((100, 2000), (96, 512)), ((33, 64), (32, 64)), ((32, 32), (32, 32))]
 )
 def test_only_the_middle_in_whole_tokens_is_probed(size: tuple[int, int], probed: tuple[int, int]) -> None:
-    model = Trained(2, 0)
+    model = Trained((2, 0))
     image = torch.zeros(1, 3, *size)
     top, left = (size[0] - probed[0]) // 2, (size[1] - probed[1]) // 2
     image[..., top : top + probed[0], left : left + probed[1]] = 0.5  # a border would cost PSNR at shift 1
@@ -112,7 +119,7 @@ def test_a_picture_too_small_to_probe_is_refused(make_autoencoder: Make, size: t
 @pytest.mark.parametrize("assumed", [(2, 0), (2, 1), (1, 0)])
 @pytest.mark.parametrize("true", GEOMETRIES)
 def test_the_verdict_is_the_geometry_trained_for(true: tuple[int, int], assumed: tuple[int, int]) -> None:
-    fit = verdict(probe(Trained(*true, stride=assumed[0], shift=assumed[1]), procedural_picture()))
+    fit = verdict(probe(Trained(true, stride=assumed[0], shift=assumed[1]), procedural_picture()))
     assert fit is not None and (fit.stride, fit.shift) == true
 
 
@@ -148,13 +155,13 @@ def silent_file(tmp_path: Path, make_autoencoder: Make) -> Path:
 
 
 def test_an_8x_model_taken_for_16x_is_doubted(silent_file: Path) -> None:
-    sentence = doubt(describe_autoencoder(silent_file), Trained(1, 0, stride=2))
+    sentence = doubt(describe_autoencoder(silent_file), Trained((1, 0), stride=2))
     assert sentence is not None and "looks like an 8x VAE" in sentence
 
 
 def test_a_model_that_fits_is_not_doubted(silent_file: Path) -> None:
-    assert doubt(describe_autoencoder(silent_file), Trained(2, 0, stride=2)) is None
-    assert doubt(describe_autoencoder(silent_file), Trained(2, 1, stride=2)) is None
+    assert doubt(describe_autoencoder(silent_file), Trained((2, 0), stride=2)) is None
+    assert doubt(describe_autoencoder(silent_file), Trained((2, 1), stride=2)) is None
 
 
 def test_random_weights_are_not_doubted(silent_file: Path) -> None:
@@ -166,11 +173,11 @@ def test_a_stated_stride_is_never_doubted_nor_probed(silent_file: Path, monkeypa
         raise AssertionError("probed")
 
     monkeypatch.setattr(probing, "probe", fail)
-    assert doubt(describe_autoencoder(silent_file, stride=2), Trained(1, 0, stride=2)) is None
+    assert doubt(describe_autoencoder(silent_file, stride=2), Trained((1, 0), stride=2)) is None
     found = describe_autoencoder(silent_file)
     with pytest.raises(AssertionError, match="probed"):
-        doubt(found, Trained(1, 0, stride=2))
-    assert doubt(replace(found, assumed=()), Trained(1, 0, stride=2)) is None
+        doubt(found, Trained((1, 0), stride=2))
+    assert doubt(replace(found, assumed=()), Trained((1, 0), stride=2)) is None
 
 
 @pytest.mark.skipif(not BUNDLED_AUTOENCODER.exists(), reason="the bundled weights are not here")

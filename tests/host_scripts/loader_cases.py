@@ -199,17 +199,16 @@ def removed_file() -> dict[str, Any]:
     return harness.refusal(lambda: harness.load_vae(name))
 
 
-if __name__ == "__main__":
-    harness.main(
-        schemas,
-        dropdowns,
-        vae_nodes,
-        vae_sizes,
-        vae_memory,
-        vae_widgets,
-        vae_rebuild,
-        out_of_memory,
-        refused_vaes,
-        refused_models,
-        removed_file,
-    )
+CASES = (
+    schemas,
+    dropdowns,
+    vae_nodes,
+    vae_sizes,
+    vae_memory,
+    vae_widgets,
+    vae_rebuild,
+    out_of_memory,
+    refused_vaes,
+    refused_models,
+    removed_file,
+)

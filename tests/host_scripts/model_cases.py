@@ -201,9 +201,11 @@ def survivors() -> dict[str, bool]:
     """sigma, prompt and theta of the file are still there after what other nodes do to a MODEL."""
     model, lora_name = models()[0], "nothing.safetensors"
     plain = result(model)
-    write_lora(lora_name, {"lora_unet_single_blocks_0_linear2.lora_up.weight": torch.zeros(128, 4)} | {
-        "lora_unet_single_blocks_0_linear2.lora_down.weight": torch.zeros(4, 640)
-    })
+    write_lora(
+        lora_name,
+        {"lora_unet_single_blocks_0_linear2.lora_up.weight": torch.zeros(128, 4)}
+        | {"lora_unet_single_blocks_0_linear2.lora_down.weight": torch.zeros(4, 640)},
+    )
     ways: dict[str, Callable[[], Any]] = {
         "clone": lambda: model.clone().clone(),
         "lora": lambda: with_lora(lora_name),
@@ -233,7 +235,7 @@ def reload() -> dict[str, Any]:
     """The host's way to load the same MODEL once more; patches of the first are copied onto it."""
     model = models()[0]
     if "model_override" not in inspect.signature(type(model).clone).parameters:
-        raise harness.Lacking("this ComfyUI never loads a MODEL a second time")
+        raise harness.LackingError("this ComfyUI never loads a MODEL a second time")
     factory, args = model.cached_patcher_init
     again = factory(*args, disable_dynamic=True)
     copy = model.clone(model_override=(again.model, ({}, {}, {}, set())))
@@ -245,7 +247,7 @@ def foreign_loader() -> dict[str, Any]:
     models()
     write_flux(PLAIN, settings=prompt())
     if comfy.model_detection.detect_unet_config(core_flux().state_dict(), "").get("num_heads") != TINY["num_heads"]:
-        raise harness.Lacking("this ComfyUI's own loader takes every Flux model for a 12B one")
+        raise harness.LackingError("this ComfyUI's own loader takes every Flux model for a 12B one")
     (model,) = harness.run("UNETLoader", PLAIN, "default")
     flux = load_flux(harness.FOLDER / "diffusion_models" / PLAIN)
     own = {"conditioning": harness.run("OP4KSR_LoadFluxSR", PLAIN)[1]}
@@ -263,20 +265,19 @@ def core_agrees() -> float:
     return difference(result(models()[0]), core_result(core_flux()))
 
 
-if __name__ == "__main__":
-    harness.main(
-        core_agrees,
-        sampler,
-        lora,
-        sampling_flux,
-        no_leak,
-        last_wins,
-        checkpoint_policy,
-        policies,
-        reports,
-        not_flux,
-        survivors,
-        fp8,
-        reload,
-        foreign_loader,
-    )
+CASES = (
+    core_agrees,
+    sampler,
+    lora,
+    sampling_flux,
+    no_leak,
+    last_wins,
+    checkpoint_policy,
+    policies,
+    reports,
+    not_flux,
+    survivors,
+    fp8,
+    reload,
+    foreign_loader,
+)

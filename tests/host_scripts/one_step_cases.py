@@ -68,9 +68,7 @@ def options() -> dict[str, Any]:
         "sigma": compare(small, {"sigma": 0.9}, {"sigma": 0.9}),
         "long_edge": compare(small, pixels, {"target": Target(long_edge=160)}),
         "short_edge": compare(small, {**pixels, "target": "short edge"}, {"target": Target(short_edge=160)}),
-        "megapixels": compare(
-            small, {"target": "megapixels", "megapixels": 0.02}, {"target": Target(megapixels=0.02)}
-        ),
+        "megapixels": compare(small, {"target": "megapixels", "megapixels": 0.02}, {"target": Target(megapixels=0.02)}),
         "batch": compare(batch, {}, {}),
         "odd": compare(odd, {"factor": 3.0}, {"target": Target(scale=3)}),
         "odd_fidelity": compare(odd, {"fidelity": 1.0, "color_fix": "wavelet"}, {"fidelity": 1.0, "color": "wavelet"}),
@@ -186,5 +184,12 @@ def refused() -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    harness.main(options, effects, masks, conditioning, native_f8_vae, progress, refused)
+CASES = (
+    options,
+    effects,
+    masks,
+    conditioning,
+    native_f8_vae,
+    progress,
+    refused,
+)

@@ -151,17 +151,16 @@ def positions_per_axis() -> bool:
     return torch.equal(RescaledEmbedND(axes, (46.7, 300.0))(ids), host)
 
 
-if __name__ == "__main__":
-    harness.main(
-        positions,
-        positions_per_axis,
-        f8,
-        f8_through_vae,
-        f16_shift_0,
-        f16_shift_1,
-        flux_plain,
-        flux_guidance,
-        flux_theta_per_axis,
-        flux_guidance_theta_per_axis,
-        flux_small_heads,
-    )
+CASES = (
+    positions,
+    positions_per_axis,
+    f8,
+    f8_through_vae,
+    f16_shift_0,
+    f16_shift_1,
+    flux_plain,
+    flux_guidance,
+    flux_theta_per_axis,
+    flux_guidance_theta_per_axis,
+    flux_small_heads,
+)
