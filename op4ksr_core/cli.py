@@ -158,7 +158,7 @@ def output_paths(sources: Sequence[Path], output: Path) -> list[tuple[Path, Path
         if not output.parent.is_dir():
             raise OutputError(f"{output.parent}: no such folder; create it first")
         check_output(output)
-        return [(sources[0], output)]
+        return _apart([(sources[0], output)])
     if output.is_file():
         raise OutputError(f"{output}: is a file, but {len(sources)} pictures need a folder")
     try:
@@ -172,6 +172,14 @@ def output_paths(sources: Sequence[Path], output: Path) -> list[tuple[Path, Path
         taken[source.stem] = source
     pairs = [(source, output / f"{source.stem}.png") for source in sources]
     check_output(pairs[0][1])
+    return _apart(pairs)
+
+
+def _apart(pairs: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """The pairs, unless one would overwrite its own input: nobody shall lose a photo."""
+    for source, output in pairs:
+        if source.resolve() == output.resolve():
+            raise OutputError(f"{output}: is the input itself and would be overwritten; choose another name or folder")
     return pairs
 
 
@@ -184,7 +192,7 @@ def target_of(options: argparse.Namespace) -> Target:
 def parse_device(name: str | None) -> torch.device:
     try:
         device = default_device() if name is None else torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(f"--device {name}: not to be had here ({reason}); try --device cpu") from error

@@ -28,3 +28,7 @@ class OptionError(Op4ksrError):
 
 class OutputError(Op4ksrError):
     """A place that cannot be written to."""
+
+
+class OutOfMemoryError(Op4ksrError):
+    """Memory ran out and every thriftier way was tried. Not torch's: nobody shall retry it with tiles."""

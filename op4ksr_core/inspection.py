@@ -8,6 +8,7 @@ from typing import Any
 
 from .autoencoder import AutoEncoder, AutoEncoderParams
 from .checkpoint import check_tensors, describe_autoencoder, describe_flux, load_autoencoder
+from .errors import OptionError
 from .flux import Flux, FluxParams
 from .header import Header, read_header
 from .image_io import load_image
@@ -33,7 +34,9 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
         report["usable"] = "yes: with a LoRA loader, on the model it was trained for"
         return report
     report |= _geometry(header)
-    if photo is not None and header.kind == "vae":
+    if photo is not None:
+        if header.kind != "vae":
+            raise OptionError(f"--probe: {path} is a {header.kind}; only a VAE can be probed with a photo")
         image = load_image(photo).image
         fits = probe(load_autoencoder(path), image)
         fit = verdict(fits)

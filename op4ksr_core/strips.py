@@ -62,10 +62,11 @@ class Moments:
     def add(self, strip: Tensor) -> None:
         """Take in a strip (1, C, n, W)."""
         count = strip.shape[2] * strip.shape[3]
-        total = strip.sum((0, 2, 3), dtype=torch.float32).double()
-        squares = torch.linalg.vector_norm(strip, dim=(0, 2, 3), dtype=torch.float32).double().square()
-        mean = total / count
-        m2 = (squares - total * mean).clamp(min=0)
+        mean = strip.sum((0, 2, 3), dtype=torch.float32).double() / count
+        pivot = mean.to(strip.dtype)  # or a channel far from 0 would lose its variance to rounding
+        centred = strip - pivot[:, None, None]
+        squares = torch.linalg.vector_norm(centred, dim=(0, 2, 3), dtype=torch.float32).double().square()
+        m2 = (squares - count * (mean - pivot.double()).square()).clamp(min=0)
         if self.mean is None or self.m2 is None:
             self.count, self.mean, self.m2 = count, mean, m2
             return

@@ -147,6 +147,8 @@ class Server:
                 return
             except OSError:
                 time.sleep(0.3)
+        if re.search(r"comfyui_workflow_templates.templates' does not exist", self.log_tail()):
+            pytest.skip("this ComfyUI's server needs the older comfyui-workflow-templates of its requirements.txt")
         pytest.fail(f"the server did not come up:\n{self.log_tail()}", pytrace=False)
 
     def stop(self) -> None:

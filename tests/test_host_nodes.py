@@ -175,10 +175,11 @@ def test_fluxs_own_8x_vae_works_too(one_step: Cases) -> None:
     assert one_step["native_f8_vae"]["difference"] <= SAME
 
 
-def test_progress_ends_at_its_total(one_step: Cases) -> None:
+def test_progress_rises_to_its_total(one_step: Cases) -> None:
     found = one_step["progress"]
-    assert found["rises"] and found["steps"] > 2
-    assert found["last"][0] == found["last"][1]
+    (total,) = found["totals"]
+    assert found["values"] == list(range(1, total + 1)) and total > 4
+    assert found["last"] == [total, total]
 
 
 # --- MODEL ------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ ORDER = [
     "flux",
     "autoencoder_layers",
     "strips",
+    "memory",
     "autoencoder",
     "layouts",
     "header",

@@ -142,20 +142,27 @@ def native_f8_vae() -> dict[str, Any]:
 
 
 def progress() -> dict[str, Any]:
-    """What the node's bar is told, for a batch of two."""
+    """What the node tells its bar for a batch of two, and what the host (which may skip some) passes on."""
     model, _, vae = host_models()
     told: list[tuple[int, int]] = []
+    passed_on: list[tuple[int, int]] = []
+    update = comfy.utils.ProgressBar.update_absolute
+
+    def recorded(bar: Any, value: int, total: int, *rest: Any) -> None:
+        told.append((value, total))
+        update(bar, value, total, *rest)
 
     def hook(value: int, total: int, *_: Any, **__: Any) -> None:
-        told.append((value, total))
+        passed_on.append((value, total))
 
+    comfy.utils.ProgressBar.update_absolute = recorded
     comfy.utils.set_progress_bar_global_hook(hook)
     try:
         harness.upscale_node(torch.cat([picture(32, 32)] * 2), model, vae, fidelity=1.0)
     finally:
+        comfy.utils.ProgressBar.update_absolute = update
         comfy.utils.set_progress_bar_global_hook(None)
-    values = [value for value, _ in told]
-    return {"rises": values == sorted(values), "steps": len(set(values)), "last": told[-1]}
+    return {"values": [v for v, _ in told], "totals": sorted({t for _, t in told}), "last": passed_on[-1]}
 
 
 def sd_vae() -> Any:

@@ -1,0 +1,260 @@
+"""The pack in a running ComfyUI server: prompts, cache, cancelling, errors, and the templates."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from host_support import NOTES, PACK, Run, Server, choices, find_host, input_specs, png, to_api, widgets_of
+from PIL import Image
+
+pytestmark = pytest.mark.host
+
+NODES = ["OP4KSR_LoadF16VAE", "OP4KSR_LoadFluxSR", "OP4KSR_ApplyRFR", "OP4KSR_OneStepUpscale"]
+TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
+STEP = "4"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(find_host(), tmp_path_factory.mktemp("server"))
+    try:
+        running.wait_until_up()
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def object_info(server: Server) -> dict[str, Any]:
+    return server.get("/object_info")
+
+
+@pytest.fixture(scope="module")
+def photo(server: Server) -> str:
+    """A 96x64 px picture in the server's input folder."""
+    return server.upload("small.png", png(96, 64))
+
+
+def upscale_prompt(photo: str, **changes: Any) -> dict[str, Any]:
+    """LoadImage and the bundled weights into the one-step node (x4) and SaveImage."""
+    widgets: dict[str, Any] = {
+        "target": "factor",
+        "pixels": 4096,
+        "factor": 4.0,
+        "megapixels": 16.0,
+        "color_fix": "wavelet",
+        "fidelity": 1.0,
+        "vae_only": False,
+        "sigma": 0.0,
+        "guidance": -1.0,
+        "max_megapixels": 67.2,
+    }
+    vae = {"vae_name": "bundled: op4ksr_small_f16_vae.safetensors", "compression": "auto", "shift": "auto"}
+    model = {"model_name": "bundled: op4ksr_small_flux.safetensors", "weight_dtype": "default"}
+    links = {"image": ["1", 0], "model": ["3", 0], "vae": ["2", 0], "mask": ["1", 1]}
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": photo}},
+        "2": {"class_type": "OP4KSR_LoadF16VAE", "inputs": vae},
+        "3": {"class_type": "OP4KSR_LoadFluxSR", "inputs": model},
+        STEP: {"class_type": "OP4KSR_OneStepUpscale", "inputs": {**links, **widgets, **changes}},
+        "5": {"class_type": "SaveImage", "inputs": {"images": [STEP, 0], "filename_prefix": "op4ksr"}},
+    }
+
+
+def finished(server: Server, prompt: dict[str, Any]) -> Run:
+    run = server.finish(server.queue(prompt))
+    assert run.status == "success", run.messages
+    return run
+
+
+# --- what the browser is told -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_input_and_output_has_a_tooltip(object_info: dict[str, Any], node: str) -> None:
+    info = object_info[node]
+    assert info["python_module"] == "custom_nodes.op4ksr"
+    assert [name for name, (_, options) in input_specs(info).items() if not options.get("tooltip")] == []
+    assert len(info["output_tooltips"]) == len(info["output"]) and all(info["output_tooltips"])
+
+
+# --- prompts ----------------------------------------------------------------------------------
+
+
+def test_upscale_prompt(server: Server, photo: str) -> None:
+    """The picture is 4 times as large and, shrunk again, the one that was sent (fidelity 1)."""
+    picture = server.picture(finished(server, upscale_prompt(photo)), "5")
+    assert picture.size == (384, 256)
+    shrunk = np.asarray(picture.convert("RGB").resize((96, 64), Image.Resampling.BICUBIC), float)
+    sent = np.asarray(Image.open(io.BytesIO(png(96, 64))), float)
+    assert np.abs(shrunk - sent).mean() < 3
+
+
+def test_the_same_prompt_again_is_served_from_cache(server: Server, photo: str) -> None:
+    finished(server, upscale_prompt(photo, fidelity=0.9))
+    again = finished(server, upscale_prompt(photo, fidelity=0.9))
+    assert sorted(again.message("execution_cached")["nodes"]) == ["1", "2", "3", STEP, "5"]
+
+
+def test_a_changed_option_runs_the_step_but_keeps_the_models(server: Server, photo: str) -> None:
+    finished(server, upscale_prompt(photo, fidelity=0.8))
+    changed = finished(server, upscale_prompt(photo, fidelity=0.7))
+    cached = changed.message("execution_cached")["nodes"]
+    assert {"1", "2", "3"} <= set(cached) and STEP not in cached
+
+
+def test_transparency_goes_round(server: Server) -> None:
+    """RGBA in, RGBA out: the left third stays transparent, through LoadImage's and the host's masks."""
+    picture = Image.open(io.BytesIO(png(96, 64))).convert("RGBA")
+    alpha = np.full((64, 96), 255, np.uint8)
+    alpha[:, :32] = 0
+    picture.putalpha(Image.fromarray(alpha))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    prompt = upscale_prompt(server.upload("transparent.png", buffer.getvalue()))
+    join = {"image": [STEP, 0], "alpha": [STEP, 1]}
+    prompt["6"] = {"class_type": "JoinImageWithAlpha", "inputs": join}
+    prompt["5"]["inputs"]["images"] = ["6", 0]
+    enlarged = server.picture(finished(server, prompt), "5")
+    assert enlarged.mode == "RGBA" and enlarged.size == (384, 256)
+    opacity = np.asarray(enlarged)[..., 3]
+    assert opacity[:, :120].max() <= 2 and opacity[:, 140:].min() >= 253
+
+
+# --- cancelling and errors --------------------------------------------------------------------
+
+
+def test_interrupt_stops_the_step_and_the_queue_goes_on(server: Server) -> None:
+    """Cancelled inside the one-step node, long before the 4096 px that it would take minutes for."""
+    large = server.upload("large.png", png(256, 256))
+    prompt_id = server.queue(upscale_prompt(large, target="long edge"))
+    server.wait_until_running(prompt_id)
+    time.sleep(3)
+    assert not server.get(f"/history/{prompt_id}"), "the run was over before it could be cancelled"
+    server.post("/interrupt", b"{}")
+    start = time.monotonic()
+    run = server.finish(prompt_id, timeout=60)
+    assert time.monotonic() - start < 15
+    assert run.status == "error" and not run.outputs
+    assert run.message("execution_interrupted")["node_type"] == "OP4KSR_OneStepUpscale"
+    assert server.picture(finished(server, upscale_prompt(large, factor=1.5)), "5").size == (384, 384)
+
+
+def test_an_error_is_our_sentence_and_the_server_goes_on(server: Server, photo: str) -> None:
+    run = server.finish(server.queue(upscale_prompt(photo, factor=16.0, max_megapixels=0.5)))
+    error = run.message("execution_error")
+    assert run.status == "error"
+    assert error["node_type"] == "OP4KSR_OneStepUpscale"
+    assert error["exception_type"].endswith("OptionError")
+    assert error["exception_message"].strip() == (
+        "target: 96x64 px x 16 is 1536x1024 px = 1.5 MP, above the ceiling of 0.5 MP; "
+        "ask for less, or raise the ceiling"
+    )
+    assert server.picture(finished(server, upscale_prompt(photo, factor=2.0)), "5").size == (192, 128)
+
+
+@pytest.mark.parametrize(
+    ("node", "widget", "value"),
+    [
+        (STEP, "fidelity", 1.5),
+        (STEP, "color_fix", "sepia"),
+        (STEP, "pixels", 0),
+        ("2", "vae_name", "no_such_file.safetensors"),
+        ("3", "weight_dtype", "int1"),
+    ],
+)
+def test_the_host_refuses_values_out_of_range(server: Server, photo: str, node: str, widget: str, value: Any) -> None:
+    """Nothing is computed: the schema's own limits are checked before the run."""
+    prompt = upscale_prompt(photo)
+    prompt[node]["inputs"][widget] = value
+    errors = server.refusal(prompt)["node_errors"][node]["errors"]
+    assert errors[0]["extra_info"]["input_name"] == widget
+
+
+# --- templates --------------------------------------------------------------------------------
+
+
+def read_template(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8"))
+
+
+@pytest.fixture(params=TEMPLATES, ids=lambda path: path.stem)
+def template(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return read_template(request.param)
+
+
+def test_templates_are_listed_and_served(server: Server) -> None:
+    listed = server.get("/workflow_templates")["op4ksr"]
+    assert sorted(listed) == [path.stem for path in TEMPLATES]
+    for path in TEMPLATES:
+        assert server.get(f"/api/workflow_templates/op4ksr/{path.name}") == read_template(path)
+
+
+def test_template_nodes_exist(object_info: dict[str, Any], template: dict[str, Any]) -> None:
+    types = {node["type"] for node in template["nodes"]} - set(NOTES)
+    assert types & set(NODES), "a template without a node of ours"
+    assert types <= object_info.keys()
+
+
+def test_template_widgets_fit_the_schemas(object_info: dict[str, Any], template: dict[str, Any]) -> None:
+    """One value per widget, and each of ours within its dropdown or its range."""
+    for node in template["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        info = object_info[node["type"]]
+        for name, value in widgets_of(node, info).items():
+            if node["type"] in NODES:
+                assert_allowed(input_specs(info)[name], value, f"{node['type']}.{name}")
+
+
+def assert_allowed(spec: tuple[Any, dict[str, Any]], value: Any, what: str) -> None:
+    kind, options = spec
+    allowed = choices(spec)
+    if allowed is not None:
+        assert value in allowed, what
+    elif kind in ("INT", "FLOAT"):
+        assert options["min"] <= value <= options["max"], what
+    elif kind == "BOOLEAN":
+        assert isinstance(value, bool), what
+
+
+def test_template_links_are_consistent(object_info: dict[str, Any], template: dict[str, Any]) -> None:
+    """Every link is known at both of its ends, and the types are those of the nodes."""
+    nodes = {node["id"]: node for node in template["nodes"]}
+    assert len(nodes) == len(template["nodes"]) and template["last_node_id"] >= max(nodes)
+    ends: list[tuple[int, str]] = []
+    for link_id, source, out_slot, target, in_slot, kind in template["links"]:
+        output, entry = nodes[source]["outputs"][out_slot], nodes[target]["inputs"][in_slot]
+        assert link_id in output["links"] and entry["link"] == link_id
+        assert output["type"] == entry["type"] == kind
+        assert object_info[nodes[source]["type"]]["output"][out_slot] == kind
+        assert input_specs(object_info[nodes[target]["type"]])[entry["name"]][0] == kind
+        ends += [(link_id, "out"), (link_id, "in")]
+    stated = [(i, "out") for n in nodes.values() for o in n.get("outputs", []) for i in o["links"] or []]
+    stated += [(i["link"], "in") for n in nodes.values() for i in n.get("inputs", []) if i.get("link") is not None]
+    assert sorted(stated) == sorted(ends) and len(set(ends)) == len(ends)
+
+
+def test_template_required_inputs_are_connected(object_info: dict[str, Any], template: dict[str, Any]) -> None:
+    prompt = to_api(template, object_info)
+    for node in prompt.values():
+        missing = set(object_info[node["class_type"]]["input"].get("required", {})) - node["inputs"].keys()
+        assert not missing, f"{node['class_type']} lacks {missing}"
+
+
+def test_upscale_template_runs_as_shipped(server: Server, object_info: dict[str, Any], photo: str) -> None:
+    """With the user's picture, at 256 px for the CPU's sake; nothing else is changed."""
+    prompt = to_api(read_template(PACK / "workflows" / "upscale_4k.json"), object_info)
+    by_type = {node["class_type"]: (node_id, node["inputs"]) for node_id, node in prompt.items()}
+    by_type["LoadImage"][1]["image"] = photo
+    step = by_type["OP4KSR_OneStepUpscale"][1]
+    assert (step["target"], step["pixels"]) == ("long edge", 4096)
+    step["pixels"] = 256
+    assert server.picture(finished(server, prompt), by_type["SaveImage"][0]).size == (256, 171)
