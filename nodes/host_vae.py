@@ -23,8 +23,8 @@ from ..op4ksr_core.checkpoint import (
     read_state,
 )
 from ..op4ksr_core.errors import UnsupportedCheckpointError
+from ..op4ksr_core.memory import Stage, choose_strips, peak_bytes
 from ..op4ksr_core.probe import doubt
-from ..op4ksr_core.strips import peak_elements_decode, peak_elements_encode
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,12 @@ class HostAutoEncoder(AutoEncoder):
 
     def decode(self, latent: Tensor) -> Tensor:  # pyright: ignore
         return self.decode_strips(latent, comfy.model_management.throw_exception_if_processing_interrupted)
+
+    def free_memory(self, device: torch.device) -> int | None:
+        return int(comfy.model_management.get_free_memory(device))
+
+    def release_memory(self) -> None:
+        comfy.model_management.soft_empty_cache()
 
 
 def load_vae(path: Path, stride: int | None, shift: int | None) -> Any:
@@ -98,17 +104,25 @@ def _build_vae(
     return vae
 
 
-#: What the kernels take beside the tensors (convolution workspaces): our choice.
-_WORKSPACE = 1.15
+#: Share of the device's memory that the manager is asked for at most, before a thriftier way is planned.
+_SHARE = 0.8
 
 
 def memory_estimates(params: AutoEncoderParams) -> tuple[Callable[..., float], Callable[..., float]]:
-    """The host's two lambdas, (shape, dtype) -> bytes: (B, C, H, W) px for encode, latent for decode."""
+    """The host's two lambdas, (shape, dtype) -> bytes: (B, C, H, W) px for encode, latent for decode.
+
+    What the fastest way needs that this device can hold at all, so that no more is evicted than that.
+    """
+
+    def estimate(stage: Stage, height: int, width: int, dtype: torch.dtype) -> float:
+        total = comfy.model_management.get_total_memory(comfy.model_management.vae_device())
+        settings = choose_strips(params, stage, height, width, dtype, int(total * _SHARE))
+        return peak_bytes(params, stage, height, width, dtype, settings)
 
     def encode(shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        return _WORKSPACE * peak_elements_encode(params) * shape[2] * shape[3] * dtype.itemsize
+        return estimate("encode", shape[2], shape[3], dtype)
 
     def decode(shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        return _WORKSPACE * peak_elements_decode(params) * shape[2] * shape[3] * params.ratio**2 * dtype.itemsize
+        return estimate("decode", shape[2] * params.ratio, shape[3] * params.ratio, dtype)
 
     return encode, decode

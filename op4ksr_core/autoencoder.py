@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from .autoencoder_layers import AutoEncoderParams, Decoder, Encoder
 from .errors import ImageError
+from .machine import free_memory
+from .memory import Result, Stage, choose_strips, recovering
 from .strips import OnStrip, StripSettings, decode_picture, encode_picture
 
 __all__ = ["AutoEncoder", "AutoEncoderParams"]
@@ -27,8 +30,8 @@ class AutoEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.params = params
-        #: How ``encode`` and ``decode`` run: exact in any case, see ``strips``.
-        self.strips = StripSettings()
+        #: How ``encode`` and ``decode`` run; None: chosen by the free memory. The result is the same.
+        self.strips: StripSettings | None = None
         self.encoder = Encoder(params, operations, device=device, dtype=dtype)
         self.decoder = Decoder(params, operations, device=device, dtype=dtype)
 
@@ -50,20 +53,46 @@ class AutoEncoder(nn.Module):
 
     def encode_strips(self, pixels: Tensor, on_strip: OnStrip | None = None) -> Tensor:
         """``encode_pixels`` in strips, picture by picture: the same to rounding, in bounded memory."""
-        means = [
-            encode_picture(self.encoder, one.shape[2], lambda a, b, one=one: one[:, :, a:b], self.strips, on_strip)
-            for one in pixels.split(1)
-        ]
-        return torch.cat(means).chunk(2, dim=1)[0]
+
+        def encode_one(one: Tensor) -> Tensor:
+            def run(settings: StripSettings) -> Tensor:
+                return encode_picture(self.encoder, one.shape[2], lambda a, b: one[:, :, a:b], settings, on_strip)
+
+            return self._bounded("encode", run, one.shape[2], one.shape[3], one)
+
+        return torch.cat([encode_one(one) for one in pixels.split(1)]).chunk(2, dim=1)[0]
 
     def decode_strips(self, latent: Tensor, on_strip: OnStrip | None = None, out: Tensor | None = None) -> Tensor:
         """``decode_pixels`` in strips, written as they are done into ``out`` (any device, float dtype) if given."""
         ratio = self.params.ratio
         if out is None:
             out = latent.new_empty((len(latent), 3, latent.shape[2] * ratio, latent.shape[3] * ratio))
-        for i in range(len(latent)):
-            decode_picture(self.decoder, latent[i : i + 1], self.strips, out[i : i + 1], on_strip)
+        for one, place in zip(latent.split(1), out.split(1), strict=True):
+
+            def run(settings: StripSettings, one: Tensor = one, place: Tensor = place) -> None:
+                decode_picture(self.decoder, one, settings, place, on_strip)
+
+            self._bounded("decode", run, place.shape[2], place.shape[3], one)
         return out
+
+    def _bounded(
+        self, stage: Stage, run: Callable[[StripSettings], Result], height: int, width: int, like: Tensor
+    ) -> Result:
+        """Run with the settings that fit, and with thriftier ones if they did not after all."""
+        settings = self.strips
+        if settings is None:
+            free = self.free_memory(like.device)
+            settings = choose_strips(self.params, stage, height, width, like.dtype, free)
+        return recovering(run, settings, f"VAE {stage} of {width}x{height} px", self.release_memory)
+
+    def free_memory(self, device: torch.device) -> int | None:
+        """Bytes to be had on the device; None if unknown. A host that manages memory overrides it."""
+        return free_memory(device)
+
+    def release_memory(self) -> None:
+        """Give back what a failed try left behind. A host that manages memory overrides it."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def encode(self, image: Tensor, on_strip: OnStrip | None = None) -> Tensor:
         """Image (B, 3, H, W), float in [0, 1] -> raw latent (B, C, H/ratio, W/ratio), posterior mean.
@@ -71,7 +100,7 @@ class AutoEncoder(nn.Module):
         Computed in the weights' dtype on the weights' device. A side that is no multiple of the
         ratio is rounded as the convolutions have it; ``upscale`` pads beforehand.
         ``on_strip()`` runs before each strip and may raise to cancel. Raises ImageError for another
-        shape, or for sides shorter than the ratio.
+        shape, or for sides shorter than the ratio; OutOfMemoryError when even the thriftiest way fails.
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise ImageError(f"image: expected (B, 3, H, W), got {tuple(image.shape)}")
@@ -87,7 +116,7 @@ class AutoEncoder(nn.Module):
         """Raw latent (B, C, h, w) -> image (B, 3, h*ratio, w*ratio) clamped to [0, 1].
 
         Computed in the weights' dtype on the weights' device. ``on_strip`` as in ``encode``. Raises
-        ImageError for another shape.
+        ImageError for another shape, OutOfMemoryError when even the thriftiest way fails.
         """
         if latent.ndim != 4 or latent.shape[1] != self.params.latent_channels:
             raise ImageError(f"latent: expected (B, {self.params.latent_channels}, h, w), got {tuple(latent.shape)}")

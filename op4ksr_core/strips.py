@@ -22,8 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .autoencoder_layers import AutoEncoderParams
-
 Thrift = Literal["fast", "lean", "tiny"]
 THRIFTS: tuple[Thrift, ...] = get_args(Thrift)
 
@@ -375,13 +373,3 @@ def _entry(
         return conv(_dense(pixels(first, last)))[:, :, before : before + bottom - top]
 
     return compute
-
-
-def peak_elements_encode(params: AutoEncoderParams) -> float:
-    """About how many live tensor elements per image px encoding needs (thrift fast, 64 rows, large pictures)."""
-    return 2.2 * params.widths[0] / params.stride**2
-
-
-def peak_elements_decode(params: AutoEncoderParams) -> float:
-    """About how many live tensor elements per output px decoding needs (thrift fast, 64 rows, large pictures)."""
-    return 3.3 * params.widths[0] / params.stride**2

@@ -182,6 +182,11 @@ def test_progress_rises_to_its_total(one_step: Cases) -> None:
     assert found["last"] == [total, total]
 
 
+@pytest.mark.parametrize("what", ["encode", "decode", "node", "works_again"])
+def test_cancelling(one_step: Cases, what: str) -> None:
+    assert one_step["cancelling"][what]
+
+
 # --- MODEL ------------------------------------------------------------------------------------
 
 

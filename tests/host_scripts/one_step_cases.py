@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import comfy.model_management
 import comfy.sd
 import comfy.utils
 import harness
@@ -165,6 +167,31 @@ def progress() -> dict[str, Any]:
     return {"values": [v for v, _ in told], "totals": sorted({t for _, t in told}), "last": passed_on[-1]}
 
 
+def cancelled(attempt: Callable[[], Any]) -> bool:
+    """Whether ``attempt`` ends at once, with the host's own exception, when the user has cancelled."""
+    comfy.model_management.interrupt_current_processing()
+    try:
+        attempt()
+    except comfy.model_management.InterruptProcessingException:  # a BaseException on newer hosts
+        return True
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
+    return False
+
+
+def cancelling() -> dict[str, bool]:
+    """Each stage by itself and the node as a whole; afterwards everything works as before."""
+    model, _, vae = host_models()
+    image, raw = picture(48, 64), noise(1, 16, 4, 4)
+    plain, _ = harness.upscale_node(image, model, vae)
+    found = {
+        "encode": cancelled(lambda: vae.encode(image)),
+        "decode": cancelled(lambda: vae.decode(raw)),
+        "node": cancelled(lambda: harness.upscale_node(image, model, vae)),
+    }
+    return found | {"works_again": torch.equal(plain, harness.upscale_node(image, model, vae)[0])}
+
+
 def sd_vae() -> Any:
     """A Stable Diffusion VAE (4 channels, quant convs) as the host loads it."""
     core = seeded(lambda: AutoEncoder(AutoEncoderParams(stride=1, latent_channels=4)), 7)
@@ -198,5 +225,6 @@ CASES = (
     conditioning,
     native_f8_vae,
     progress,
+    cancelling,
     refused,
 )
