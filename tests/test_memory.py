@@ -14,7 +14,7 @@ from op4ksr_core.memory import Stage, choose_strips, peak_bytes, peak_elements, 
 from op4ksr_core.strips import THRIFTS, StripSettings, Thrift
 
 FULL = AutoEncoderParams()
-TINY = AutoEncoderParams(widths=(8, 16, 16, 16), norm_groups=4)
+TINY = AutoEncoderParams(widths=(8, 16), layers_per_block=1, norm_groups=4)
 
 
 def measured(params: AutoEncoderParams, stage: Stage, side: int, settings: StripSettings) -> float:
@@ -103,7 +103,7 @@ def model() -> AutoEncoder:
 
 def stages(model: AutoEncoder) -> dict[str, Callable[[], torch.Tensor]]:
     pixels = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(1))
-    latent = torch.randn(1, 16, 3, 4, generator=torch.Generator().manual_seed(2))
+    latent = torch.randn(1, 16, 12, 16, generator=torch.Generator().manual_seed(2))
     return {"encode": lambda: model.encode_strips(pixels), "decode": lambda: model.decode_strips(latent)}
 
 
@@ -152,7 +152,7 @@ def test_cancel_at_every_strip(model: AutoEncoder, stage: str, thrift: Thrift) -
     class CancelError(Exception):
         pass
 
-    given = torch.rand(1, 3, 48, 64) if stage == "encode" else torch.randn(1, 16, 3, 4)
+    given = torch.rand(1, 3, 48, 64) if stage == "encode" else torch.randn(1, 16, 12, 16)
     call = model.encode_strips if stage == "encode" else model.decode_strips
     count = 0
 
