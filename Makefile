@@ -13,7 +13,7 @@ $(VENV)/.runtime:
 	touch $@
 
 $(VENV)/.test: $(VENV)/.runtime
-	$(BIN)/python -m pip install --quiet pytest diffusers accelerate transformers ruff pyright
+	$(BIN)/python -m pip install --quiet pytest diffusers accelerate transformers ruff==0.17.5 pyright==1.1.414
 	touch $@
 
 demo: $(VENV)/.runtime
