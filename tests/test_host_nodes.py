@@ -86,10 +86,11 @@ def test_vae_sizes(loaders: Cases) -> None:
 
 
 def test_vae_memory_estimates_grow_with_the_area(loaders: Cases) -> None:
+    """Maps grow with the height, the strips at work do not: twice the rows need a little less than twice."""
     found = loaders["vae_memory"]
     for stage in ("encode", "decode"):
         assert found[stage] > 2**20
-        assert found[f"{stage}_twice"] == pytest.approx(2 * found[stage])
+        assert 1.9 * found[stage] < found[f"{stage}_twice"] < 2 * found[stage]
 
 
 @pytest.mark.parametrize("widget", ["auto_is_of_the_file", "shift_0_differs", "8x"])
