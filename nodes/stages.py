@@ -57,12 +57,14 @@ class HostStages:
                 f"VAE: has {vae.latent_channels} latent channels, but the model takes {channels}; "
                 "choose a Flux-type VAE (16 channels)"
             )
+        if getattr(vae, "latent_dim", 2) != 2:
+            raise OptionError("VAE: is a video VAE; choose a Flux-type picture VAE (16 channels)")
         settings = settings_of(model)
         self.model, self.vae = model, vae
         self.sigma = settings.sigma if sigma is None else sigma
-        self.conditioning = prompt_conditioning(model) if conditioning is None else conditioning
-        if guidance is not None:
-            self.conditioning = [[c, {**extra, "guidance": guidance}] for c, extra in self.conditioning]
+        given = prompt_conditioning(model) if conditioning is None else conditioning
+        typed = {} if guidance is None else {"guidance": guidance}
+        self.conditioning = [[c, {"guidance": settings.guidance, **extra, **typed}] for c, extra in given]
         self.ratio = int(vae.spacial_compression_encode())
 
     def encode(self, image: Tensor) -> Tensor:

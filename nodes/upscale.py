@@ -86,7 +86,7 @@ class OneStepUpscale(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="1: the result, shrunk again, equals the input. Lower it for noisy or JPEG pictures.",
+                    tooltip="1: the result, shrunk again, is the input. Lower it for noisy or JPEG pictures.",
                 ),
                 io.Boolean.Input(
                     "vae_only",

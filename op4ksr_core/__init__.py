@@ -14,7 +14,14 @@ from .checkpoint import (
     save_autoencoder,
     save_flux,
 )
-from .errors import ImageError, Op4ksrError, OptionError, OutputError, UnsupportedCheckpointError
+from .errors import (
+    ImageError,
+    Op4ksrError,
+    OptionError,
+    OutOfMemoryError,
+    OutputError,
+    UnsupportedCheckpointError,
+)
 from .flux import Flux, FluxParams, OneStepSettings
 from .one_step import OneStepOptions, upscale
 from .resize import Target
@@ -34,6 +41,7 @@ __all__ = [
     "OneStepSettings",
     "Op4ksrError",
     "OptionError",
+    "OutOfMemoryError",
     "OutputError",
     "RescaledEmbedND",
     "Rfr",

@@ -19,7 +19,7 @@ from .color import back_project
 from .errors import OptionError, OutputError
 from .flux import Flux
 from .image_io import IMAGE_SUFFIXES, load_image
-from .metrics import fidelity_scores
+from .metrics import fidelity_scores, load_piq
 from .one_step import OneStepOptions, upscale
 from .resize import Target, resize
 
@@ -48,6 +48,7 @@ def quality(photos: Sequence[Path], flux: Flux, autoencoder: AutoEncoder, factor
     """
     if not photos:
         raise OptionError(f"benchmark quality: no pictures found (looked for {', '.join(IMAGE_SUFFIXES)})")
+    load_piq()
     methods = _methods(flux, autoencoder, factor)
     rows: list[Row] = []
     for path in photos:

@@ -21,9 +21,10 @@ from .color import COLOR_FIXES
 from .demo import SAMPLE_PHOTO, before_after
 from .errors import Op4ksrError, OptionError, OutputError, UnsupportedCheckpointError
 from .flux import Flux
-from .image_io import IMAGE_SUFFIXES, Picture, check_output, load_image, save_image
+from .image_io import IMAGE_SUFFIXES, Picture, check_output, from_pil, holds_alpha, load_image, save_image
 from .inspection import inspect_file
 from .machine import default_device, peak_memory
+from .memory import out_of_memory_told
 from .one_step import OneStepOptions, upscale, upscale_alpha
 from .probe import doubt
 from .resize import DEFAULT_CEILING_MEGAPIXELS, Target
@@ -118,7 +119,8 @@ def run_upscale(options: argparse.Namespace) -> int:
     )
     device = parse_device(options.device)
     dtype = DTYPES[options.dtype] if options.dtype else None
-    autoencoder, flux = load_models(options, device, dtype)
+    with out_of_memory_told("loading the models"):
+        autoencoder, flux = load_models(options, device, dtype)
     reports: list[dict[str, Any]] = []
     failures = 0
     for source, output in pairs:
@@ -140,7 +142,7 @@ def gather(inputs: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             if not inside:
                 raise OptionError(f"{path}: no pictures in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
             found += inside
@@ -159,20 +161,25 @@ def output_paths(sources: Sequence[Path], output: Path) -> list[tuple[Path, Path
             raise OutputError(f"{output.parent}: no such folder; create it first")
         check_output(output)
         return _apart([(sources[0], output)])
-    if output.is_file():
-        raise OutputError(f"{output}: is a file, but {len(sources)} pictures need a folder")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be created ({error.strerror}); choose another folder") from error
+    if output.is_file() or (output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir()):
+        raise OutputError(f"{output}: is the name of one file, but {len(sources)} pictures need a folder; name one")
     taken: dict[str, Path] = {}
     for source in sources:
         if source.stem in taken:
             raise OutputError(f"{source} and {taken[source.stem]} would both become {source.stem}.png; rename one")
         taken[source.stem] = source
-    pairs = [(source, output / f"{source.stem}.png") for source in sources]
+    pairs = _apart([(source, output / f"{source.stem}.png") for source in sources])
+    make_folder(output)
     check_output(pairs[0][1])
-    return _apart(pairs)
+    return pairs
+
+
+def make_folder(path: Path) -> None:
+    """Create the folder if there is none. Raises OutputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
 
 
 def _apart(pairs: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
@@ -222,16 +229,20 @@ def _upscale_file(
     began = time.perf_counter()
     picture = load_image(source)
     show = None if options.json or not sys.stderr.isatty() else _show_progress
-    image = upscale(picture.image.to(device), flux, autoencoder, settings, on_progress=show)
-    alpha = None if picture.alpha is None else upscale_alpha(picture.alpha, *image.shape[-2:])
+    with out_of_memory_told(str(source)):
+        image = upscale(picture.image.to(device), flux, autoencoder, settings, on_progress=show)
+        alpha = None if picture.alpha is None else upscale_alpha(picture.alpha, *image.shape[-2:])
     computed = time.perf_counter()
     save_image(output, Picture(image, alpha))
+    keeps_alpha = alpha is not None and holds_alpha(output)
+    if alpha is not None and not keeps_alpha:
+        print(f"{output}: this format holds no transparency; end the name in .png to keep it", file=sys.stderr)
     report: dict[str, Any] = {
         "input": str(source),
         "output": str(output),
         "input_size": list(picture.size[::-1]),
         "output_size": [image.shape[-1], image.shape[-2]],
-        "alpha": alpha is not None,
+        "alpha": keeps_alpha,
         "seconds": round(computed - began, 3),
         "save_seconds": round(time.perf_counter() - computed, 3),
         "peak_memory_bytes": peak_memory(device),
@@ -312,10 +323,11 @@ def run_quality(options: argparse.Namespace) -> int:
 def run_demo(options: argparse.Namespace) -> int:
     output = options.output / "photo_4096.png"
     command = ["upscale", str(SAMPLE_PHOTO), "-o", str(output), "--long-edge", "4096"]
-    options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output)
     if (code := main(command)) != 0:
         return code
     comparison = options.output / "before_after.png"
-    before_after(load_image(SAMPLE_PHOTO).image, load_image(output).image).save(comparison)
+    views = before_after(load_image(SAMPLE_PHOTO).image, load_image(output).image)
+    save_image(comparison, from_pil(views))
     print(f"{comparison}: the same crop, bicubic and one step")
     return 0

@@ -17,7 +17,10 @@ from .errors import ImageError, OutputError
 #: What a folder is searched for.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
-#: Pillow's formats that cannot hold transparency, or that few programs read it from.
+#: Pillow's names of the formats that are written.
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+
+#: Those of them that cannot hold transparency, or that few programs read it from.
 _OPAQUE_FORMATS = ("JPEG", "BMP")
 
 
@@ -114,10 +117,15 @@ def check_output(path: str | Path) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder or name") from error
 
 
+def holds_alpha(path: str | Path) -> bool:
+    """Whether the format that the name's ending means can hold transparency."""
+    return _format(Path(path)) not in _OPAQUE_FORMATS
+
+
 def _format(path: Path) -> str:
     """Pillow's name of the format that the name's ending means."""
     Image.init()
     kind = Image.EXTENSION.get(path.suffix.lower(), "")
-    if kind not in Image.SAVE:
+    if kind not in _FORMATS:
         raise OutputError(f"{path}: unknown picture format {path.suffix!r}; end the name in .png, .jpg or .webp")
     return kind

@@ -7,7 +7,8 @@ scratch memory inside kernels comes on top and is covered by ``WORKSPACE``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -136,6 +137,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         text in str(error).lower() for text in ("out of memory", "can't allocate memory", "not enough memory")
     )
+
+
+@contextmanager
+def out_of_memory_told(what: str) -> Generator[None, None, None]:
+    """Turn any out-of-memory error inside into ours, with the remedy. For callers without a memory manager."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"{what}: out of memory; ask for a smaller target, use --dtype bfloat16, or run with --device cpu"
+        ) from None
 
 
 def recovering(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .errors import OptionError
 
 
 def psnr(image: Tensor, target: Tensor) -> float:
@@ -20,10 +23,18 @@ def luma(image: Tensor) -> Tensor:
     return (image * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
+def load_piq() -> Any:
+    """The piq library. Raises OptionError where it (or the torchvision it needs) is not installed."""
+    try:
+        import piq  # pyright: ignore[reportMissingImports]
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
+        raise OptionError(f"SSIM and GMSD need piq and torchvision: pip install piq torchvision ({error})") from error
+    return piq  # pyright: ignore
+
+
 def fidelity_scores(image: Tensor, target: Tensor) -> dict[str, float]:
     """PSNR (dB), SSIM (1 is best) and GMSD (0 is best) of one pair (1, 3, H, W) in [0, 1]."""
-    import piq  # pyright: ignore[reportMissingImports]
-
+    piq = load_piq()
     image, target = image.float().clamp(0, 1), target.float()
     return {
         "psnr": psnr(image, target),

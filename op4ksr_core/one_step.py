@@ -111,7 +111,9 @@ def upscale(
     One forward pass per picture, no patches. ``flux`` may be None with ``options.vae_only``.
     sigma and theta (or a whole ``rfr`` policy) override the model's own for this call.
     ``on_progress(done, total)`` runs after each step and may raise to cancel. Raises ImageError (NaN,
-    empty, wrong shape) and OptionError (target beyond the ceiling, models that do not fit together).
+    empty, wrong shape), OptionError (target beyond the ceiling, models that do not fit together),
+    OutOfMemoryError (the VAE's thriftiest way failed; torch's own may come from the transformer), and
+    Op4ksrError where the model's output is not finite.
     """
     options = options or OneStepOptions()
     if flux is None and not options.vae_only:

@@ -323,7 +323,7 @@ def unwritable(tmp_path: Path) -> dict[str, tuple[list[Path], Path, str]]:
     return {
         "no folder": ([a], tmp_path / "gone" / "out.png", "no such folder; create it first"),
         "unknown ending": ([a], tmp_path / "out.xyz", "unknown picture format '.xyz'"),
-        "a file for several": ([a, b], file, "is a file, but 2 pictures need a folder"),
+        "a file for several": ([a, b], file, "is the name of one file, but 2 pictures need a folder"),
         "a folder under a file": ([a, b], file / "out", "cannot be created"),
         "two of one name": ([a, same], tmp_path / "out", "would both become a.png; rename one"),
         "no place for files": ([a], Path("/proc/out.png"), "cannot be written"),

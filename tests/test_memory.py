@@ -10,7 +10,15 @@ import torch
 from op4ksr_core.allocation import AllocationTracker
 from op4ksr_core.autoencoder import AutoEncoder, AutoEncoderParams
 from op4ksr_core.errors import OutOfMemoryError
-from op4ksr_core.memory import Stage, choose_strips, peak_bytes, peak_elements, recovering, thriftier
+from op4ksr_core.memory import (
+    Stage,
+    choose_strips,
+    out_of_memory_told,
+    peak_bytes,
+    peak_elements,
+    recovering,
+    thriftier,
+)
 from op4ksr_core.strips import THRIFTS, StripSettings, Thrift
 
 FULL = AutoEncoderParams()
@@ -204,3 +212,11 @@ def test_other_errors_are_not_retried() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         recovering(run, StripSettings(), "test")
     assert len(calls) == 1
+
+
+def test_out_of_memory_elsewhere_is_told_in_one_sentence() -> None:
+    sentence = r"photo\.png: out of memory; ask for a smaller target"
+    with pytest.raises(OutOfMemoryError, match=sentence), out_of_memory_told("photo.png"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory_told("photo.png"):
+        raise RuntimeError("shapes do not match")
