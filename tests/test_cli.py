@@ -531,3 +531,82 @@ def test_version(capsys: Capture) -> None:
         cli.main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"{op4ksr_core.__version__}\n"
+
+
+# --- what a newcomer tried --------------------------------------------------------------------
+
+
+def test_several_pictures_do_not_become_a_folder_named_like_a_picture(
+    tmp_path: Path, run: Callable[..., int], capsys: Capture, no_compute: None
+) -> None:
+    inputs = [photo(tmp_path / "a.png"), photo(tmp_path / "b.png")]
+    assert run("upscale", *inputs, "-o", tmp_path / "two.png") == 1
+    assert "2 pictures need a folder" in one_error(capsys)
+    assert not (tmp_path / "two.png").exists()
+
+
+def test_names_that_collide_leave_no_empty_folder(
+    tmp_path: Path, run: Callable[..., int], capsys: Capture, no_compute: None
+) -> None:
+    inputs = [photo(tmp_path / "a.png"), photo(tmp_path / "a.jpg")]
+    assert run("upscale", *inputs, "-o", tmp_path / "out") == 1
+    assert "would both become" in one_error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_is_not_written_over_itself(
+    tmp_path: Path, run: Callable[..., int], capsys: Capture, no_compute: None
+) -> None:
+    source = photo(tmp_path / "a.png")
+    before = source.read_bytes()
+    for output in (source, tmp_path):
+        assert run("upscale", source, "-o", output) == 1
+        assert "is the input itself" in one_error(capsys)
+    assert source.read_bytes() == before
+
+
+def test_a_folder_named_like_a_picture_is_no_picture(tmp_path: Path, run: Callable[..., int]) -> None:
+    (tmp_path / "in").mkdir()
+    photo(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "x.png").mkdir()
+    assert run("upscale", tmp_path / "in", "-o", tmp_path / "out") == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_lost_transparency_is_said(tmp_path: Path, run: Callable[..., int], capsys: Capture) -> None:
+    source = photo(tmp_path / "a.png", mode="RGBA")
+    assert run("upscale", source, "-o", tmp_path / "out.jpg", "--json") == 0
+    captured = capsys.readouterr()
+    assert "holds no transparency" in captured.err
+    assert json.loads(captured.out)["pictures"][0]["alpha"] is False
+
+
+def test_out_of_memory_in_one_picture_does_not_cost_the_others(
+    tmp_path: Path, run: Callable[..., int], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(image: torch.Tensor, *args: Any, **kw: Any) -> torch.Tensor:
+        if image.shape[-1] == 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return upscale(image, *args, **kw)
+
+    monkeypatch.setattr(cli, "upscale", scarce)
+    inputs = [photo(tmp_path / "large.png", 16, 16), photo(tmp_path / "small.png")]
+    assert run("upscale", *inputs, "-o", tmp_path / "out") == 1
+    assert "large.png: out of memory" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.png"]
+
+
+def test_a_demo_into_a_file_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    place = photo(tmp_path / "a.png")
+    assert cli.main(["demo", "-o", str(place)]) == 1
+    assert "choose another folder" in one_error(capsys)
+
+
+def test_quality_without_piq_says_what_to_install(
+    tmp_path: Path, models: tuple[Path, Path], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "piq", None)
+    files = ["--vae", str(models[0]), "--model", str(models[1]), "-o", str(tmp_path / "out")]
+    assert cli.main(["benchmark", "quality", str(photo(tmp_path / "a.png")), *files]) == 1
+    assert "pip install piq torchvision" in one_error(capsys)
+    assert not (tmp_path / "out").exists()

@@ -167,6 +167,7 @@ def test_a_typed_sigma_wins(one_step: Cases) -> None:
 def test_guidance_is_the_files_unless_typed(one_step: Cases) -> None:
     found = one_step["conditioning"]
     assert found["own_guidance"] <= SAME
+    assert found["plain_prompt"] == 0.0
     assert found["typed_guidance"] <= SAME
     assert found["guidance_differs"] > VISIBLE
 

@@ -118,6 +118,8 @@ def conditioning() -> dict[str, Any]:
     default, _ = harness.upscale_node(image, model, vae)
     typed, _ = harness.upscale_node(image, model, vae, sigma=0.8)
     guidance, _ = harness.upscale_node(image, guided, vae)
+    prompt_of_file = guided.get_attachment("op4ksr")
+    plain = [[prompt_of_file.txt[None], {"pooled_output": prompt_of_file.vec[None]}]]  # as CLIPTextEncode gives it
     strong, _ = harness.upscale_node(image, guided, vae, guidance=9.0)
     core_strong = load_flux(harness.FOLDER / "diffusion_models" / GUIDED)
     core_strong.settings = replace(core_strong.settings, guidance=9.0)
@@ -128,6 +130,7 @@ def conditioning() -> dict[str, Any]:
         "typed_sigma": difference(typed, from_core(image, flux, autoencoder, sigma=0.8)),
         "guidance_differs": difference(guidance, strong),
         "own_guidance": difference(guidance, from_core(image, core_guided, autoencoder)),
+        "plain_prompt": difference(guidance, harness.upscale_node(image, guided, vae, conditioning=plain)[0]),
         "typed_guidance": difference(strong, from_core(image, core_strong, autoencoder)),
         "strength_of_prompt": float(own[0][0].abs().max()),
     }
