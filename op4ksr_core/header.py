@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -131,12 +130,6 @@ def read_tensors(header: Header, names: set[str] | None = None) -> dict[str, Ten
                 if home == file and (names is None or name in names):
                     tensors[name] = opened.get_tensor(name)
     return tensors
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """safetensors' dtype name -> torch's."""
-    table = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    return table.get(name, torch.float32)
 
 
 def _files_of(path: Path) -> list[Path]:
