@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .loaders import LoadF16VAE, LoadFluxSR
+from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR
 from .rope import ApplyRFR
 from .upscale import OneStepUpscale
 
-NODES: list[type[io.ComfyNode]] = [LoadF16VAE, LoadFluxSR, ApplyRFR, OneStepUpscale]
+NODES: list[type[io.ComfyNode]] = [LoadF16VAE, ExactVAENode, LoadFluxSR, ApplyRFR, OneStepUpscale]
 
 
 class Op4ksrExtension(ComfyExtension):

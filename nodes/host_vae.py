@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,14 @@ from ..op4ksr_core.checkpoint import (
     read_state,
 )
 from ..op4ksr_core.errors import UnsupportedCheckpointError
-from ..op4ksr_core.memory import Stage, choose_strips, peak_bytes
 from ..op4ksr_core.probe import doubt
+from .exact_vae import ExactVAE, wish_of
 
 log = logging.getLogger(__name__)
 
 
 class HostAutoEncoder(AutoEncoder):
-    """Our autoencoder as the host's VAE class calls it: pixels in [-1, 1], its layers, its cancel."""
+    """Our autoencoder as the host's engine: pixels in [-1, 1], its layers. ``ExactVAE`` runs it in strips."""
 
     device: Any = None  # the host's patcher keeps its own note here
 
@@ -38,20 +37,14 @@ class HostAutoEncoder(AutoEncoder):
         super().__init__(params, operations=comfy.ops.disable_weight_init)
 
     def encode(self, image: Tensor) -> Tensor:  # pyright: ignore
-        return self.encode_strips(image, comfy.model_management.throw_exception_if_processing_interrupted)
+        return self.encode_pixels(image)
 
-    def decode(self, latent: Tensor) -> Tensor:  # pyright: ignore
-        return self.decode_strips(latent, comfy.model_management.throw_exception_if_processing_interrupted)
-
-    def free_memory(self, device: torch.device) -> int | None:
-        return int(comfy.model_management.get_free_memory(device))
-
-    def release_memory(self) -> None:
-        comfy.model_management.soft_empty_cache()
+    def decode(self, latent: Tensor, **options: Any) -> Tensor:  # pyright: ignore
+        return self.decoder(latent, **options)
 
 
-def load_vae(path: Path, stride: int | None, shift: int | None) -> Any:
-    """A native VAE at the file's compression. Raises UnsupportedCheckpointError, also for an 8x VAE."""
+def load_vae(path: Path, stride: int | None, shift: int | None, memory: str = "auto") -> Any:
+    """A native VAE at the file's compression, in strips. Raises UnsupportedCheckpointError, also for an 8x VAE."""
     found = describe_autoencoder(path, stride=stride, shift=shift)
     assert isinstance(found.params, AutoEncoderParams)
     if found.params.stride == 1 and stride is None:
@@ -64,7 +57,7 @@ def load_vae(path: Path, stride: int | None, shift: int | None) -> Any:
         raise UnsupportedCheckpointError(
             path, f"{warning}; load it with ComfyUI's own Load VAE, or set compression to 16x to insist"
         )
-    return _build_vae(found, path, stride, shift)
+    return ExactVAE.of(_build_vae(found, path, stride, shift), wish_of(memory))
 
 
 def _vae_patcher(path: Path, stride: int | None, shift: int | None, disable_dynamic: bool = False) -> Any:
@@ -98,31 +91,6 @@ def _build_vae(
     vae.latent_channels, vae.output_channels, vae.latent_dim = params.latent_channels, 3, 2
     vae.downscale_ratio = vae.upscale_ratio = params.ratio
     vae.disable_offload, vae.size = False, None
-    vae.memory_used_encode, vae.memory_used_decode = memory_estimates(params)
     for fact, reason in found.why.items():
         log.info("%s: %s %s (%s)", path.name, fact, getattr(params, fact), reason)
     return vae
-
-
-#: Share of the device's memory that the manager is asked for at most, before a thriftier way is planned.
-_SHARE = 0.8
-
-
-def memory_estimates(params: AutoEncoderParams) -> tuple[Callable[..., float], Callable[..., float]]:
-    """The host's two lambdas, (shape, dtype) -> bytes: (B, C, H, W) px for encode, latent for decode.
-
-    What the fastest way needs that this device can hold at all, so that no more is evicted than that.
-    """
-
-    def estimate(stage: Stage, height: int, width: int, dtype: torch.dtype) -> float:
-        total = comfy.model_management.get_total_memory(comfy.model_management.vae_device())
-        settings = choose_strips(params, stage, height, width, dtype, int(total * _SHARE))
-        return peak_bytes(params, stage, height, width, dtype, settings)
-
-    def encode(shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        return estimate("encode", shape[2], shape[3], dtype)
-
-    def decode(shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        return estimate("decode", shape[2] * params.ratio, shape[3] * params.ratio, dtype)
-
-    return encode, decode

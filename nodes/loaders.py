@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
+from .exact_vae import ExactVAE, memory_widget, wish_of
 from .files import file_options, file_path
 from .host_model import WEIGHT_DTYPES, load_model, prompt_conditioning
 from .host_vae import load_vae
@@ -47,13 +50,39 @@ class LoadF16VAE(io.ComfyNode):
                         "auto: as the file says, else 1 for the full-width public VAEs and 0 for others.",
                     )
                 ),
+                memory_widget(),
             ],
             outputs=[io.Vae.Output("VAE", tooltip="A native VAE with 16 channels at 16x.")],
         )
 
     @classmethod
-    def execute(cls, vae_name: str, compression: str = "auto", shift: str = "auto") -> io.NodeOutput:
-        return io.NodeOutput(load_vae(file_path("vae", vae_name), _STRIDES[compression], _SHIFTS[shift]))
+    def execute(
+        cls, vae_name: str, compression: str = "auto", shift: str = "auto", memory: str = "auto"
+    ) -> io.NodeOutput:
+        path = file_path("vae", vae_name)
+        return io.NodeOutput(load_vae(path, _STRIDES[compression], _SHIFTS[shift], memory))
+
+
+class ExactVAENode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="OP4KSR_ExactVAE",
+            display_name="Exact VAE, Low Memory (OP4KSR)",
+            category="advanced/vae",
+            description="Lets any Flux-type picture VAE encode and decode in strips: the same picture as without, to "
+            "rounding, in a fraction of the memory, without tiles and their seams. Load F16 VAE has this built in.",
+            search_aliases=["vae", "tiled", "tiles", "seam", "out of memory", "oom", "low vram", "4k", "8k"],
+            inputs=[
+                io.Vae.Input("vae", tooltip="Flux's own 8x VAE, SDXL's, or any other of that kind. It stays as it is."),
+                memory_widget(),
+            ],
+            outputs=[io.Vae.Output("VAE", tooltip="The same VAE in strips; it shares the weights of the input.")],
+        )
+
+    @classmethod
+    def execute(cls, vae: Any, memory: str = "auto") -> io.NodeOutput:
+        return io.NodeOutput(ExactVAE.of(vae, wish_of(memory)))
 
 
 class LoadFluxSR(io.ComfyNode):

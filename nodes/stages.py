@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,11 @@ import torch
 from torch import Tensor
 
 from ..op4ksr_core.errors import OptionError
+from ..op4ksr_core.flux import OnProgress
+from .exact_vae import ExactVAE, strips_told
 from .host_model import prompt_conditioning, settings_of
+
+log = logging.getLogger(__name__)
 
 
 def image_to_core(image: Tensor) -> Tensor:
@@ -45,8 +50,6 @@ class _OneStepSampler(comfy.samplers.Sampler):
 class HostStages:
     """The host's VAE and MODEL as the core's ``Stages``: its memory manager loads and evicts."""
 
-    steps = 1
-
     def __init__(
         self, model: Any, vae: Any, conditioning: list[Any] | None, sigma: float | None, guidance: float | None
     ) -> None:
@@ -60,27 +63,40 @@ class HostStages:
         if getattr(vae, "latent_dim", 2) != 2:
             raise OptionError("VAE: is a video VAE; choose a Flux-type picture VAE (16 channels)")
         settings = settings_of(model)
-        self.model, self.vae = model, vae
+        self.model, self.vae = model, in_strips(vae)
         self.sigma = settings.sigma if sigma is None else sigma
         given = prompt_conditioning(model) if conditioning is None else conditioning
         typed = {} if guidance is None else {"guidance": guidance}
         self.conditioning = [[c, {"guidance": settings.guidance, **extra, **typed}] for c, extra in given]
         self.ratio = int(vae.spacial_compression_encode())
 
-    def encode(self, image: Tensor) -> Tensor:
-        return self.vae.encode(image_to_host(image))
+    def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
+        with strips_told(tell):
+            return self.vae.encode(image_to_host(image))
 
-    def transform(self, raw: Tensor, tick: Callable[[], None]) -> Tensor:
+    def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
         guider = comfy.samplers.CFGGuider(self.model)
         guider.inner_set_conds({"positive": self.conditioning})
         guider.set_cfg(1.0)
         sigmas = torch.tensor([self.sigma, 0.0])
         result = guider.sample(torch.zeros_like(raw), raw, _OneStepSampler(), sigmas, disable_pbar=True, seed=0)
-        tick()
+        tell(1, 1)
         return result.to(raw.device)
 
-    def decode(self, raw: Tensor) -> Tensor:
-        return image_to_core(self.vae.decode(raw))
+    def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        with strips_told(tell):
+            return image_to_core(self.vae.decode(raw))
+
+
+def in_strips(vae: Any) -> Any:
+    """The VAE in strips, as which it is always exact; itself where it cannot (another kind of VAE)."""
+    if isinstance(vae, ExactVAE):
+        return vae
+    try:
+        return ExactVAE.of(vae, {})
+    except OptionError as reason:
+        log.info("%s; it runs as ComfyUI runs it", reason)
+        return vae
 
 
 def progress_bar() -> Callable[[int, int], None]:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoder_layers import AutoEncoderParams, Decoder, Encoder
+from .bounded import BoundedAutoEncoder
 from .errors import ImageError
-from .machine import free_memory
-from .memory import Result, Stage, choose_strips, recovering
-from .strips import OnStrip, StripSettings, decode_picture, encode_picture
+from .strips import OnStrip
 
 __all__ = ["AutoEncoder", "AutoEncoderParams"]
 
@@ -29,11 +28,14 @@ class AutoEncoder(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.params = params
-        #: How ``encode`` and ``decode`` run; None: chosen by the free memory. The result is the same.
-        self.strips: StripSettings | None = None
         self.encoder = Encoder(params, operations, device=device, dtype=dtype)
         self.decoder = Decoder(params, operations, device=device, dtype=dtype)
+        #: Runs both in strips. Its ``wish`` says how, else the free memory; the result is the same.
+        self.bounded = BoundedAutoEncoder(self.encoder, self.decoder, params)
+
+    @property
+    def params(self) -> AutoEncoderParams:
+        return self.bounded.params
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,46 +55,15 @@ class AutoEncoder(nn.Module):
 
     def encode_strips(self, pixels: Tensor, on_strip: OnStrip | None = None) -> Tensor:
         """``encode_pixels`` in strips, picture by picture: the same to rounding, in bounded memory."""
-
-        def encode_one(one: Tensor) -> Tensor:
-            def run(settings: StripSettings) -> Tensor:
-                return encode_picture(self.encoder, one.shape[2], lambda a, b: one[:, :, a:b], settings, on_strip)
-
-            return self._bounded("encode", run, one.shape[2], one.shape[3], one)
-
-        return torch.cat([encode_one(one) for one in pixels.split(1)]).chunk(2, dim=1)[0]
+        return self._encode(pixels, lambda strip: strip, on_strip)
 
     def decode_strips(self, latent: Tensor, on_strip: OnStrip | None = None, out: Tensor | None = None) -> Tensor:
         """``decode_pixels`` in strips, written as they are done into ``out`` (any device, float dtype) if given."""
-        ratio = self.params.ratio
-        if out is None:
-            out = latent.new_empty((len(latent), 3, latent.shape[2] * ratio, latent.shape[3] * ratio))
-        for one, place in zip(latent.split(1), out.split(1), strict=True):
+        return self.bounded.decode(latent, out, on_strip)
 
-            def run(settings: StripSettings, one: Tensor = one, place: Tensor = place) -> None:
-                decode_picture(self.decoder, one, settings, place, on_strip)
-
-            self._bounded("decode", run, place.shape[2], place.shape[3], one)
-        return out
-
-    def _bounded(
-        self, stage: Stage, run: Callable[[StripSettings], Result], height: int, width: int, like: Tensor
-    ) -> Result:
-        """Run with the settings that fit, and with thriftier ones if they did not after all."""
-        settings = self.strips
-        if settings is None:
-            free = self.free_memory(like.device)
-            settings = choose_strips(self.params, stage, height, width, like.dtype, free)
-        return recovering(run, settings, f"VAE {stage} of {width}x{height} px", self.release_memory)
-
-    def free_memory(self, device: torch.device) -> int | None:
-        """Bytes to be had on the device; None if unknown. A host that manages memory overrides it."""
-        return free_memory(device)
-
-    def release_memory(self) -> None:
-        """Give back what a failed try left behind. A host that manages memory overrides it."""
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    def _encode(self, pixels: Tensor, prepare: Callable[[Tensor], Tensor], on_strip: OnStrip | None) -> Tensor:
+        moments = self.bounded.encode(pixels, prepare, self.device, self.dtype, on_strip)
+        return moments.chunk(2, dim=1)[0]
 
     def encode(self, image: Tensor, on_strip: OnStrip | None = None) -> Tensor:
         """Image (B, 3, H, W), float in [0, 1] -> raw latent (B, C, H/ratio, W/ratio), posterior mean.
@@ -110,16 +81,17 @@ class AutoEncoder(nn.Module):
                 f"({self.params.ratio} px); pad it, or use upscale(), which does"
             )
         with torch.no_grad():
-            return self.encode_strips(image.to(self.device, self.dtype) * 2 - 1, on_strip)
+            return self._encode(image, lambda strip: strip.to(self.device, self.dtype) * 2 - 1, on_strip)
 
-    def decode(self, latent: Tensor, on_strip: OnStrip | None = None) -> Tensor:
+    def decode(self, latent: Tensor, on_strip: OnStrip | None = None, out: Tensor | None = None) -> Tensor:
         """Raw latent (B, C, h, w) -> image (B, 3, h*ratio, w*ratio) clamped to [0, 1].
 
-        Computed in the weights' dtype on the weights' device. ``on_strip`` as in ``encode``. Raises
-        ImageError for another shape, OutOfMemoryError when even the thriftiest way fails.
+        Computed in the weights' dtype on the weights' device; the result is in ``out`` (any device and
+        float dtype) if given. ``on_strip`` as in ``encode``. Raises ImageError for another shape,
+        OutOfMemoryError when even the thriftiest way fails.
         """
         if latent.ndim != 4 or latent.shape[1] != self.params.latent_channels:
             raise ImageError(f"latent: expected (B, {self.params.latent_channels}, h, w), got {tuple(latent.shape)}")
         with torch.no_grad():
-            pixels = self.decode_strips(latent.to(self.device, self.dtype), on_strip)
+            pixels = self.decode_strips(latent.to(self.device, self.dtype), on_strip, out)
         return pixels.add_(1).div_(2).clamp_(0, 1)

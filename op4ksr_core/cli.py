@@ -12,24 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import __version__, benchmark
 from .autoencoder import AutoEncoder
-from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, describe_autoencoder, load_autoencoder, load_flux
+from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX
+from .cli_options import add_models, add_size, load_models, parse_device, target_of
+from .cli_plan import Planner, add_plan
 from .color import COLOR_FIXES
 from .demo import SAMPLE_PHOTO, before_after
-from .errors import Op4ksrError, OptionError, OutputError, UnsupportedCheckpointError
+from .errors import Op4ksrError, OptionError, OutputError
 from .flux import Flux
 from .image_io import IMAGE_SUFFIXES, Picture, check_output, from_pil, holds_alpha, load_image, save_image
 from .inspection import inspect_file
-from .machine import default_device, peak_memory
+from .machine import peak_memory
 from .memory import out_of_memory_told
 from .one_step import OneStepOptions, upscale, upscale_alpha
-from .probe import doubt
-from .resize import DEFAULT_CEILING_MEGAPIXELS, Target
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="tell every default that is taken")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_upscale(commands.add_parser("upscale", help="enlarge pictures"))
+    add_plan(commands.add_parser("plan", help="what a run will need, before anything is computed"))
     _add_inspect(commands.add_parser("inspect", help="what is this weights file, and will it work"))
     _add_benchmark(commands.add_parser("benchmark", help="measure, and write the table as JSON and Markdown"))
     _add_demo(commands.add_parser("demo", help="upscale the bundled photo to 4096 px and show what changed"))
@@ -62,27 +61,13 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=run_upscale)
     parser.add_argument("input", nargs="+", type=Path, metavar="IN", help="picture, or folder of pictures")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="file; folder for several")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--scale", type=float, help="factor (default: 4)")
-    size.add_argument("--long-edge", type=int, metavar="PX")
-    size.add_argument("--short-edge", type=int, metavar="PX")
-    size.add_argument("--megapixels", type=float, metavar="MP", help="1 MP = 1024 x 1024 px")
-    parser.add_argument("--max-megapixels", type=float, default=DEFAULT_CEILING_MEGAPIXELS, metavar="MP")
-    parser.add_argument("--vae", type=Path, default=BUNDLED_AUTOENCODER, help="default: the bundled one")
-    parser.add_argument("--model", type=Path, default=BUNDLED_FLUX, help="default: the bundled one")
-    parser.add_argument(
-        "--stride", type=int, choices=(1, 2), help="of the VAE: 1 = 8x, 2 = 16x; default: as its file says"
-    )
-    parser.add_argument("--shift", type=int, choices=(0, 1), help="of the VAE; default: as its file says")
-    parser.add_argument("--theta", help="RoPE base, one number or ROWS,COLUMNS; default: the model's own")
-    parser.add_argument("--sigma", type=float, help="default: the model's own")
+    add_size(parser)
+    add_models(parser)
     parser.add_argument("--color", choices=COLOR_FIXES, default="wavelet", help="colour fix (default: wavelet)")
     parser.add_argument(
         "--fidelity", type=float, default=1.0, help="0 to 1 (default): equality to the input when shrunk"
     )
-    parser.add_argument("--vae-only", action="store_true", help="skip the transformer: what does it contribute?")
-    parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument("--anyway", action="store_true", help="compute even where the plan says it will not fit")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
@@ -117,15 +102,17 @@ def run_upscale(options: argparse.Namespace) -> int:
     settings = OneStepOptions(
         target=target_of(options), color=options.color, fidelity=options.fidelity, vae_only=options.vae_only
     )
+    planner = Planner(options)
+    if not options.anyway:
+        planner.check_weights()
     device = parse_device(options.device)
-    dtype = DTYPES[options.dtype] if options.dtype else None
     with out_of_memory_told("loading the models"):
-        autoencoder, flux = load_models(options, device, dtype)
+        autoencoder, flux = load_models(options, device, planner.machine.dtype)
     reports: list[dict[str, Any]] = []
     failures = 0
     for source, output in pairs:
         try:
-            reports.append(_upscale_file(source, output, flux, autoencoder, settings, options, device))
+            reports.append(_upscale_file(source, output, flux, autoencoder, settings, options, planner))
         except Op4ksrError as error:  # one bad picture does not cost the others
             if len(pairs) == 1:
                 raise
@@ -190,33 +177,6 @@ def _apart(pairs: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def target_of(options: argparse.Namespace) -> Target:
-    wishes = (options.scale, options.long_edge, options.short_edge, options.megapixels)
-    scale = 4.0 if all(wish is None for wish in wishes) else options.scale
-    return Target(scale, options.long_edge, options.short_edge, options.megapixels, options.max_megapixels)
-
-
-def parse_device(name: str | None) -> torch.device:
-    try:
-        device = default_device() if name is None else torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"--device {name}: not to be had here ({reason}); try --device cpu") from error
-    return device
-
-
-def load_models(
-    options: argparse.Namespace, device: torch.device, dtype: torch.dtype | None
-) -> tuple[AutoEncoder, Flux | None]:
-    autoencoder = load_autoencoder(options.vae, stride=options.stride, shift=options.shift, device=device, dtype=dtype)
-    if warning := doubt(describe_autoencoder(options.vae, stride=options.stride), autoencoder):
-        raise UnsupportedCheckpointError(options.vae, f"{warning}; say which with --stride 1 or --stride 2")
-    if options.vae_only:
-        return autoencoder, None
-    return autoencoder, load_flux(options.model, theta=options.theta, sigma=options.sigma, device=device, dtype=dtype)
-
-
 def _upscale_file(
     source: Path,
     output: Path,
@@ -224,10 +184,17 @@ def _upscale_file(
     autoencoder: AutoEncoder,
     settings: OneStepOptions,
     options: argparse.Namespace,
-    device: torch.device,
+    planner: Planner,
 ) -> dict[str, Any]:
-    began = time.perf_counter()
+    began, device = time.perf_counter(), autoencoder.device
     picture = load_image(source)
+    plan = planner.plan(picture.size)
+    log.info("%s", plan.text())
+    for warning in plan.warnings:
+        log.warning("%s: %s", source, warning)
+    if not options.anyway:
+        plan.refuse_if_hopeless()
+    autoencoder.bounded.wish = plan.strips()
     show = None if options.json or not sys.stderr.isatty() else _show_progress
     with out_of_memory_told(str(source)):
         image = upscale(picture.image.to(device), flux, autoencoder, settings, on_progress=show)
@@ -246,6 +213,7 @@ def _upscale_file(
         "seconds": round(computed - began, 3),
         "save_seconds": round(time.perf_counter() - computed, 3),
         "peak_memory_bytes": peak_memory(device),
+        "predicted_peak_bytes": plan.peak,
     }
     if not options.json:
         peak = report["peak_memory_bytes"]

@@ -113,16 +113,20 @@ class DoubleStreamBlock(nn.Module):
 
     def forward(self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor) -> tuple[Tensor, Tensor]:
         img_mod, txt_mod = self.img_mod(vec), self.txt_mod(vec)
-        img_qkv = self.img_attn.project(modulate(img, *img_mod[:2]))
-        txt_qkv = self.txt_attn.project(modulate(txt, *txt_mod[:2]))
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv, strict=True))
-        h = attend(q, k, v, pe)
+        h = self._attend(modulate(img, *img_mod[:2]), modulate(txt, *txt_mod[:2]), pe)
         split = txt.shape[1]
         img = img + img_mod[2] * self.img_attn.proj(h[:, split:])
-        img = img + img_mod[5] * self.img_mlp(modulate(img, *img_mod[3:5]))
         txt = txt + txt_mod[2] * self.txt_attn.proj(h[:, :split])
+        del h
+        img = img + img_mod[5] * self.img_mlp(modulate(img, *img_mod[3:5]))
         txt = txt + txt_mod[5] * self.txt_mlp(modulate(txt, *txt_mod[3:5]))
         return img, txt
+
+    def _attend(self, img: Tensor, txt: Tensor, pe: Tensor) -> Tensor:
+        """Both streams' tokens, text first, through one attention; what it needed is gone when it returns."""
+        pairs = zip(self.txt_attn.project(txt), self.img_attn.project(img), strict=True)
+        q, k, v = (torch.cat(pair, dim=2) for pair in pairs)
+        return attend(q, k, v, pe)
 
 
 class SingleStreamBlock(nn.Module):
@@ -141,8 +145,10 @@ class SingleStreamBlock(nn.Module):
         shift, scale, gate = self.modulation(vec)
         h = self.linear1(modulate(x, shift, scale))
         attended = attend(*split_heads(h[..., : 3 * self.hidden], self.heads, self.norm), pe)
-        inner = F.gelu(h[..., 3 * self.hidden :], approximate="tanh")
-        return x + gate * self.linear2(torch.cat((attended, inner), dim=-1))
+        h = F.gelu(h[..., 3 * self.hidden :], approximate="tanh")
+        h = torch.cat((attended, h), dim=-1)
+        del attended
+        return x + gate * self.linear2(h)
 
 
 class LastLayer(nn.Module):

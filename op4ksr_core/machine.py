@@ -30,6 +30,12 @@ def free_memory(device: torch.device) -> int | None:
     return available[0] * 1024 if available else None
 
 
+def release_memory() -> None:
+    """Give freed blocks back to the device, between a failed try and the next."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def peak_memory(device: torch.device) -> int | None:
     """Bytes: the device allocator's peak on CUDA, else the process's peak; None where unknown (Windows)."""
     if device.type == "cuda":

@@ -26,11 +26,16 @@ Result = TypeVar("Result")
 #: Share of the prediction that kernels may take on top (our choice), and that stays free.
 WORKSPACE, MARGIN = 0.10, 0.10
 
-#: Strips of the entering width that live at once while a level is entered, as counted.
-_AT_WORK: dict[Thrift, float] = {"fast": 2.0, "lean": 1.8, "tiny": 3.0}
+#: Strips of the entering width that live at once while a level is entered, as counted; and the rows of
+#: halo that they come with.
+_AT_WORK: dict[Thrift, float] = {"fast": 2.0, "lean": 2.3, "tiny": 2.25}
+_HALO: dict[Thrift, int] = {"fast": 0, "lean": 2, "tiny": 4}
 
 #: Strips are not made lower than this: the halo would cost more than the strip.
 LOWEST_STRIP = 8
+
+#: Where ``thriftier`` ends.
+THRIFTIEST = StripSettings(LOWEST_STRIP, THRIFTS[-1])
 
 
 def peak_elements(params: AutoEncoderParams, stage: Stage, height: int, width: int, settings: StripSettings) -> int:
@@ -51,7 +56,7 @@ def _decode_peaks(params: AutoEncoderParams, height: int, width: int, settings: 
     for i in range(top, -1, -1):
         here, out = area / 4**i, widths[i]
         entering = widths[min(i + 1, top)]
-        strip = settings.rows * width / params.stride / 2**i
+        strip = _strip_area(params, height, width, i, settings)
         work = strip * (_AT_WORK[thrift] * entering + out)
         if i == top:
             stored = storage
@@ -65,26 +70,34 @@ def _decode_peaks(params: AutoEncoderParams, height: int, width: int, settings: 
         yield stored + inner + result + work
         if result:
             storage = result
-        yield storage + inner + strip * out * (5 if thrift == "tiny" else 3)
-    yield storage + settings.rows * width * 3 * 4
+        yield storage + inner + strip * out * (4.2 if thrift == "tiny" else 3)
+    yield storage + min(settings.rows, height) * width * 3 * 4
 
 
 def _encode_peaks(params: AutoEncoderParams, height: int, width: int, settings: StripSettings) -> Iterator[float]:
+    if settings.thrift == "lean":  # the same as fast: nothing is upsampled
+        settings = replace(settings, thrift="fast")
     widths, thrift = params.widths, settings.thrift
     area = height * width / params.stride**2
     storage = widths[0] * area
     for i, out in enumerate(widths):
         here, entering = area / 4**i, widths[max(0, i - 1)]
-        strip = settings.rows * width / params.stride / 2**i
+        strip = _strip_area(params, height, width, i, settings)
         inner = 0 if thrift == "tiny" else out * here
         result = 0 if entering == out else out * here
         yield storage + inner + result + strip * (entering + out)
         storage = result or storage
-        yield storage + inner + strip * out * (5 if thrift == "tiny" else 2)
+        yield storage + inner + strip * out * (4.2 if thrift == "tiny" else 2)
         if i + 1 < len(widths):
             yield storage + out * here / 4 + strip * out * 2
             storage = out * here / 4
     yield from _middle_peaks(params, area / 4 ** (len(widths) - 1))
+
+
+def _strip_area(params: AutoEncoderParams, height: int, width: int, level: int, settings: StripSettings) -> float:
+    """Positions in one strip, halo included, of a map of this level."""
+    scale = params.stride * 2**level
+    return min(settings.rows + _HALO[settings.thrift], height / scale) * width / scale
 
 
 def _middle_peaks(params: AutoEncoderParams, area: float) -> Iterator[float]:
@@ -140,15 +153,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def out_of_memory_told(what: str) -> Generator[None, None, None]:
-    """Turn any out-of-memory error inside into ours, with the remedy. For callers without a memory manager."""
+def out_of_memory_told(
+    what: str, is_oom: Callable[[BaseException], bool] = is_out_of_memory
+) -> Generator[None, None, None]:
+    """Turn any out-of-memory error inside into ours, with the remedy: one that nobody answers with tiles."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not is_oom(error):
             raise
         raise OutOfMemoryError(
-            f"{what}: out of memory; ask for a smaller target, use --dtype bfloat16, or run with --device cpu"
+            f"{what}: out of memory; ask for a smaller target, use bfloat16 instead of float32, or run on the CPU"
         ) from None
 
 

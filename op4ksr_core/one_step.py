@@ -7,7 +7,6 @@ No noise is added; the enlarged input stands in for x_t of the rectified flow at
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -42,18 +41,17 @@ class OneStepOptions:
 class Stages(Protocol):
     """The three models' parts of the work, wherever they run. Latents are raw; images in [0, 1].
 
-    ``ratio`` is image px per latent px, ``steps`` how often ``transform`` reports progress.
-    ``transform`` may be called with ``tick``, to be called after each of its steps.
+    ``ratio`` is image px per latent px. Each stage reports its own progress (done, total) and lets
+    what that raises through: so a run is cancelled.
     """
 
     ratio: int
-    steps: int
 
-    def encode(self, image: Tensor) -> Tensor: ...
+    def encode(self, image: Tensor, tell: OnProgress) -> Tensor: ...
 
-    def transform(self, raw: Tensor, tick: Callable[[], None]) -> Tensor: ...
+    def transform(self, raw: Tensor, tell: OnProgress) -> Tensor: ...
 
-    def decode(self, raw: Tensor) -> Tensor: ...
+    def decode(self, raw: Tensor, tell: OnProgress) -> Tensor: ...
 
 
 def one_step(latent: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
@@ -75,12 +73,11 @@ class CoreStages:
         self.flux, self.autoencoder, self.rfr = flux, autoencoder, rfr
         self.sigma = check_sigma(sigma) if sigma is not None else flux.settings.sigma if flux else 1.0
         self.ratio = autoencoder.params.ratio
-        self.steps = len(flux.double_blocks) + len(flux.single_blocks) if flux else 0
 
-    def encode(self, image: Tensor) -> Tensor:
-        return self.autoencoder.encode(image)
+    def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
+        return self.autoencoder.encode(image, tell)
 
-    def transform(self, raw: Tensor, tick: Callable[[], None]) -> Tensor:
+    def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
         flux = self.flux
         if flux is None:
             return raw
@@ -88,11 +85,11 @@ class CoreStages:
             latent = process_in(raw.to(flux.device, flux.dtype))
             sigma = torch.full((len(latent),), self.sigma, device=flux.device)
             txt, vec = flux.prompt(len(latent))
-            velocity = flux(latent, sigma, txt, vec, rfr=self.rfr, on_progress=lambda done, total: tick())
+            velocity = flux(latent, sigma, txt, vec, rfr=self.rfr, on_progress=tell)
             return process_out(one_step(latent, velocity, sigma))
 
-    def decode(self, raw: Tensor) -> Tensor:
-        return self.autoencoder.decode(raw)
+    def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        return self.autoencoder.decode(raw, tell)
 
 
 def upscale(
@@ -110,10 +107,10 @@ def upscale(
 
     One forward pass per picture, no patches. ``flux`` may be None with ``options.vae_only``.
     sigma and theta (or a whole ``rfr`` policy) override the model's own for this call.
-    ``on_progress(done, total)`` runs after each step and may raise to cancel. Raises ImageError (NaN,
-    empty, wrong shape), OptionError (target beyond the ceiling, models that do not fit together),
-    OutOfMemoryError (the VAE's thriftiest way failed; torch's own may come from the transformer), and
-    Op4ksrError where the model's output is not finite.
+    ``on_progress(done, total)`` runs before each strip and after each block, and may raise to cancel.
+    Raises ImageError (NaN, empty, wrong shape), OptionError (target beyond the ceiling, models that do
+    not fit together), OutOfMemoryError (the VAE's thriftiest way failed; torch's own may come from the
+    transformer), and Op4ksrError where the model's output is not finite.
     """
     options = options or OneStepOptions()
     if flux is None and not options.vae_only:
@@ -127,32 +124,32 @@ def run(image: Tensor, stages: Stages, options: OneStepOptions, on_progress: OnP
     """``upscale`` over any ``Stages``: the batch picture by picture, each at the size asked for."""
     check_image(image)
     height, width = options.target.size(*image.shape[-2:])
-    per_picture = 2 + BACK_PROJECTIONS + (0 if options.vae_only else stages.steps)
-    meter = _Meter(on_progress, per_picture * len(image))
     results: list[Tensor] = []
-    for low in image.float().clamp(0, 1).split(1):
+    for index, low in enumerate(image.float().clamp(0, 1).split(1)):
+        meter = _Meter(on_progress, index, len(image), options)
         results.append(_one_picture(low, height, width, stages, options, meter))
-        meter.finish_picture(per_picture)
-    return torch.cat(results)
+    return torch.cat(results) if len(results) > 1 else results[0]
 
 
 def _one_picture(
     low: Tensor, height: int, width: int, stages: Stages, options: OneStepOptions, meter: _Meter
 ) -> Tensor:
     enlarged = resize(low, height, width).clamp(0, 1)
-    raw = stages.encode(pad_to_multiple(enlarged, stages.ratio * PATCH))
-    meter.tick()
+    raw = stages.encode(pad_to_multiple(enlarged, stages.ratio * PATCH), meter.part("encode"))
     if not options.vae_only:
-        raw = stages.transform(raw, meter.tick)
-    output = stages.decode(raw).to(low.device, torch.float32)[..., :height, :width]
+        raw = stages.transform(raw, meter.part("transform"))
+    output = stages.decode(raw, meter.part("decode")).to(low.device, torch.float32)[..., :height, :width]
     del raw
     if not output.isfinite().all():
         raise Op4ksrError("the model's output is not finite (NaN); run it in float32 or bfloat16 instead of float16")
-    meter.tick()
     factor = max(height / low.shape[-2], width / low.shape[-1])
     output = color_fix(output, enlarged, options.color, factor)
     del enlarged
-    return back_project(output, low, options.fidelity, on_round=lambda _: meter.tick()).clamp(0, 1)
+    finish = meter.part("finish")
+    finish(0, BACK_PROJECTIONS)
+    output = back_project(output, low, options.fidelity, on_round=lambda done: finish(done, BACK_PROJECTIONS))
+    finish(BACK_PROJECTIONS, BACK_PROJECTIONS)
+    return output.clamp(0, 1)
 
 
 def upscale_alpha(alpha: Tensor, height: int, width: int) -> Tensor:
@@ -172,19 +169,28 @@ def check_image(image: Tensor) -> None:
         raise ImageError("image: holds NaN or infinite values; check the model or node that made it")
 
 
+#: Share of each part in the progress, about as in time on a CPU; our choice.
+_PARTS = {"encode": 30, "transform": 20, "decode": 45, "finish": 5}
+
+
 class _Meter:
-    """Counts steps for ``on_progress``; pictures that skip steps still end on a whole picture."""
+    """One picture's parts, in order, as one ``on_progress(done, total)`` over all pictures."""
 
-    def __init__(self, on_progress: OnProgress | None, total: int) -> None:
-        self.on_progress, self.total, self.done, self.base = on_progress, total, 0, 0
+    def __init__(self, on_progress: OnProgress | None, index: int, pictures: int, options: OneStepOptions) -> None:
+        parts = {name: share for name, share in _PARTS.items() if name != "transform" or not options.vae_only}
+        whole = sum(parts.values())
+        self.on_progress, self.total = on_progress, whole * pictures
+        self.starts: dict[str, tuple[int, int]] = {}
+        start = index * whole
+        for name, share in parts.items():
+            self.starts[name] = (start, share)
+            start += share
 
-    def tick(self) -> None:
-        self.done += 1
-        if self.on_progress:
-            self.on_progress(min(self.done, self.total), self.total)
+    def part(self, name: str) -> OnProgress:
+        start, share = self.starts[name]
 
-    def finish_picture(self, steps: int) -> None:
-        self.base += steps
-        if self.done != self.base:
-            self.done = self.base - 1
-            self.tick()
+        def tell(done: int, total: int) -> None:
+            if self.on_progress:
+                self.on_progress(start + share * done // max(1, total), self.total)
+
+        return tell

@@ -44,7 +44,7 @@ class Fit:
 
 def set_geometry(model: AutoEncoder, stride: int, shift: int) -> None:
     """Run the same weights at another stride and shift from now on."""
-    model.params = replace(model.params, stride=stride, shift=shift)
+    model.bounded.params = replace(model.params, stride=stride, shift=shift)
     model.encoder.conv_in.stride = (stride, stride)
     model.decoder.stride, model.decoder.shift = stride, shift
 

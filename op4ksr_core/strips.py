@@ -9,7 +9,8 @@ never stored. How much is stored, and so how often something is computed twice, 
 
 - ``fast``: two maps are kept, nothing is computed twice;
 - ``lean``: an upsampled map is never stored (computed twice);
-- ``tiny``: one map is kept; the inner convolution of every block is computed twice as well.
+- ``tiny``: one map is kept; the inner convolution of every block is computed twice as well, and so an
+  upsampled map three times.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from torch.nn import functional as F
 Thrift = Literal["fast", "lean", "tiny"]
 THRIFTS: tuple[Thrift, ...] = get_args(Thrift)
 
-#: Called before each strip; may raise to cancel.
-OnStrip = Callable[[], None]
+#: Called before each strip with (strips done, strips in all); may raise to cancel.
+OnStrip = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,23 @@ class Stored:
 
 
 class Computed:
-    """A map that is computed row by row, each time it is asked for."""
+    """A map that is computed row by row, each time it is asked for; with ``keep``, unless the last rows hold it."""
 
-    def __init__(self, height: int, compute: Callable[[int, int], Tensor]) -> None:
-        self.height, self.compute = height, compute
+    def __init__(self, height: int, compute: Callable[[int, int], Tensor], *, keep: bool = False) -> None:
+        self.height, self.compute, self.keep = height, compute, keep
+        self._kept: tuple[int, Tensor] | None = None
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        return self.compute(top, bottom)
+        if self._kept is not None:
+            first, strip = self._kept
+            if first <= top and bottom <= first + strip.shape[2]:
+                return strip[:, :, top - first : bottom - first]
+            self._kept = None
+            del strip
+        strip = self.compute(top, bottom)
+        if self.keep:
+            self._kept = (top, strip)
+        return strip
 
 
 class Affine:
@@ -194,21 +205,22 @@ def downsampled(source: Rows, conv: nn.Conv2d) -> Callable[[int, int], Tensor]:
 class Strips:
     """One picture's pass: walks the layers, stores what the thrift allows."""
 
-    def __init__(self, settings: StripSettings, on_strip: OnStrip | None = None) -> None:
-        self.settings, self.on_strip = settings, on_strip
+    def __init__(self, settings: StripSettings, on_strip: OnStrip | None = None, total: int = 0) -> None:
+        self.settings, self.on_strip, self.done, self.total = settings, on_strip, 0, total
 
-    def ranges(self, height: int, step: int = 1) -> Iterator[tuple[int, int]]:
-        """The strips of a map, top to bottom; boundaries are multiples of ``step``."""
-        rows = max(2, self.settings.rows // step * step)  # two: a block in place looks back that far
+    def ranges(self, height: int) -> Iterator[tuple[int, int]]:
+        """The strips of a map, top to bottom; they begin at even rows."""
+        rows = _rows_of(self.settings)
         for top in range(0, height, rows):
             if self.on_strip:
-                self.on_strip()
+                self.on_strip(self.done, self.total)
+            self.done += 1
             yield top, min(height, top + rows)
 
-    def store(self, height: int, compute: Callable[[int, int], Tensor], step: int = 1) -> Stored:
+    def store(self, height: int, compute: Callable[[int, int], Tensor]) -> Stored:
         """Compute a map once and keep it, gathering its moments."""
         moments, tensor = Moments(), None
-        for top, bottom in self.ranges(height, step):
+        for top, bottom in self.ranges(height):
             strip = compute(top, bottom)
             moments.add(strip)
             if tensor is None:
@@ -218,33 +230,51 @@ class Strips:
         assert tensor is not None
         return Stored(tensor, moments)
 
-    def moments(self, source: Stored | Computed, step: int = 1) -> Moments:
+    def moments(self, source: Stored | Computed) -> Moments:
         """The source's moments: known already, or by computing it once."""
         if isinstance(source, Stored) and source.moments is not None:
             return source.moments
         moments = Moments()
-        for top, bottom in self.ranges(source.height, step):
+        for top, bottom in self.ranges(source.height):
             moments.add(source.rows(top, bottom))
         return moments
 
-    def block(self, source: Stored | Computed, block: Any, step: int = 1) -> Stored:
+    def block(self, source: Stored | Computed, block: Any) -> Stored:
         """A residual block. A stored source of the same width is overwritten."""
-        inner = convolved(source, block.conv1, Affine(block.norm1, self.moments(source, step)))
+        inner = convolved(source, block.conv1, Affine(block.norm1, self.moments(source)))
         shortcut = getattr(block, "nin_shortcut", None)
+        carry = _same if shortcut is None else shortcut
         hidden: Stored | Computed = Computed(source.height, inner)
+        carried: Stored | None = None
         if self.settings.thrift != "tiny":
-            hidden = self.store(source.height, inner, step)
-        outer = convolved(hidden, block.conv2, Affine(block.norm2, self.moments(hidden, step)))
+            if isinstance(source, Computed):
+                hidden, carried = self._store_both(source, inner, carry)
+            else:
+                hidden = self.store(source.height, inner)
+        outer = convolved(hidden, block.conv2, Affine(block.norm2, self.moments(hidden)))
         if isinstance(source, Stored) and shortcut is None:
-            return self._add_in_place(source, hidden, outer)
-        if isinstance(source, Stored) and shortcut is not None and isinstance(hidden, Stored):
-            return self._add_in_place(self._compact(source, shortcut), hidden, outer)
+            carried = source
+        elif isinstance(source, Stored) and shortcut is not None and isinstance(hidden, Stored):
+            carried = self._compact(source, shortcut)
+        if carried is not None:
+            return self._add_in_place(carried, hidden, outer)
+        return self.store(source.height, lambda a, b: outer(a, b).add_(carry(source.rows(a, b))))
 
-        def total(top: int, bottom: int) -> Tensor:
-            rows = source.rows(top, bottom)
-            return outer(top, bottom).add_(rows if shortcut is None else shortcut(rows))
+    def _store_both(
+        self, source: Computed, inner: Callable[[int, int], Tensor], carry: Callable[[Tensor], Tensor]
+    ) -> tuple[Stored, Stored]:
+        """The inner convolution of a computed map and what the block adds to it, from one computation."""
+        carried: list[Tensor] = []
 
-        return self.store(source.height, total, step)
+        def compute(top: int, bottom: int) -> Tensor:
+            strip, rest = inner(top, bottom), carry(source.rows(top, bottom))
+            if not carried:
+                carried.append(_empty_map(rest, source.height, rest.shape[3]))
+            carried[0][:, :, top:bottom] = rest
+            return strip
+
+        hidden = self.store(source.height, compute)
+        return hidden, Stored(carried[0])
 
     def middle(self, mid: Any, source: Stored) -> Stored:
         """The two blocks at the latent's resolution, and the attention between them over the whole map."""
@@ -288,6 +318,11 @@ class Strips:
         return Stored(narrow)
 
 
+def _rows_of(settings: StripSettings) -> int:
+    """Even, as an upsampled map comes in pairs of rows; at least two, as a block in place looks back that far."""
+    return max(2, settings.rows // 2 * 2)
+
+
 def _empty_map(like: Tensor, height: int, width: int) -> Tensor:
     shape = (1, like.shape[1], height, width)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
@@ -310,17 +345,15 @@ def decode_picture(
     decoder: ours, or any of LDM's layout (the host's own); ``stride`` and ``shift`` are read off it,
     1 and 0 if it has none. out: any device and float dtype.
     """
-    strips = Strips(settings, on_strip)
+    strips = Strips(settings, on_strip, _decode_strips(decoder, latent.shape[2], settings))
     source: Stored | Computed = strips.middle(decoder.mid, Stored(_dense(decoder.conv_in(latent))))
-    step = 1
     for level in reversed(decoder.up):
         for block in level.block:
-            source = strips.block(source, block, step)
-            step = 1
+            source = strips.block(source, block)
         if hasattr(level, "upsample"):
-            source, step = Computed(2 * source.height, upsampled(source, level.upsample.conv, _same)), 2
+            source = Computed(2 * source.height, upsampled(source, level.upsample.conv, _same), keep=True)
             if settings.thrift == "fast":
-                source = strips.store(source.height, source.rows, 2)
+                source = strips.store(source.height, source.compute)
     _last_step(decoder, source, strips, out)
 
 
@@ -347,8 +380,8 @@ def encode_picture(
     encoder: ours, or any of LDM's layout. pixels(top, bottom): those rows (1, 3, n, W) of the
     picture's ``height``, in [-1, 1], in the dtype and on the device to compute with.
     """
-    strips = Strips(settings, on_strip)
     stride = encoder.conv_in.stride[0]
+    strips = Strips(settings, on_strip, _encode_strips(encoder, height, settings))
     rows = _entry(height, pixels, encoder.conv_in, stride)
     source = strips.store((height - 1) // stride + 1, rows)
     for level in encoder.down:
@@ -373,3 +406,44 @@ def _entry(
         return conv(_dense(pixels(first, last)))[:, :, before : before + bottom - top]
 
     return compute
+
+
+# --- how many strips that is, for the progress ------------------------------------------------
+
+
+def _count(height: int, settings: StripSettings, passes: int) -> int:
+    return passes * -(-height // _rows_of(settings))
+
+
+def _block_passes(block: Any, settings: StripSettings) -> int:
+    """Passes over a stored map whose moments are known: inner, outer, and the shortcut's own."""
+    return 3 if hasattr(block, "nin_shortcut") and settings.thrift != "tiny" else 2
+
+
+def _middle_passes(mid: Any) -> int:
+    """Two blocks; after the attention moments are gathered apart."""
+    return 5 if hasattr(mid, "attn_1") else 4
+
+
+def _decode_strips(decoder: Any, height: int, settings: StripSettings) -> int:
+    total, computed = _count(height, settings, 1 + _middle_passes(decoder.mid)), False
+    for level in reversed(decoder.up):
+        for block in level.block:
+            total += _count(height, settings, 3 if computed else _block_passes(block, settings))
+            computed = False
+        if hasattr(level, "upsample"):
+            height *= 2
+            computed = settings.thrift != "fast"
+            total += 0 if computed else _count(height, settings, 1)
+    return total + _count(height, settings, 1)
+
+
+def _encode_strips(encoder: Any, height: int, settings: StripSettings) -> int:
+    height = (height - 1) // encoder.conv_in.stride[0] + 1
+    total = _count(height, settings, 1)
+    for level in encoder.down:
+        total += sum(_count(height, settings, _block_passes(block, settings)) for block in level.block)
+        if hasattr(level, "downsample"):
+            height //= 2
+            total += _count(height, settings, 1)
+    return total + _count(height, settings, _middle_passes(encoder.mid) + 1)

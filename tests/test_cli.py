@@ -16,7 +16,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import op4ksr_core
-from op4ksr_core import AutoEncoder, Flux, OneStepSettings, cli, save_autoencoder, save_flux, upscale
+from op4ksr_core import (
+    AutoEncoder,
+    Flux,
+    OneStepSettings,
+    cli,
+    cli_options,
+    cli_plan,
+    save_autoencoder,
+    save_flux,
+    upscale,
+)
 from op4ksr_core.image_io import Picture, load_image, save_image
 from op4ksr_core.one_step import upscale_alpha
 
@@ -208,6 +218,7 @@ def test_json_tells_what_was_done(
     assert picture.pop("seconds") > 0 and picture.pop("save_seconds") >= 0
     peak = picture.pop("peak_memory_bytes")
     assert peak is None or peak > 1_000_000
+    assert picture.pop("predicted_peak_bytes") > 100_000
     assert picture == {
         "input": str(source),
         "output": str(output),
@@ -307,7 +318,7 @@ def test_both_models_the_wrong_way_round(tmp_path: Path, models: tuple[Path, Pat
 def test_a_doubtful_stride_is_not_run(
     tmp_path: Path, run: Callable[..., int], capsys: Capture, monkeypatch: pytest.MonkeyPatch, no_compute: None
 ) -> None:
-    monkeypatch.setattr(cli, "doubt", lambda found, model: "this looks like an 8x VAE")
+    monkeypatch.setattr(cli_options, "doubt", lambda found, model: "this looks like an 8x VAE")
     assert run("upscale", photo(tmp_path / "in.png"), "-o", tmp_path / "out.png") == 1
     error = one_error(capsys)
     assert "this looks like an 8x VAE" in error and "--stride 1 or --stride 2" in error
@@ -610,3 +621,77 @@ def test_quality_without_piq_says_what_to_install(
     assert cli.main(["benchmark", "quality", str(photo(tmp_path / "a.png")), *files]) == 1
     assert "pip install piq torchvision" in one_error(capsys)
     assert not (tmp_path / "out").exists()
+
+
+# --- plan -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(models: tuple[Path, Path]) -> Callable[..., int]:
+    def call(*arguments: Any) -> int:
+        options = ["--vae", models[0], "--model", models[1], "--device", "cpu"]
+        return cli.main(["plan", *(str(argument) for argument in (*arguments, *options))])
+
+    return call
+
+
+@pytest.mark.parametrize("given", ["12x10", "picture"])
+def test_plan_of_a_size_or_a_picture(
+    tmp_path: Path, plan: Callable[..., int], capsys: Capture, no_compute: None, given: str
+) -> None:
+    source = photo(tmp_path / "in.png") if given == "picture" else given
+    assert plan(source, "--scale", 10) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("12x10 -> 120x100 px, padded to 128x128; latent 8x8, 4 x 4 = 16 tokens")
+    assert "fits" in text and "TFLOP" in text and "vae.safetensors: cpu, float32" in text
+
+
+def test_plan_as_json_and_a_grid_beyond_training(plan: Callable[..., int], capsys: Capture) -> None:
+    assert plan("300x100", "--scale", 1, "--json", "--strips", "tiny:16") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["padded_size"] == [320, 128] and report["tokens"] == {"rows": 4, "columns": 10, "train_tokens": 8}
+    assert "more than the 8 per side this model was trained on" in report["warnings"][0]
+    assert [stage["strips"] for stage in report["stages"] if stage["strips"]] == 2 * [{"rows": 16, "thrift": "tiny"}]
+
+
+def test_plan_that_will_not_fit_says_what_to_do(plan: Callable[..., int], capsys: Capture) -> None:
+    assert plan("1024x1024", "--free", 0.05) == 1
+    text = capsys.readouterr().out
+    assert "this will not fit; ask for a long edge of at most " in text
+    edge = text.split("at most ")[1].split()[0]
+    assert plan("1024x1024", "--free", 0.05, "--long-edge", edge) == 0
+    assert plan("1024x1024", "--free", 0.05, "--long-edge", int(edge) + 32) == 1
+
+
+@pytest.mark.parametrize(("given", "words"), [("0x4", "above 0"), ("gone.png", "gone.png"), ("4096x4096", "ceiling")])
+def test_plan_refuses(plan: Callable[..., int], capsys: Capture, given: str, words: str) -> None:
+    assert plan(given) == 1
+    assert words in one_error(capsys)
+
+
+def test_upscale_refuses_before_computing_what_cannot_fit(
+    tmp_path: Path,
+    run: Callable[..., int],
+    models: tuple[Path, Path],
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, output = photo(tmp_path / "in.png"), tmp_path / "out.png"
+    weights = sum(parameter.nbytes for model in models for parameter in load_file(model).values())
+    monkeypatch.setattr(cli_plan, "free_memory", lambda device: weights + 20_000)
+    assert run("upscale", source, "-o", output) == 1
+    assert "this will not fit" in one_error(capsys) and not output.exists()
+    assert run("upscale", source, "-o", output, "--anyway") == 0
+    monkeypatch.setattr(cli_plan, "free_memory", lambda device: 100_000)
+    assert run("upscale", source, "-o", output) == 1
+    assert "weights alone" in one_error(capsys)
+
+
+def test_strips_are_a_choice_and_of_no_consequence(tmp_path: Path, run: Callable[..., int]) -> None:
+    source = photo(tmp_path / "in.png")
+    pictures = []
+    for strips in ("fast", "lean:8", "tiny:2"):
+        assert run("upscale", source, "-o", tmp_path / "out.png", "--scale", 12, "--strips", strips) == 0
+        pictures.append(load_image(tmp_path / "out.png").image)
+    assert (pictures[0] - pictures[1]).abs().max() < 1.5 / 255
+    assert (pictures[0] - pictures[2]).abs().max() < 1.5 / 255

@@ -9,7 +9,13 @@ from host_support import Cases, find_host, run_cases
 
 pytestmark = pytest.mark.host
 
-NODES = {"OP4KSR_LoadF16VAE", "OP4KSR_LoadFluxSR", "OP4KSR_ApplyRFR", "OP4KSR_OneStepUpscale"}
+NODES = {
+    "OP4KSR_LoadF16VAE",
+    "OP4KSR_ExactVAE",
+    "OP4KSR_LoadFluxSR",
+    "OP4KSR_ApplyRFR",
+    "OP4KSR_OneStepUpscale",
+}
 
 #: Of images in [0, 1]. Less than a tenth of an 8-bit step: the same fp32 numbers in another order.
 SAME = 1e-4
@@ -101,12 +107,8 @@ def test_vae_widgets_win_over_the_file(loaders: Cases, widget: str) -> None:
 def test_the_host_can_load_the_vae_again(loaders: Cases) -> None:
     found = loaders["vae_rebuild"]
     assert found["own_model"] and not found["dynamic"]
-    assert found["shape"] == [1, 3, 64, 96]
+    assert found["shape"] == [1, 64, 96, 3] and found["in_strips"] == "StripEngine"
     assert found["same_encode"] and found["same_decode"]
-
-
-def test_the_hosts_tiled_retry_works_at_16x(loaders: Cases) -> None:
-    assert max(loaders["out_of_memory"].values()) <= SAME
 
 
 # --- one step ---------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def test_fluxs_own_8x_vae_works_too(one_step: Cases) -> None:
 def test_progress_rises_to_its_total(one_step: Cases) -> None:
     found = one_step["progress"]
     (total,) = found["totals"]
-    assert found["values"] == list(range(1, total + 1)) and total > 4
+    assert found["values"] == sorted(found["values"]) and len(set(found["values"])) > 10
     assert found["last"] == [total, total]
 
 

@@ -24,6 +24,9 @@ ORDER = [
     "strips",
     "machine",
     "memory",
+    "bounded",
+    "cost",
+    "plan",
     "autoencoder",
     "layouts",
     "header",
@@ -39,6 +42,8 @@ ORDER = [
     "training",
     "benchmark",
     "demo",
+    "cli_options",
+    "cli_plan",
     "cli",
     "__main__",
 ]
@@ -133,7 +138,7 @@ def test_the_core_knows_no_host(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=ids)
 def test_only_the_command_line_prints(path: Path) -> None:
     lines = [line for name, line in calls(path) if name in ("print", "sys.stdout.write", "sys.stderr.write")]
-    assert bool(lines) == (path.stem == "cli"), lines
+    assert not lines or path.stem.startswith("cli"), lines
 
 
 @pytest.mark.parametrize("path", [p for p in ALL_SOURCES if "tests" not in p.relative_to(ROOT).parts], ids=ids)

@@ -29,7 +29,7 @@ def measured(params: AutoEncoderParams, stage: Stage, side: int, settings: Strip
     """Peak of live tensors above the input, in elements, on meta tensors (bf16)."""
     with torch.device("meta"):
         model = AutoEncoder(params, dtype=torch.bfloat16).requires_grad_(False)
-        model.strips = settings
+        model.bounded.wish = {stage: settings}
         channels, length = (params.latent_channels, side // params.ratio) if stage == "decode" else (3, side)
         given = torch.empty(1, channels, length, length, dtype=torch.bfloat16)
         out = torch.empty(1, 3, side, side)
@@ -105,7 +105,7 @@ class Allocations:
 def model() -> AutoEncoder:
     torch.manual_seed(0)
     model = AutoEncoder(TINY).requires_grad_(False)
-    model.strips = StripSettings()
+    model.bounded.wish = {"encode": StripSettings(), "decode": StripSettings()}
     return model
 
 
@@ -128,7 +128,8 @@ def test_out_of_memory_at_every_allocation_is_recovered(model: AutoEncoder, stag
         with Allocations(at, 1).tracker() as tracker:
             try:
                 result = run()
-            except torch.OutOfMemoryError:  # the caller's own result tensor, which no thrift makes smaller
+            except OutOfMemoryError as error:  # the result itself, which no thrift makes smaller
+                assert f"VAE {stage}: out of memory; ask for a smaller target" in str(error)
                 outside += 1
                 continue
         assert torch.allclose(result, plain, atol=1e-5)
@@ -164,14 +165,14 @@ def test_cancel_at_every_strip(model: AutoEncoder, stage: str, thrift: Thrift) -
     call = model.encode_strips if stage == "encode" else model.decode_strips
     count = 0
 
-    def counted() -> None:
+    def counted(done: int, of: int) -> None:
         nonlocal count
         count += 1
         if count == stop:
             raise CancelError
 
     stop = 0
-    model.strips = StripSettings(8, thrift)
+    model.bounded.wish = {stage: StripSettings(8, thrift)}
     try:
         plain = call(given, counted)
         total = count
@@ -183,7 +184,7 @@ def test_cancel_at_every_strip(model: AutoEncoder, stage: str, thrift: Thrift) -
         stop = 0
         assert torch.equal(call(given, counted), plain)
     finally:
-        model.strips = StripSettings()
+        model.bounded.wish = {"encode": StripSettings(), "decode": StripSettings()}
     assert total > 10
 
 

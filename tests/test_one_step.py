@@ -23,7 +23,7 @@ from op4ksr_core import (
     Target,
     upscale,
 )
-from op4ksr_core.color import BACK_PROJECTIONS, back_project, wavelet_fix
+from op4ksr_core.color import back_project, wavelet_fix
 from op4ksr_core.latent import process_in, process_out
 from op4ksr_core.one_step import one_step, upscale_alpha
 from op4ksr_core.resize import pad_to_multiple, resize
@@ -220,46 +220,42 @@ def test_a_batch_is_its_pictures_one_by_one(flux: Flux, autoencoder: AutoEncoder
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(
-    ("options", "per_picture"),
-    [
-        (OneStepOptions(), 2 + 3 + BACK_PROJECTIONS),
-        (OneStepOptions(fidelity=0.0), 2 + 3 + BACK_PROJECTIONS),
-        (OneStepOptions(Target(scale=1)), 2 + 3 + BACK_PROJECTIONS),
-        (OneStepOptions(vae_only=True), 2 + BACK_PROJECTIONS),
-    ],
+    "options",
+    [OneStepOptions(), OneStepOptions(fidelity=0.0), OneStepOptions(Target(scale=1)), OneStepOptions(vae_only=True)],
     ids=["all", "no fidelity", "scale 1", "vae only"],
 )
 def test_progress_rises_to_exactly_the_total(
-    flux: Flux, autoencoder: AutoEncoder, image: Tensor, options: OneStepOptions, per_picture: int, count: int
+    flux: Flux, autoencoder: AutoEncoder, image: Tensor, options: OneStepOptions, count: int
 ) -> None:
     seen: list[tuple[int, int]] = []
     upscale(image.repeat(count, 1, 1, 1), flux, autoencoder, options, on_progress=lambda *step: seen.append(step))
     done = [step[0] for step in seen]
-    total = per_picture * count
-    assert {step[1] for step in seen} == {total}
-    assert all(a < b for a, b in zip(done, done[1:], strict=False))
-    assert done[0] == 1 and done[-1] == total
+    (total,) = {step[1] for step in seen}
+    assert done == sorted(done) and done[0] == 0 and done[-1] == total
+    assert len(set(done)) > 10 * count, "one jump is no progress"
     for picture in range(1, count + 1):
-        assert picture * per_picture in done
+        assert total * picture // count in done
 
 
-@pytest.mark.parametrize("at", [1, 2, 5, 9])
-def test_raising_in_progress_cancels_and_propagates(
-    flux: Flux, autoencoder: AutoEncoder, image: Tensor, at: int
-) -> None:
+def test_every_strip_and_block_can_be_cancelled(flux: Flux, autoencoder: AutoEncoder, image: Tensor) -> None:
     class CancelError(Exception):
         pass
 
-    seen: list[int] = []
+    calls: list[int] = []
+    upscale(image, flux, autoencoder, on_progress=lambda done, total: calls.append(done))
+    total, left = len(calls), 0
 
     def cancel(done: int, total: int) -> None:
-        seen.append(done)
-        if done == at:
+        nonlocal left
+        left -= 1
+        if left == 0:
             raise CancelError
 
-    with pytest.raises(CancelError):
-        upscale(image, flux, autoencoder, on_progress=cancel)
-    assert seen == list(range(1, at + 1))
+    assert total > 30
+    for at in range(1, total + 1):
+        left = at
+        with pytest.raises(CancelError):
+            upscale(image, flux, autoencoder, on_progress=cancel)
 
 
 # --- overrides --------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ def near(ours: Tensor, reference: Tensor, tolerance: float = 1e-5) -> bool:
 
 def model_with(make: Make, rows: int, thrift: Thrift, **params: Any) -> AutoEncoder:
     model = make(**params)
-    model.strips = StripSettings(rows, thrift)
+    settings = StripSettings(rows, thrift)
+    model.bounded.wish = {"encode": settings, "decode": settings}
     return model
 
 
@@ -144,11 +145,25 @@ def test_public_encode_and_decode_run_in_strips(make_autoencoder: Make, generato
     counts: list[int] = []
     for model in (few, many):
         strips.clear()
-        latent = model.encode(image, lambda: strips.append(0))
+        latent = model.encode(image, lambda done, total: strips.append(total))
         encoded = len(strips)
-        model.decode(latent, lambda: strips.append(0))
+        model.decode(latent, lambda done, total: strips.append(total))
         counts += [encoded, len(strips) - encoded]
     assert counts[2] > 2 * counts[0] > 0 and counts[3] > 2 * counts[1] > 0
+
+
+@pytest.mark.parametrize("thrift", THRIFTS)
+@pytest.mark.parametrize("rows", [1, 5, 8, 64])
+@pytest.mark.parametrize("params", [{}, {"mid_attention": False, "stride": 1}, {"widths": (32, 16, 8)}], ids=str)
+def test_progress_counts_every_strip(make_autoencoder: Make, params: dict[str, Any], rows: int, thrift: Thrift) -> None:
+    model = model_with(make_autoencoder, rows, thrift, **params)
+    for run in (
+        lambda tell: model.encode_strips(torch.zeros(1, 3, 64, 48), tell),
+        lambda tell: model.decode_strips(torch.zeros(1, 16, 8, 4), tell),
+    ):
+        told: list[tuple[int, int]] = []
+        run(lambda done, total, told=told: told.append((done, total)))
+        assert told == [(done, len(told)) for done in range(len(told))]
 
 
 @pytest.mark.parametrize("at", [1, 7, 20])
@@ -158,7 +173,7 @@ def test_raising_before_a_strip_cancels(make_autoencoder: Make, at: int) -> None
 
     seen: list[int] = []
 
-    def cancel() -> None:
+    def cancel(done: int, total: int) -> None:
         seen.append(0)
         if len(seen) == at:
             raise CancelError

@@ -1,0 +1,86 @@
+"""Options that several commands share, and the models and plans they stand for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from .autoencoder import AutoEncoder
+from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, describe_autoencoder, load_autoencoder, load_flux
+from .errors import OptionError, UnsupportedCheckpointError
+from .flux import Flux
+from .machine import default_device
+from .probe import doubt
+from .resize import DEFAULT_CEILING_MEGAPIXELS, Target
+from .strips import THRIFTS, StripSettings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--scale", type=float, help="factor (default: 4)")
+    size.add_argument("--long-edge", type=int, metavar="PX")
+    size.add_argument("--short-edge", type=int, metavar="PX")
+    size.add_argument("--megapixels", type=float, metavar="MP", help="1 MP = 1024 x 1024 px")
+    parser.add_argument("--max-megapixels", type=float, default=DEFAULT_CEILING_MEGAPIXELS, metavar="MP")
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vae", type=Path, default=BUNDLED_AUTOENCODER, help="default: the bundled one")
+    parser.add_argument("--model", type=Path, default=BUNDLED_FLUX, help="default: the bundled one")
+    parser.add_argument(
+        "--stride", type=int, choices=(1, 2), help="of the VAE: 1 = 8x, 2 = 16x; default: as its file says"
+    )
+    parser.add_argument("--shift", type=int, choices=(0, 1), help="of the VAE; default: as its file says")
+    parser.add_argument("--theta", help="RoPE base, one number or ROWS,COLUMNS; default: the model's own")
+    parser.add_argument("--sigma", type=float, help="default: the model's own")
+    parser.add_argument("--vae-only", action="store_true", help="skip the transformer: what does it contribute?")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument(
+        "--strips",
+        type=parse_strips,
+        metavar="THRIFT[:ROWS]",
+        help=f"how the VAE runs: {', '.join(THRIFTS)}, the picture being the same; default: by the free memory",
+    )
+
+
+def parse_strips(text: str) -> StripSettings:
+    """tiny, or fast:32."""
+    thrift, _, rows = text.partition(":")
+    try:
+        return StripSettings(int(rows or StripSettings.rows), thrift)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected {', '.join(THRIFTS)}, with :ROWS or without; got {text!r}"
+        ) from error
+
+
+def target_of(options: argparse.Namespace) -> Target:
+    wishes = (options.scale, options.long_edge, options.short_edge, options.megapixels)
+    scale = 4.0 if all(wish is None for wish in wishes) else options.scale
+    return Target(scale, options.long_edge, options.short_edge, options.megapixels, options.max_megapixels)
+
+
+def parse_device(name: str | None) -> torch.device:
+    try:
+        device = default_device() if name is None else torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"--device {name}: not to be had here ({reason}); try --device cpu") from error
+    return device
+
+
+def load_models(
+    options: argparse.Namespace, device: torch.device, dtype: torch.dtype | None
+) -> tuple[AutoEncoder, Flux | None]:
+    autoencoder = load_autoencoder(options.vae, stride=options.stride, shift=options.shift, device=device, dtype=dtype)
+    if warning := doubt(describe_autoencoder(options.vae, stride=options.stride), autoencoder):
+        raise UnsupportedCheckpointError(options.vae, f"{warning}; say which with --stride 1 or --stride 2")
+    if options.vae_only:
+        return autoencoder, None
+    return autoencoder, load_flux(options.model, theta=options.theta, sigma=options.sigma, device=device, dtype=dtype)

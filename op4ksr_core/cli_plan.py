@@ -1,0 +1,100 @@
+"""``plan``: what a run will need, from the files' headers and the picture's size, before anything is computed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from .autoencoder import AutoEncoder
+from .autoencoder_layers import AutoEncoderParams
+from .bounded import StripWish
+from .checkpoint import describe_autoencoder, describe_flux
+from .cli_options import DTYPES, add_models, add_size, parse_device, target_of
+from .errors import OptionError, OutOfMemoryError
+from .flux import Flux, FluxParams
+from .header import PROMPT_KEYS
+from .image_io import load_image
+from .machine import free_memory
+from .plan import GIGABYTE, Machine, Models, Plan, Weights, make_plan
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=run_plan)
+    parser.add_argument("input", metavar="IN", help="picture, or its size: 1024x768")
+    add_size(parser)
+    add_models(parser)
+    parser.add_argument("--free", type=float, metavar="GB", help="plan for this much free memory instead of the real")
+    parser.add_argument("--json", action="store_true")
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Print the plan; 1 if the run will not fit."""
+    planner = Planner(options)
+    if options.free is not None:
+        planner.machine = Machine(planner.machine.device, planner.machine.dtype, int(options.free * GIGABYTE))
+    plan = planner.plan(_size_of(options.input))
+    print(json.dumps(plan.report(), indent=2) if options.json else plan.text())
+    return 1 if plan.fits is False else 0
+
+
+def _size_of(text: str) -> tuple[int, int]:
+    """1024x768, or a picture file's size -> (height, width)."""
+    if match := re.fullmatch(r"(\d+)x(\d+)", text):
+        width, height = (int(part) for part in match.groups())
+        if not (width and height):
+            raise OptionError(f"{text}: expected a size above 0, as 1024x768")
+        return height, width
+    return load_image(Path(text)).size
+
+
+class Planner:
+    """Plans for any picture with the models and the machine that the options name. Reads headers only."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        device = parse_device(options.device)
+        dtype = DTYPES[options.dtype] if options.dtype else torch.float32 if device.type == "cpu" else torch.bfloat16
+        self.target = target_of(options)
+        self.machine = Machine(str(device), dtype, free_memory(device))
+        self.models = models_of(options, self.machine)
+
+    def plan(self, size: tuple[int, int]) -> Plan:
+        return make_plan(size, self.target, self.models, self.machine)
+
+    def check_weights(self) -> None:
+        """Raise OutOfMemoryError, before they are read, where the weights alone do not fit."""
+        need, free = sum(w.size for w in self.models.weights), self.machine.free
+        if free is None or need <= free:
+            return
+        ways = ["use --dtype bfloat16"] if self.machine.dtype == torch.float32 else []
+        ways += [] if self.machine.device == "cpu" else ["use --device cpu"]
+        ways.append("use the nodes in ComfyUI, which moves weights in and out")
+        raise OutOfMemoryError(
+            f"the models' weights alone need {need / GIGABYTE:.2f} GB, but there are {free / GIGABYTE:.2f} GB on "
+            f"{self.machine.device}; {' or '.join(ways)}"
+        )
+
+
+def models_of(options: argparse.Namespace, machine: Machine) -> Models:
+    """What runs, described by the files' headers. Raises UnsupportedCheckpointError."""
+    found = describe_autoencoder(options.vae, stride=options.stride, shift=options.shift)
+    assert isinstance(found.params, AutoEncoderParams)
+    place, itemsize = f"{machine.device}, {str(machine.dtype).removeprefix('torch.')}", machine.dtype.itemsize
+    weights = [Weights(options.vae.name, _count(AutoEncoder(found.params, device="meta")) * itemsize, place)]
+    flux, text_tokens, train_tokens = None, 1, None
+    if not options.vae_only:
+        described = describe_flux(options.model)
+        flux = described.params
+        assert isinstance(flux, FluxParams) and described.settings is not None
+        text_tokens = described.header.shapes.get(PROMPT_KEYS[0], (1,))[0]
+        train_tokens = described.settings.train_tokens
+        weights.append(Weights(options.model.name, _count(Flux(flux, device="meta")) * itemsize, place))
+    wish: StripWish = {} if options.strips is None else {"encode": options.strips, "decode": options.strips}
+    return Models(found.params, flux, text_tokens, weights=tuple(weights), train_tokens=train_tokens, wish=wish)
+
+
+def _count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,311 @@
+"""What a run will need, before anything is computed: sizes, tokens, work, memory by stage, the path taken.
+
+Memory is in live tensors, as ``memory`` and ``cost`` predict them; kernels' own workspace comes on top
+(``WORKSPACE``). A plan says "will not fit" only where even the thriftiest way cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import torch
+
+from .autoencoder_layers import AutoEncoderParams
+from .bounded import StripWish
+from .cost import autoencoder_flops, flux_flops, flux_peak_bytes, image_tokens
+from .errors import OutOfMemoryError
+from .flux import FluxParams
+from .memory import THRIFTIEST, Stage, choose_strips, peak_elements
+from .resize import Target
+from .strips import THRIFTS, StripSettings, Thrift
+
+#: Copies of the output picture (3 channels, float32) alive: while the VAE encodes, while the transformer
+#: runs, while the VAE decodes, and in colour fix and back-projection. As counted.
+_PICTURES = {"encode": 2.1, "transformer": 1.1, "decode": 2.1, "picture": 4.3}
+
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One model's weights: bytes, and where they are."""
+
+    name: str
+    size: int
+    place: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the run takes place.
+
+    free: bytes for everything the run adds to the device (None: unknown). shared: weights and
+    pictures come out of the same memory, as without a manager that moves them out of the way.
+    """
+
+    device: str
+    dtype: torch.dtype
+    free: int | None
+    shared: bool = True
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: peak bytes above weights and pictures with what was chosen, and for each thrift."""
+
+    name: str
+    peak: int
+    pictures: int
+    flops: float | None = None
+    path: str = ""
+    settings: StripSettings | None = None
+    by_thrift: dict[Thrift, int] | None = None
+    #: Bytes with the thriftiest settings there are; None: there is but one way.
+    least: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes are (height, width) in px; tokens (rows, columns)."""
+
+    input: tuple[int, int]
+    output: tuple[int, int]
+    padded: tuple[int, int]
+    latent: tuple[int, int]
+    tokens: tuple[int, int]
+    stages: tuple[StagePlan, ...]
+    weights: tuple[Weights, ...]
+    machine: Machine
+    train_tokens: int | None
+    #: Remedies, where it does not fit.
+    remedies: tuple[str, ...] = ()
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the worst stage, all that shares the memory included."""
+        return max(self._needs(stage) for stage in self.stages)
+
+    @property
+    def least(self) -> int:
+        """Bytes at the worst stage when every stage is at its thriftiest."""
+        return max(self._needs(stage, stage.least) for stage in self.stages)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the thriftiest way does; None where the free memory is unknown."""
+        free = self.machine.free
+        return None if free is None else self.least <= free
+
+    def _needs(self, stage: StagePlan, peak: int | None = None) -> int:
+        beside = stage.pictures + sum(w.size for w in self.weights) if self.machine.shared else 0
+        return (stage.peak if peak is None else peak) + beside
+
+    @property
+    def worst(self) -> StagePlan:
+        return max(self.stages, key=self._needs)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know besides: a grid larger than the model has seen."""
+        if self.train_tokens is None or max(self.tokens) <= self.train_tokens:
+            return []
+        rows, columns = self.tokens
+        return [
+            f"{rows} x {columns} tokens are more than the {self.train_tokens} per side this model was trained on: "
+            "it is computed, but nobody knows how well the model does there"
+        ]
+
+    def verdict(self) -> str:
+        """One sentence: fits, or will not fit and what to do."""
+        need, free = f"{self.peak / GIGABYTE:.2f} GB at its peak ({self.worst.name})", self.machine.free
+        if free is None:
+            return f"needs {need} on {self.machine.device}, whose free memory is unknown"
+        have = f"{free / GIGABYTE:.2f} GB on {self.machine.device}"
+        if self.peak <= free:
+            return f"needs {need} of {have}: fits"
+        if self.fits:
+            return f"needs {need}, more than {have}: thriftier strips will be tried"
+        need = f"{self.least / GIGABYTE:.2f} GB"
+        do = " or ".join(self.remedies) or "ask for a smaller target"
+        return f"needs {need} even at its thriftiest, but there are {have}: this will not fit; {do}"
+
+    def strips(self) -> dict[Stage, StripSettings]:
+        """The settings planned for the VAE, as its ``wish``."""
+        stages: tuple[Stage, ...] = get_args(Stage)
+        by_name = {stage.name: stage.settings for stage in self.stages}
+        return {name: settings for name in stages if (settings := by_name[name]) is not None}
+
+    def refuse_if_hopeless(self) -> None:
+        """Raise OutOfMemoryError, before anything is computed, where even the thriftiest way cannot fit."""
+        if self.fits is False:
+            raise OutOfMemoryError(f"{self.output[1]}x{self.output[0]} px {self.verdict()}")
+
+    def text(self) -> str:
+        """The plan in lines, for a console or a node."""
+        sizes = [_size(self.input), _size(self.output), _size(self.padded), _size(self.latent)]
+        rows, columns = self.tokens
+        lines = [
+            f"{sizes[0]} -> {sizes[1]} px, padded to {sizes[2]}; latent {sizes[3]}, "
+            f"{columns} x {rows} = {rows * columns:,} tokens"
+        ]
+        lines += [_line(stage) for stage in self.stages]
+        if self.machine.shared:
+            size = max(stage.pictures for stage in self.stages)
+            lines.append(
+                f"pictures     {size / GIGABYTE:8.3f} GB  beside the stages above: the enlarged input, the result"
+            )
+        lines += [f"weights      {w.size / GIGABYTE:8.3f} GB  {w.name}: {w.place}" for w in self.weights]
+        lines.append(f"{self.machine.device}, {str(self.machine.dtype).removeprefix('torch.')}: {self.verdict()}")
+        return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
+
+    def report(self) -> dict[str, Any]:
+        """The plan as plain values, for JSON; sizes are [width, height]."""
+        return {
+            "input_size": list(self.input[::-1]),
+            "output_size": list(self.output[::-1]),
+            "padded_size": list(self.padded[::-1]),
+            "latent_size": list(self.latent[::-1]),
+            "tokens": {"rows": self.tokens[0], "columns": self.tokens[1], "train_tokens": self.train_tokens},
+            "stages": [_stage_report(stage) for stage in self.stages],
+            "weights": [vars(weights) for weights in self.weights],
+            "device": self.machine.device,
+            "dtype": str(self.machine.dtype).removeprefix("torch."),
+            "free_bytes": self.machine.free,
+            "peak_bytes": self.peak,
+            "fits": self.fits,
+            "verdict": self.verdict(),
+            "warnings": self.warnings,
+        }
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _line(stage: StagePlan) -> str:
+    work = "" if stage.flops is None else f"  {stage.flops / 1e12:8.2f} TFLOP"
+    text = f"{stage.name:<12} {stage.peak / GIGABYTE:8.3f} GB{work}"
+    if stage.path:
+        text += f"  {stage.path}"
+    if stage.by_thrift:
+        text += "; " + ", ".join(f"{thrift} {size / GIGABYTE:.3f}" for thrift, size in stage.by_thrift.items())
+    return text
+
+
+def _stage_report(stage: StagePlan) -> dict[str, Any]:
+    settings = stage.settings
+    return {
+        "name": stage.name,
+        "peak_bytes": stage.peak,
+        "picture_bytes": stage.pictures,
+        "flops": stage.flops,
+        "path": stage.path,
+        "strips": None if settings is None else {"rows": settings.rows, "thrift": settings.thrift},
+        "peak_bytes_by_thrift": stage.by_thrift,
+    }
+
+
+# --- making one -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Models:
+    """What runs. flux None: no transformer, or one whose needs ``transformer_peak`` states."""
+
+    autoencoder: AutoEncoderParams
+    flux: FluxParams | None = None
+    text_tokens: int = 1
+    transformer_dtype: torch.dtype | None = None
+    transformer_peak: Callable[[int, int], int] | None = None
+    weights: tuple[Weights, ...] = ()
+    train_tokens: int | None = None
+    wish: StripWish | None = None
+
+
+def make_plan(size: tuple[int, int], target: Target, models: Models, machine: Machine) -> Plan:
+    """The plan for one picture of ``size`` (height, width). Raises OptionError beyond the target's ceiling."""
+    plan = _plan(size, target, models, machine)
+    if plan.fits is not False:
+        return plan
+    return replace(plan, remedies=tuple(_remedies(size, target, models, machine)))
+
+
+def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machine) -> Plan:
+    params, output = models.autoencoder, target.size(*size)
+    side = params.ratio * 2
+    padded = -(-output[0] // side) * side, -(-output[1] // side) * side
+    tokens = image_tokens(params, *padded)
+    pictures = {name: int(count * 12 * padded[0] * padded[1]) for name, count in _PICTURES.items()}
+    stages = [_strip_stage("encode", padded, models, machine, pictures["encode"])]
+    transformer = _transformer_stage(tokens, models, machine, pictures["transformer"])
+    stages += [transformer] if transformer else []
+    stages.append(_strip_stage("decode", padded, models, machine, pictures["decode"]))
+    if machine.shared:
+        stages.append(StagePlan("picture", pictures["picture"], 0, path="colour fix and back-projection"))
+    latent = padded[0] // params.ratio, padded[1] // params.ratio
+    return Plan(size, output, padded, latent, tokens, tuple(stages), models.weights, machine, models.train_tokens)
+
+
+def _strip_stage(stage: Stage, padded: tuple[int, int], models: Models, machine: Machine, pictures: int) -> StagePlan:
+    params, dtype = models.autoencoder, machine.dtype
+    settings = (models.wish or {}).get(stage)
+    if settings is None:
+        free = machine.free
+        if free is not None and machine.shared:
+            free -= pictures + sum(w.size for w in models.weights)
+        settings = choose_strips(params, stage, *padded, dtype, free)
+    peaks: dict[Thrift, int] = {
+        thrift: _live(params, stage, padded, dtype, StripSettings(thrift=thrift)) for thrift in THRIFTS
+    }
+    return StagePlan(
+        stage,
+        _live(params, stage, padded, dtype, settings),
+        pictures,
+        autoencoder_flops(params, stage, *padded, settings),
+        f"strips of {settings.rows} rows, {settings.thrift}",
+        settings,
+        peaks,
+        _live(params, stage, padded, dtype, THRIFTIEST),
+    )
+
+
+def _transformer_stage(tokens: tuple[int, int], models: Models, machine: Machine, pictures: int) -> StagePlan | None:
+    count, dtype = tokens[0] * tokens[1], models.transformer_dtype or machine.dtype
+    if models.flux is not None:
+        flops = flux_flops(models.flux, count, models.text_tokens)
+        peak = flux_peak_bytes(models.flux, count, models.text_tokens, dtype)
+        return StagePlan("transformer", peak, pictures, flops, "one forward pass, no tiles")
+    if models.transformer_peak is not None:
+        return StagePlan("transformer", models.transformer_peak(*tokens), pictures, None, "one forward pass, no tiles")
+    return None
+
+
+def _live(
+    params: AutoEncoderParams, stage: Stage, padded: tuple[int, int], dtype: torch.dtype, settings: StripSettings
+) -> int:
+    return peak_elements(params, stage, *padded, settings) * dtype.itemsize
+
+
+def _remedies(size: tuple[int, int], target: Target, models: Models, machine: Machine) -> list[str]:
+    """What would help, each checked."""
+
+    def fits(target: Target, machine: Machine) -> bool:
+        return _plan(size, target, models, machine).fits is True
+
+    remedies: list[str] = []
+    low, high = 0, max(target.size(*size)) // 16
+    while low < high:  # in steps of 16 px
+        middle = (low + high + 1) // 2
+        if fits(Target(long_edge=16 * middle, ceiling_megapixels=target.ceiling_megapixels), machine):
+            low = middle
+        else:
+            high = middle - 1
+    if low:
+        remedies.append(f"ask for a long edge of at most {16 * low} px")
+    if machine.dtype == torch.float32 and fits(target, replace(machine, dtype=torch.bfloat16)):
+        remedies.append("use bfloat16")
+    if not machine.device.startswith("cpu"):
+        remedies.append("run on the CPU")
+    return remedies

@@ -1,0 +1,231 @@
+"""Exact VAE over the host's own VAEs: the same numbers in strips, what happens out of memory, what is refused."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import comfy.ldm.models.autoencoder as engines
+import comfy.model_management
+import comfy.sd
+import harness
+import torch
+from weights import difference, noise, picture, seeded, write_flux, write_vae
+
+#: The host's three engines of LDM's layout; its width is fixed at 128.
+KINDS = ("flux", "sdxl", "flux2")
+SIDE = 128
+
+
+def _state(kind: str) -> dict[str, Any]:
+    """Seeded weights of one of the host's VAEs, loud enough for differences to show."""
+    config: dict[str, Any] = {"double_z": True, "z_channels": 16, "resolution": 256, "in_channels": 3, "out_ch": 3}
+    config |= {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+
+    def build() -> Any:
+        if kind == "flux":
+            module = "comfy.ldm.modules.diffusionmodules.model"
+            regular = {"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"}
+            parts = {
+                f"{n}_config": {"target": f"{module}.{n.title()}", "params": config} for n in ("encoder", "decoder")
+            }
+            return engines.AutoencodingEngine(regularizer_config=regular, **parts)
+        if kind == "sdxl":
+            return engines.AutoencoderKL(ddconfig={**config, "z_channels": 4}, embed_dim=4)
+        return engines.AutoencoderKL(ddconfig={**config, "z_channels": 32, "batch_norm_latent": True}, embed_dim=32)
+
+    model = seeded(lambda: _initialised(build()), 5)
+    return {name: tensor for name, tensor in model.state_dict().items() if "num_batches" not in name}
+
+
+def _initialised(model: Any) -> Any:
+    """The host's layers come with whatever was in memory."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.kaiming_uniform_(parameter, a=1.5)
+        else:
+            torch.nn.init.constant_(parameter, float("norm" in name and name.endswith("weight")))
+    return model
+
+
+@lru_cache
+def host_vae(kind: str) -> Any:
+    if kind == "flux2" and "batch_norm_latent" not in Path(engines.__file__).read_text("utf-8"):
+        raise harness.LackingError("this version of the host has no Flux 2 VAE")
+    vae = comfy.sd.VAE(sd=_state(kind), dtype=torch.float32)
+    vae.throw_exception_if_invalid()
+    return vae
+
+
+def exact_of(vae: Any, memory: str = "auto") -> Any:
+    return harness.run("OP4KSR_ExactVAE", vae, memory)[0]
+
+
+def latent_of(vae: Any, pictures: int = 1) -> Any:
+    side = SIDE // vae.spacial_compression_decode()
+    return noise(pictures, vae.latent_channels, side, side // 2 + 1)
+
+
+def _same(kind: str) -> dict[str, Any]:
+    vae = host_vae(kind)
+    image = picture(SIDE + 3, SIDE - 30).repeat(2, 1, 1, 1)
+    latent = latent_of(vae, 2)
+    plain = vae.encode(image), vae.decode(latent)
+    found: dict[str, Any] = {"latent_std": float(plain[0].std()), "image_std": float(plain[1].std())}
+    for memory in ("auto", "tiny"):
+        exact = exact_of(vae, memory)
+        found[memory] = [difference(plain[0], exact.encode(image)), difference(plain[1], exact.decode(latent))]
+    found["given_is_left_alone"] = torch.equal(plain[1], vae.decode(latent)) and type(vae) is comfy.sd.VAE
+    found["weights_are_shared"] = exact.patcher is vae.patcher
+    found["saves_the_same_file"] = set(exact.get_sd()) == set(vae.get_sd())
+    shape = (1, vae.latent_channels, 64, 64)
+    found["asks_for"] = exact.memory_used_decode(shape, vae.vae_dtype) / vae.memory_used_decode(shape, vae.vae_dtype)
+    return found
+
+
+def same_flux() -> dict[str, Any]:
+    found = _same("flux")
+    vae, latent = host_vae("flux"), latent_of(host_vae("flux"))
+    tiled = vae.decode_tiled(latent, tile_x=8, tile_y=8, overlap=2)
+    found["tiles"] = difference(vae.decode(latent), tiled)
+    return found
+
+
+def same_sdxl() -> dict[str, Any]:
+    return _same("sdxl")
+
+
+def same_flux2() -> dict[str, Any]:
+    return _same("flux2")
+
+
+class Failing:
+    """The tensor library's convolution, failing ``times`` times with out of memory."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.works = times, torch.nn.functional.batch_norm
+
+    def __enter__(self) -> Failing:
+        torch.nn.functional.batch_norm = self._fail
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        torch.nn.functional.batch_norm = self.works
+
+    def _fail(self, *args: Any, **kwargs: Any) -> Any:
+        if self.times > 0:
+            self.times -= 1
+            raise torch.OutOfMemoryError("simulated")
+        return self.works(*args, **kwargs)
+
+
+@lru_cache
+def small_vae() -> Any:
+    return harness.load_vae(write_vae("exact.safetensors"))
+
+
+def out_of_memory() -> dict[str, Any]:
+    """Inside the strips: thriftier, the same picture; when nothing helps, or elsewhere: a sentence, never tiles."""
+    vae, image, raw = small_vae(), picture(96, 128), noise(1, 16, 6, 8)
+    plain = vae.encode(image), vae.decode(raw)
+    found: dict[str, Any] = {}
+    with Failing(2):
+        found["encode"] = difference(plain[0], vae.encode(image))
+    with Failing(2):
+        found["decode"] = difference(plain[1], vae.decode(raw))
+    with Failing(10**6):
+        found["nothing_helps"] = harness.refusal(lambda: vae.decode(raw))
+        found["nothing_helps_encode"] = harness.refusal(lambda: vae.encode(image))
+    load = comfy.model_management.load_models_gpu
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("simulated")
+
+    comfy.model_management.load_models_gpu = full
+    try:
+        found["elsewhere"] = harness.refusal(lambda: vae.decode(raw))
+        found["elsewhere_encode"] = harness.refusal(lambda: vae.encode(image))
+    finally:
+        comfy.model_management.load_models_gpu = load
+    found["next_run"] = difference(plain[1], vae.decode(raw))
+    found["tiles_on_request"] = list(vae.decode_tiled(raw, tile_x=4, tile_y=4, overlap=1).shape)
+    return found
+
+
+def cancel() -> dict[str, Any]:
+    """An interrupt while strips run ends the run at the next one."""
+    vae, raw = small_vae(), noise(1, 16, 6, 8)
+    strips: list[int] = []
+    check = comfy.model_management.throw_exception_if_processing_interrupted
+
+    def interrupted() -> None:
+        strips.append(1)
+        if len(strips) == 5:
+            raise comfy.model_management.InterruptProcessingException()
+
+    comfy.model_management.throw_exception_if_processing_interrupted = interrupted
+    try:
+        vae.decode(raw)
+        ended = "it ran on"
+    except comfy.model_management.InterruptProcessingException:
+        ended = "interrupted"
+    finally:
+        comfy.model_management.throw_exception_if_processing_interrupted = check
+    return {"ended": ended, "strips": len(strips)}
+
+
+def one_step_is_exact() -> dict[str, Any]:
+    """The one-step node runs even a plain 8x VAE in strips: no whole pass through its encoder and decoder."""
+    vae, model = host_vae("flux"), harness.load_model(write_flux("exact_flux.safetensors"))
+    calls: list[str] = []
+    parts = {name: getattr(vae.first_stage_model, name) for name in ("encoder", "decoder")}
+    for name, part in parts.items():
+        part.forward = lambda *_, name=name: calls.append(name)
+    small = picture(32, 48)
+    try:
+        result = harness.upscale_node(small, model, vae)[0]
+    finally:
+        for part in parts.values():
+            del part.forward
+    tiny = harness.upscale_node(small, model, exact_of(vae, "tiny"))[0]
+    return {"shape": list(result.shape), "whole_passes": calls, "difference": difference(result, tiny)}
+
+
+def weights_are_let_go() -> bool:
+    """The last reference gone, the model goes at once, without the garbage collector."""
+    vae = harness.load_vae(write_vae("let_go.safetensors"))
+    model = weakref.ref(vae.first_stage_model.given.decoder.conv_in)
+    gc.collect()
+    gc.disable()
+    try:
+        del vae
+        return model() is None
+    finally:
+        gc.enable()
+
+
+def refused() -> dict[str, Any]:
+    pixel = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+    with_attention = host_vae("flux")
+    level = with_attention.first_stage_model.decoder.up[0]
+    level.attn.append(torch.nn.Identity())
+    try:
+        attention = harness.refusal(lambda: exact_of(with_attention))
+    finally:
+        del level.attn[0]
+    return {"pixel": harness.refusal(lambda: exact_of(pixel)), "attention": attention}
+
+
+CASES = (
+    same_flux,
+    same_sdxl,
+    same_flux2,
+    out_of_memory,
+    cancel,
+    one_step_is_exact,
+    weights_are_let_go,
+    refused,
+)

@@ -1,0 +1,110 @@
+"""The plan before the run: sizes, the path that will be taken, and whether it fits; held to a real run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from op4ksr_core import BUNDLED_AUTOENCODER, BUNDLED_FLUX, load_autoencoder, load_flux, upscale
+from op4ksr_core.allocation import AllocationTracker
+from op4ksr_core.autoencoder_layers import AutoEncoderParams
+from op4ksr_core.errors import OptionError, OutOfMemoryError
+from op4ksr_core.flux import FluxParams
+from op4ksr_core.one_step import OneStepOptions
+from op4ksr_core.plan import Machine, Models, Plan, Weights, make_plan
+from op4ksr_core.resize import Target
+from op4ksr_core.strips import THRIFTS, StripSettings
+
+WEIGHTS = (Weights("vae", 170_000_000, "cuda"), Weights("flux", 12_000_000_000, "cuda"))
+FULL = Models(AutoEncoderParams(), FluxParams(), 512, weights=WEIGHTS, train_tokens=128)
+FOUR_K = Target(long_edge=4096)
+
+
+def plan(free: float | None, *, shared: bool = True, models: Models = FULL, target: Target = FOUR_K) -> Plan:
+    machine = Machine("cuda", torch.bfloat16, None if free is None else int(free * 1e9), shared)
+    return make_plan((768, 1024), target, models, machine)
+
+
+def test_sizes() -> None:
+    found = make_plan((301, 200), Target(scale=1.5), FULL, Machine("cpu", torch.float32, None))
+    assert (found.output, found.padded, found.latent, found.tokens) == ((452, 300), (480, 320), (30, 20), (15, 10))
+    assert [stage.name for stage in found.stages] == ["encode", "transformer", "decode", "picture"]
+
+
+def test_vae_only_has_no_transformer() -> None:
+    found = plan(100, models=replace(FULL, flux=None))
+    assert [stage.name for stage in found.stages] == ["encode", "decode", "picture"]
+
+
+def test_less_memory_is_a_thriftier_path_then_a_refusal() -> None:
+    needs = [plan(free) for free in (100.0, 15.3, 14.6, 14.3, 12.0)]
+    ways = [found.strips()["decode"] for found in needs]
+    assert [way.thrift for way in ways] == ["fast", "lean", "tiny", "tiny", "tiny"]
+    assert [found.fits for found in needs] == [True, True, True, True, False]
+    for found in needs[:4]:
+        found.refuse_if_hopeless()
+        assert found.peak <= found.machine.free and "fits" in found.verdict()  # pyright: ignore
+    with pytest.raises(OutOfMemoryError, match="4096x3072 px needs .* this will not fit; .*run on the CPU"):
+        needs[4].refuse_if_hopeless()
+
+
+def test_the_remedy_helps() -> None:
+    hopeless = plan(13.5)
+    assert hopeless.fits is False
+    edge = int(hopeless.verdict().split("at most ")[1].split()[0])
+    assert plan(13.5, target=Target(long_edge=edge)).fits is True
+    assert plan(13.5, target=Target(long_edge=edge + 32)).fits is False
+
+
+def test_a_manager_that_moves_weights_needs_room_for_one_stage_only() -> None:
+    found = plan(4.0, shared=False)
+    assert found.fits and found.peak < 3e9
+    assert all(stage.name != "picture" for stage in found.stages)
+
+
+def test_unknown_memory_is_said_and_not_refused() -> None:
+    found = plan(None)
+    assert found.fits is None and "unknown" in found.verdict()
+    found.refuse_if_hopeless()
+
+
+def test_a_wish_is_planned_as_it_is() -> None:
+    wish = StripSettings(16, "lean")
+    found = plan(100, models=replace(FULL, wish={"decode": wish}))
+    assert found.strips()["decode"] == wish and found.strips()["encode"] == StripSettings()
+    assert wish.thrift in found.text()
+
+
+def test_every_thrift_is_told() -> None:
+    decode = next(stage for stage in plan(100).stages if stage.name == "decode")
+    assert decode.by_thrift is not None and list(decode.by_thrift) == list(THRIFTS)
+    assert sorted(decode.by_thrift.values(), reverse=True) == list(decode.by_thrift.values())
+    assert decode.least is not None and decode.least < decode.by_thrift["tiny"]
+
+
+def test_the_ceiling_holds() -> None:
+    with pytest.raises(OptionError, match="ceiling"):
+        plan(100, target=Target(scale=100))
+
+
+def test_a_grid_beyond_training_is_warned_of() -> None:
+    assert not plan(100).warnings
+    assert "128 per side" in plan(100, target=Target(long_edge=4112)).warnings[0]
+    assert not plan(100, models=replace(FULL, train_tokens=None), target=Target(long_edge=8192)).warnings
+
+
+@pytest.mark.parametrize("settings", [StripSettings(), StripSettings(16, "tiny")], ids=str)
+@pytest.mark.parametrize("size", [(256, 256), (160, 330)], ids=str)
+def test_a_real_run_needs_what_was_planned(size: tuple[int, int], settings: StripSettings) -> None:
+    """The bundled weights, x4, live tensors above weights and input: within 10 %."""
+    autoencoder, flux = load_autoencoder(BUNDLED_AUTOENCODER), load_flux(BUNDLED_FLUX)
+    wish = {"encode": settings, "decode": settings}
+    models = Models(autoencoder.params, flux.params, 4, wish=wish)  # pyright: ignore[reportArgumentType]
+    found = make_plan(size, Target(scale=4), models, Machine("cpu", torch.float32, None))
+    autoencoder.bounded.wish = found.strips()
+    low = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    with AllocationTracker() as tracker:
+        upscale(low, flux, autoencoder, OneStepOptions())
+    assert found.peak == pytest.approx(tracker.peak, rel=0.1)
