@@ -682,6 +682,7 @@ def test_upscale_refuses_before_computing_what_cannot_fit(
     assert run("upscale", source, "-o", output) == 1
     assert "this will not fit" in one_error(capsys) and not output.exists()
     assert run("upscale", source, "-o", output, "--anyway") == 0
+    capsys.readouterr()
     monkeypatch.setattr(cli_plan, "free_memory", lambda device: 100_000)
     assert run("upscale", source, "-o", output) == 1
     assert "weights alone" in one_error(capsys)
