@@ -5,10 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR
+from .plan import PlanRun
 from .rope import ApplyRFR
 from .upscale import OneStepUpscale
 
-NODES: list[type[io.ComfyNode]] = [LoadF16VAE, ExactVAENode, LoadFluxSR, ApplyRFR, OneStepUpscale]
+NODES: list[type[io.ComfyNode]] = [LoadF16VAE, ExactVAENode, LoadFluxSR, ApplyRFR, PlanRun, OneStepUpscale]
 
 
 class Op4ksrExtension(ComfyExtension):

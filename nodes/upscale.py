@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -9,22 +10,14 @@ from comfy_api.latest import io
 
 from ..op4ksr_core.color import COLOR_FIXES
 from ..op4ksr_core.one_step import OneStepOptions, check_image, run, upscale_alpha
-from ..op4ksr_core.resize import DEFAULT_CEILING_MEGAPIXELS, Target
+from ..op4ksr_core.resize import DEFAULT_CEILING_MEGAPIXELS
+from .exact_vae import ExactVAE
+from .plan import host_plan
 from .schema import advanced, schema
 from .stages import HostStages, image_to_core, image_to_host, progress_bar
+from .widgets import size_widgets, target_of
 
-_TARGETS = ("long edge", "short edge", "factor", "megapixels")
-
-
-def target_of(kind: str, pixels: int, factor: float, megapixels: float, ceiling: float) -> Target:
-    """The node's four widgets -> ``Target``."""
-    return Target(
-        scale=factor if kind == "factor" else None,
-        long_edge=pixels if kind == "long edge" else None,
-        short_edge=pixels if kind == "short edge" else None,
-        megapixels=megapixels if kind == "megapixels" else None,
-        ceiling_megapixels=ceiling,
-    )
+log = logging.getLogger(__name__)
 
 
 class OneStepUpscale(io.ComfyNode):
@@ -51,28 +44,7 @@ class OneStepUpscale(io.ComfyNode):
                     optional=True,
                     tooltip="Transparency, as LoadImage gives it (1 = transparent); enlarged beside the picture.",
                 ),
-                io.Combo.Input(
-                    "target", options=list(_TARGETS), default="long edge", tooltip="How the output's size is given."
-                ),
-                io.Int.Input(
-                    "pixels",
-                    default=4096,
-                    min=16,
-                    max=32768,
-                    step=16,
-                    tooltip="Length of the long or short edge of the output, in px.",
-                ),
-                io.Float.Input(
-                    "factor", default=4.0, min=0.1, max=64.0, step=0.1, tooltip="Enlargement, for target factor."
-                ),
-                io.Float.Input(
-                    "megapixels",
-                    default=16.0,
-                    min=0.01,
-                    max=1024.0,
-                    step=0.5,
-                    tooltip="Area of the output, for target megapixels; 1 MP = 1024 x 1024 px.",
-                ),
+                *size_widgets(),
                 io.Combo.Input(
                     "color_fix",
                     options=list(COLOR_FIXES),
@@ -160,8 +132,20 @@ class OneStepUpscale(io.ComfyNode):
             vae_only=vae_only,
         )
         stages = HostStages(model, vae, conditioning, sigma or None, guidance if guidance >= 0 else None)
+        announce(low, options, stages)
         result = run(low, stages, options, progress_bar())
         return io.NodeOutput(image_to_host(result), enlarge_mask(mask, result))
+
+
+def announce(low: torch.Tensor, options: OneStepOptions, stages: HostStages) -> None:
+    """Log the plan; raise OutOfMemoryError, before anything is computed, where it cannot fit."""
+    if not isinstance(stages.vae, ExactVAE):
+        return
+    plan = host_plan(low.shape[-2:], options.target, stages.model, stages.vae, options.vae_only)
+    log.info("%s", plan.text())
+    for warning in plan.warnings:
+        log.warning("%s", warning)
+    plan.refuse_if_hopeless()
 
 
 def enlarge_mask(mask: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:

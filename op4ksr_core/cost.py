@@ -88,10 +88,11 @@ def flux_peak_bytes(params: FluxParams, tokens: int, text_tokens: int, dtype: to
 
     In units of (tokens x hidden): at the rotation, in fp32, and at the MLP; plus the table of positions.
     """
-    ratio, half = params.mlp_ratio, dtype.itemsize < 4
-    rotation = 17.0 if half else 12.0
+    ratio = params.mlp_ratio
+    part = 1 / min(4, params.num_heads)  # of the heads, rotated at a time
+    rotation = 10 + 8 * part if dtype.itemsize < 4 else max(11.0, 9 + 4 * part)
     double = max(rotation, 3 + 2 * ratio) if params.depth else 0.0
-    single = max(rotation - 1 + ratio, 6 + 2 * ratio) if params.depth_single_blocks else 0.0
+    single = max(rotation + ratio, 6 + 2 * ratio) if params.depth_single_blocks else 0.0
     total = tokens + text_tokens
     positions = 8 * sum(params.axes_dim) * total
     return int(max(double, single) * total * params.hidden_size * dtype.itemsize) + positions

@@ -39,9 +39,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(dim, **kw))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x.float()
-        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)
-        return (h * self.scale.float()).to(x.dtype)
+        return F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype), eps=1e-6)
 
 
 class QKNorm(nn.Module):

@@ -41,14 +41,16 @@ class Weights:
 class Machine:
     """Where the run takes place.
 
-    free: bytes for everything the run adds to the device (None: unknown). shared: weights and
-    pictures come out of the same memory, as without a manager that moves them out of the way.
+    free: bytes to be had on the device (None: unknown). holds_weights, holds_pictures: whether the
+    models' weights, all of them, and the pictures come out of the same bytes; not where a manager
+    moves weights out of the way, and pictures wait in ordinary memory.
     """
 
     device: str
     dtype: torch.dtype
     free: int | None
-    shared: bool = True
+    holds_weights: bool = True
+    holds_pictures: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,7 @@ class Plan:
         return None if free is None else self.least <= free
 
     def _needs(self, stage: StagePlan, peak: int | None = None) -> int:
-        beside = stage.pictures + sum(w.size for w in self.weights) if self.machine.shared else 0
-        return (stage.peak if peak is None else peak) + beside
+        return (stage.peak if peak is None else peak) + _beside(stage.pictures, self.weights, self.machine)
 
     @property
     def worst(self) -> StagePlan:
@@ -151,7 +152,7 @@ class Plan:
             f"{columns} x {rows} = {rows * columns:,} tokens"
         ]
         lines += [_line(stage) for stage in self.stages]
-        if self.machine.shared:
+        if self.machine.holds_pictures:
             size = max(stage.pictures for stage in self.stages)
             lines.append(
                 f"pictures     {size / GIGABYTE:8.3f} GB  beside the stages above: the enlarged input, the result"
@@ -178,6 +179,12 @@ class Plan:
             "verdict": self.verdict(),
             "warnings": self.warnings,
         }
+
+
+def _beside(pictures: int, weights: tuple[Weights, ...], machine: Machine) -> int:
+    """Bytes that a stage finds taken by what the run itself holds."""
+    taken = pictures if machine.holds_pictures else 0
+    return taken + (sum(w.size for w in weights) if machine.holds_weights else 0)
 
 
 def _size(size: tuple[int, int]) -> str:
@@ -217,7 +224,9 @@ class Models:
     autoencoder: AutoEncoderParams
     flux: FluxParams | None = None
     text_tokens: int = 1
+    #: The transformer's, if it is not the VAE's.
     transformer_dtype: torch.dtype | None = None
+    #: Bytes for (rows, columns) tokens, of a transformer that is no Flux.
     transformer_peak: Callable[[int, int], int] | None = None
     weights: tuple[Weights, ...] = ()
     train_tokens: int | None = None
@@ -242,7 +251,7 @@ def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machin
     transformer = _transformer_stage(tokens, models, machine, pictures["transformer"])
     stages += [transformer] if transformer else []
     stages.append(_strip_stage("decode", padded, models, machine, pictures["decode"]))
-    if machine.shared:
+    if machine.holds_pictures:
         stages.append(StagePlan("picture", pictures["picture"], 0, path="colour fix and back-projection"))
     latent = padded[0] // params.ratio, padded[1] // params.ratio
     return Plan(size, output, padded, latent, tokens, tuple(stages), models.weights, machine, models.train_tokens)
@@ -253,8 +262,8 @@ def _strip_stage(stage: Stage, padded: tuple[int, int], models: Models, machine:
     settings = (models.wish or {}).get(stage)
     if settings is None:
         free = machine.free
-        if free is not None and machine.shared:
-            free -= pictures + sum(w.size for w in models.weights)
+        if free is not None:
+            free -= _beside(pictures, models.weights, machine)
         settings = choose_strips(params, stage, *padded, dtype, free)
     peaks: dict[Thrift, int] = {
         thrift: _live(params, stage, padded, dtype, StripSettings(thrift=thrift)) for thrift in THRIFTS

@@ -233,7 +233,13 @@ class RescaledEmbedND(nn.Module):
 
 
 def apply_rotation(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the channel pairs of x (B, heads, N, d) by ``table`` (B, 1, N, d/2, 2, 2); fp32 inside."""
-    pairs = x.float().unflatten(-1, (-1, 1, 2))
-    turned = table[..., 0] * pairs[..., 0] + table[..., 1] * pairs[..., 1]
-    return turned.flatten(-2).to(x.dtype)
+    """Rotate the channel pairs of x (B, heads, N, d) by ``table`` (B, 1, N, d/2, 2, 2); fp32 inside.
+
+    A quarter of the heads at a time, so that the fp32 copies stay small.
+    """
+    parts: list[Tensor] = []
+    for part in x.chunk(4, dim=1):
+        pairs = part.float().unflatten(-1, (-1, 1, 2))
+        turned = table[..., 0] * pairs[..., 0] + table[..., 1] * pairs[..., 1]
+        parts.append(turned.flatten(-2).to(x.dtype))
+    return torch.cat(parts, dim=1)

@@ -14,6 +14,7 @@ NODES = {
     "OP4KSR_ExactVAE",
     "OP4KSR_LoadFluxSR",
     "OP4KSR_ApplyRFR",
+    "OP4KSR_Plan",
     "OP4KSR_OneStepUpscale",
 }
 

@@ -22,8 +22,8 @@ FULL = Models(AutoEncoderParams(), FluxParams(), 512, weights=WEIGHTS, train_tok
 FOUR_K = Target(long_edge=4096)
 
 
-def plan(free: float | None, *, shared: bool = True, models: Models = FULL, target: Target = FOUR_K) -> Plan:
-    machine = Machine("cuda", torch.bfloat16, None if free is None else int(free * 1e9), shared)
+def plan(free: float | None, *, holds: bool = True, models: Models = FULL, target: Target = FOUR_K) -> Plan:
+    machine = Machine("cuda", torch.bfloat16, None if free is None else int(free * 1e9), holds, holds)
     return make_plan((768, 1024), target, models, machine)
 
 
@@ -59,7 +59,7 @@ def test_the_remedy_helps() -> None:
 
 
 def test_a_manager_that_moves_weights_needs_room_for_one_stage_only() -> None:
-    found = plan(4.0, shared=False)
+    found = plan(4.0, holds=False)
     assert found.fits and found.peak < 3e9
     assert all(stage.name != "picture" for stage in found.stages)
 

@@ -1,0 +1,151 @@
+"""The plan before the run, for the host's MODEL and VAE, as a node of its own and for the one-step node."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import comfy.model_management
+from comfy_api.latest import io, ui
+
+from ..op4ksr_core.errors import OptionError
+from ..op4ksr_core.flux import FluxParams
+from ..op4ksr_core.memory import Stage
+from ..op4ksr_core.plan import Machine, Models, Plan, Weights, make_plan
+from ..op4ksr_core.resize import DEFAULT_CEILING_MEGAPIXELS, Target
+from .exact_vae import ExactVAE
+from .host_model import settings_of
+from .schema import advanced, schema
+from .stages import in_strips
+from .widgets import size_widgets, target_of
+
+log = logging.getLogger(__name__)
+
+
+def host_plan(size: tuple[int, int], target: Target, model: Any, vae: ExactVAE, vae_only: bool = False) -> Plan:
+    """The plan for a picture of ``size`` (height, width) under the host's memory manager.
+
+    It moves weights out of the way, so a stage has the whole device; pictures wait in ordinary memory.
+    """
+    device, dtype = vae.device, vae.vae_dtype
+    total = int(comfy.model_management.get_total_memory(device))
+    on_cpu = device.type == "cpu"
+    machine = Machine(str(device), dtype, total, holds_weights=False, holds_pictures=on_cpu)
+    models = Models(vae.params, weights=(_weights("VAE", vae.patcher),))
+    if not vae_only:
+        models = _with_transformer(models, model)
+    padded = make_plan(size, target, models, machine).padded
+    wish: dict[Stage, Any] = {stage: vae.planned(stage, *padded, dtype) for stage in ("encode", "decode")}
+    return make_plan(size, target, replace(models, wish=wish), machine)
+
+
+def _with_transformer(models: Models, model: Any) -> Models:
+    settings, flux, diffusion = settings_of(model), flux_params(model), model.model
+
+    def reserved(rows: int, columns: int) -> int:  # what the host itself asks for, for any architecture
+        return int(diffusion.memory_required([1, models.autoencoder.latent_channels, 2 * rows, 2 * columns]))
+
+    return replace(
+        models,
+        flux=flux,
+        text_tokens=1 if settings.txt is None else len(settings.txt),
+        transformer_dtype=getattr(diffusion, "manual_cast_dtype", None) or diffusion.get_dtype(),
+        transformer_peak=reserved,
+        weights=(*models.weights, _weights("model", model)),
+        train_tokens=settings.train_tokens,
+    )
+
+
+def flux_params(model: Any) -> FluxParams | None:
+    """The geometry of a native Flux MODEL; None for another architecture."""
+    config = model.model.model_config.unet_config
+    try:
+        if config["image_model"] != "flux":
+            return None
+        return FluxParams(
+            hidden_size=config["hidden_size"],
+            num_heads=config["num_heads"],
+            depth=config["depth"],
+            depth_single_blocks=config["depth_single_blocks"],
+            in_channels=config["in_channels"],
+            context_in_dim=config["context_in_dim"],
+            vec_in_dim=config["vec_in_dim"] or 768,
+            mlp_ratio=config["mlp_ratio"],
+            guidance_embed=config["guidance_embed"],
+            axes_dim=tuple(config["axes_dim"]),
+        )
+    except (KeyError, ValueError, TypeError):  # a relative of Flux with other parts
+        return None
+
+
+def _weights(name: str, patcher: Any) -> Weights:
+    size, loaded = int(patcher.model_size()), int(patcher.loaded_size())
+    place = f"on {patcher.load_device}" if loaded else f"go from {patcher.offload_device} to {patcher.load_device}"
+    if 0 < loaded < size:
+        place = f"{loaded / 1e9:.2f} GB on {patcher.load_device}, the rest on {patcher.offload_device}"
+    return Weights(name, size, place)
+
+
+class PlanRun(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="OP4KSR_Plan",
+            display_name="Plan 4K Upscale (OP4KSR)",
+            category="image/upscaling",
+            description="Says before anything is computed what One-Step Upscale will need: exact size, tokens, work, "
+            "memory of every stage, and whether it fits this device.",
+            search_aliases=["plan", "memory", "vram", "estimate", "will it fit", "4k", "size"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model that One-Step Upscale will run."),
+                io.Vae.Input("vae", tooltip="The VAE that One-Step Upscale will run."),
+                io.Image.Input("image", optional=True, tooltip="The picture; left open, width and height count."),
+                io.Int.Input("width", default=1024, min=1, max=32768, tooltip="Of the picture, without an image."),
+                io.Int.Input("height", default=1024, min=1, max=32768, tooltip="Of the picture, without an image."),
+                *size_widgets(),
+                io.Boolean.Input("vae_only", default=False, tooltip="Plan without the transformer."),
+                advanced(
+                    io.Float.Input(
+                        "max_megapixels",
+                        default=DEFAULT_CEILING_MEGAPIXELS,
+                        min=0.1,
+                        max=1024.0,
+                        step=0.1,
+                        tooltip="Ceiling: a larger output is refused.",
+                    )
+                ),
+            ],
+            outputs=[
+                io.String.Output("PLAN", tooltip="The plan in words."),
+                io.Int.Output("WIDTH", tooltip="Of the output, in px."),
+                io.Int.Output("HEIGHT", tooltip="Of the output, in px."),
+                io.Boolean.Output("FITS", tooltip="Whether it fits this device."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        vae: Any,
+        width: int,
+        height: int,
+        target: str,
+        pixels: int,
+        factor: float,
+        megapixels: float,
+        vae_only: bool,
+        image: Any = None,
+        max_megapixels: float = DEFAULT_CEILING_MEGAPIXELS,
+    ) -> io.NodeOutput:
+        size = (height, width) if image is None else (image.shape[1], image.shape[2])
+        exact = in_strips(vae)
+        if not isinstance(exact, ExactVAE):
+            raise OptionError("VAE: has other layers than Flux's, so its memory cannot be foretold; choose another")
+        wish = target_of(target, pixels, factor, megapixels, max_megapixels)
+        plan = host_plan(size, wish, model, exact, vae_only)
+        text = plan.text()
+        log.info("%s", text)
+        return io.NodeOutput(text, plan.output[1], plan.output[0], plan.fits is not False, ui=ui.PreviewText(text))

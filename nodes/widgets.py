@@ -1,0 +1,48 @@
+"""Widgets that several nodes share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..op4ksr_core.resize import Target
+
+_TARGETS = ("long edge", "short edge", "factor", "megapixels")
+
+
+def target_of(kind: str, pixels: int, factor: float, megapixels: float, ceiling: float) -> Target:
+    """The node's four widgets -> ``Target``."""
+    return Target(
+        scale=factor if kind == "factor" else None,
+        long_edge=pixels if kind == "long edge" else None,
+        short_edge=pixels if kind == "short edge" else None,
+        megapixels=megapixels if kind == "megapixels" else None,
+        ceiling_megapixels=ceiling,
+    )
+
+
+def size_widgets() -> list[Any]:
+    """How large the output shall be."""
+    return [
+        io.Combo.Input(
+            "target", options=list(_TARGETS), default="long edge", tooltip="How the output's size is given."
+        ),
+        io.Int.Input(
+            "pixels",
+            default=4096,
+            min=16,
+            max=32768,
+            step=16,
+            tooltip="Length of the long or short edge of the output, in px.",
+        ),
+        io.Float.Input("factor", default=4.0, min=0.1, max=64.0, step=0.1, tooltip="Enlargement, for target factor."),
+        io.Float.Input(
+            "megapixels",
+            default=16.0,
+            min=0.01,
+            max=1024.0,
+            step=0.5,
+            tooltip="Area of the output, for target megapixels; 1 MP = 1024 x 1024 px.",
+        ),
+    ]

@@ -1,0 +1,124 @@
+"""The plan in the host: its node, what the one-step node does with it, and the plan against a real run."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import Any
+
+import comfy.ldm.flux.math
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.sd
+import harness
+import torch
+from weights import noise, picture, write_flux, write_vae
+
+import nodes
+from op4ksr_core import OneStepSettings, Target
+from op4ksr_core.allocation import AllocationTracker
+
+#: The bundled autoencoder's geometry.
+BUNDLED: dict[str, Any] = {"widths": (24, 48, 96, 96), "norm_groups": 6, "layers_per_block": 2, "mid_attention": False}
+
+
+@lru_cache
+def models() -> tuple[Any, Any]:
+    settings = OneStepSettings(txt=torch.zeros(3, 64), train_tokens=2)
+    model = harness.load_model(write_flux("plan_flux.safetensors", settings=settings))
+    return model, harness.load_vae(write_vae("plan_vae.safetensors"))
+
+
+def plan_node(**changes: Any) -> tuple[Any, ...]:
+    model, vae = models()
+    given: dict[str, Any] = {"model": model, "vae": vae, "width": 100, "height": 60, "target": "factor"}
+    given |= {"pixels": 4096, "factor": 2.0, "megapixels": 16.0, "vae_only": False}
+    return harness.run("OP4KSR_Plan", **{**given, **changes})
+
+
+def node() -> dict[str, Any]:
+    text, width, height, fits = plan_node()
+    by_picture = plan_node(image=picture(60, 100), width=7, height=7)
+    return {
+        "text": text,
+        "size": [width, height],
+        "fits": fits,
+        "by_picture": list(by_picture[1:3]),
+        "vae_only": "transformer" in plan_node(vae_only=True)[0],
+        "not_ours": harness.refusal(lambda: plan_node(vae=comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}))),
+    }
+
+
+class Log(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def __enter__(self) -> Log:
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        logging.getLogger().removeHandler(self)
+
+
+def one_step_tells_it() -> dict[str, bool]:
+    model, vae = models()
+    with Log() as log:
+        harness.upscale_node(picture(60, 100), model, vae)
+    text = plan_node()[0]
+    return {
+        "same_plan": any(text.splitlines()[:4] == line.splitlines()[:4] for line in log.lines),
+        "warned": any("more than the 2 per side this model was trained on" in line for line in log.lines),
+    }
+
+
+def one_step_refuses() -> dict[str, Any]:
+    """With a device far too small: before anything is computed."""
+    model, vae = models()
+    total, encode, calls = comfy.model_management.get_total_memory, type(vae).encode, []
+    comfy.model_management.get_total_memory = lambda *_, **__: 300_000
+    type(vae).encode = lambda *_: calls.append("encode")
+    try:
+        found = harness.refusal(lambda: harness.upscale_node(picture(60, 100), model, vae))
+        fits = plan_node()[3]
+    finally:
+        comfy.model_management.get_total_memory, type(vae).encode = total, encode
+    return {**found, "calls": calls, "fits": fits}
+
+
+def prediction() -> dict[str, float]:
+    """Live tensors of the host's own Flux and of its VAE in our strips, over what the plan says."""
+    if not hasattr(comfy.model_management, "is_oom"):
+        raise harness.LackingError("older hosts' Flux needs up to 1.4 times as much (measured: 0.3.64, float32)")
+    attention = comfy.ldm.modules.attention
+    name = write_flux("plan_wide.safetensors", hidden_size=512, num_heads=4, depth_single_blocks=2)
+    model, vae = harness.load_model(name), harness.load_vae(write_vae("plan_wide_vae.safetensors", **BUNDLED))
+    comfy.model_management.load_models_gpu([model, vae.patcher])
+    pack = nodes.NODE_CLASS_MAPPINGS["OP4KSR_Plan"].__module__
+    plan = __import__(pack, fromlist=["host_plan"]).host_plan((256, 384), Target(scale=2), model, vae)
+    stages = {stage.name: stage.peak for stage in plan.stages}
+    flux, found = model.model.diffusion_model, {}
+    works = comfy.ldm.flux.math.optimized_attention
+    comfy.ldm.flux.math.optimized_attention = attention.attention_pytorch  # as on a GPU
+    try:
+        latent = noise(1, 16, plan.latent[0], plan.latent[1])
+        with AllocationTracker() as tracker:
+            flux(latent, torch.tensor([0.5]), torch.zeros(1, 3, 64), torch.zeros(1, 32), transformer_options={})
+        found["transformer"] = tracker.peak / stages["transformer"]
+    finally:
+        comfy.ldm.flux.math.optimized_attention = works
+    pixels, out = noise(1, 3, *plan.padded), torch.empty(1, 3, *plan.padded)
+    with AllocationTracker() as tracker:
+        vae.first_stage_model.encode(pixels)
+    found["encode"] = tracker.peak / stages["encode"]
+    with AllocationTracker() as tracker:
+        vae.first_stage_model.decode(latent, output_buffer=out)
+    found["decode"] = tracker.peak / stages["decode"]
+    return found
+
+
+CASES = (node, one_step_tells_it, one_step_refuses, prediction)

@@ -1,0 +1,51 @@
+"""The plan inside a real ComfyUI: its node, the one-step node's use of it, and the plan against real runs."""
+
+from __future__ import annotations
+
+import pytest
+from host_support import Cases, find_host, run_cases
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    return run_cases(find_host(), "plan_cases", tmp_path_factory.mktemp("plan"))
+
+
+def test_the_node_tells_sizes_and_whether_it_fits(plan: Cases) -> None:
+    found = plan["node"]
+    assert found["text"].startswith("100x60 -> 200x120 px, padded to 224x128; latent 14x8, 7 x 4 = 28 tokens")
+    for word in ("encode", "transformer", "decode", "TFLOP", "VAE: ", "model: ", "fits"):
+        assert word in found["text"]
+    assert found["size"] == [200, 120] and found["fits"] is True
+
+
+def test_the_picture_wins_over_the_widgets(plan: Cases) -> None:
+    assert plan["node"]["by_picture"] == [200, 120]
+
+
+def test_vae_only_plans_no_transformer(plan: Cases) -> None:
+    assert not plan["node"]["vae_only"]
+
+
+def test_a_vae_that_cannot_be_foretold_is_refused(plan: Cases) -> None:
+    found = plan["node"]["not_ours"]
+    assert found["classes"][0] == "OptionError" and "cannot be foretold" in found["message"]
+
+
+@pytest.mark.parametrize("what", ["same_plan", "warned"])
+def test_one_step_tells_the_same_plan(plan: Cases, what: str) -> None:
+    assert plan["one_step_tells_it"][what]
+
+
+def test_one_step_refuses_before_computing(plan: Cases) -> None:
+    found = plan["one_step_refuses"]
+    assert found["classes"][0] == "OutOfMemoryError" and found["calls"] == [] and found["fits"] is False
+    assert "this will not fit; ask for a long edge of at most" in found["message"]
+
+
+@pytest.mark.parametrize("stage", ["encode", "transformer", "decode"])
+def test_the_host_needs_what_was_planned(plan: Cases, stage: str) -> None:
+    """Live tensors, attention as on a GPU: within 10 %."""
+    assert plan["prediction"][stage] == pytest.approx(1, abs=0.1)
