@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,15 +98,21 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_report(folder: Path, name: str, table: Sequence[Row], details: Sequence[Row]) -> Path:
-    """Write ``<name>.json`` and ``<name>.md`` into the folder; returns the latter. Raises OutputError."""
+def write_report(
+    folder: Path, name: str, tables: Mapping[str, Sequence[Row]], details: Sequence[Row] | None = None
+) -> Path:
+    """Write ``<name>.json`` and ``<name>.md``, each table under its title; returns the latter. Raises OutputError."""
     command = "python -m op4ksr_core " + " ".join(sys.argv[1:])
-    report = {"command": command, "machine": machine(), "table": list(table), "details": list(details)}
-    text = f"`{command}`\n\n{', '.join(f'{k} {v}' for k, v in machine().items())}\n\n{markdown(table)}"
+    report: Row = {"command": command, "machine": machine(), "tables": {k: list(v) for k, v in tables.items()}}
+    if details is not None:
+        report["details"] = list(details)
+    parts = [f"`{command}`", ", ".join(f"{k} {v}" for k, v in machine().items())]
+    for title, rows in tables.items():
+        parts += [f"### {title}", markdown(rows).strip()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-        (folder / f"{name}.md").write_text(text, "utf-8")
+        (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n", "utf-8")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
     return folder / f"{name}.md"

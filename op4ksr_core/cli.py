@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import __version__, benchmark
+from . import __version__
 from .autoencoder import AutoEncoder
-from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX
-from .cli_options import add_models, add_size, load_models, parse_device, target_of
+from .cli_benchmark import add_benchmark
+from .cli_options import add_models, add_size, gather, load_models, parse_device, target_of
 from .cli_plan import Planner, add_plan
 from .color import COLOR_FIXES
 from .demo import SAMPLE_PHOTO, before_after
-from .errors import Op4ksrError, OptionError, OutputError
+from .errors import Op4ksrError, OutputError
 from .flux import Flux
 from .image_io import IMAGE_SUFFIXES, Picture, check_output, from_pil, holds_alpha, load_image, save_image
 from .inspection import inspect_file
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_upscale(commands.add_parser("upscale", help="enlarge pictures"))
     add_plan(commands.add_parser("plan", help="what a run will need, before anything is computed"))
     _add_inspect(commands.add_parser("inspect", help="what is this weights file, and will it work"))
-    _add_benchmark(commands.add_parser("benchmark", help="measure, and write the table as JSON and Markdown"))
+    add_benchmark(commands.add_parser("benchmark", help="measure, and write the table as JSON and Markdown"))
     _add_demo(commands.add_parser("demo", help="upscale the bundled photo to 4096 px and show what changed"))
     return parser
 
@@ -76,17 +76,6 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="safetensors file, shard index, or model folder")
     parser.add_argument("--probe", type=Path, metavar="PHOTO", help="round-trip a photo at every stride and shift")
     parser.add_argument("--json", action="store_true")
-
-
-def _add_benchmark(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(required=True, metavar="KIND")
-    kind = kinds.add_parser("quality", help="PSNR, SSIM, GMSD of x4 against bicubic and VAE only (extra: bench)")
-    kind.set_defaults(command=run_quality, stride=None, shift=None, theta=None, sigma=None, vae_only=False)
-    kind.add_argument("photos", nargs="+", type=Path, metavar="HR", help="pictures, or folders of them")
-    kind.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
-    kind.add_argument("--vae", type=Path, default=BUNDLED_AUTOENCODER)
-    kind.add_argument("--model", type=Path, default=BUNDLED_FLUX)
-    kind.add_argument("--device")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -122,20 +111,6 @@ def run_upscale(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"pictures": reports, **_models_report(options, autoencoder, flux)}, indent=2))
     return 1 if failures else 0
-
-
-def gather(inputs: Sequence[Path]) -> list[Path]:
-    """The pictures meant: files as they are, folders by what is in them, in order."""
-    found: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not inside:
-                raise OptionError(f"{path}: no pictures in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
-            found += inside
-        else:
-            found.append(path)
-    return found
 
 
 def output_paths(sources: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
@@ -270,18 +245,6 @@ def run_inspect(options: argparse.Namespace) -> int:
                 print(f"{key}.{name}: {item}")
         elif value not in (None, []):
             print(f"{key}: {value}")
-    return 0
-
-
-# --- benchmark --------------------------------------------------------------------------------
-
-
-def run_quality(options: argparse.Namespace) -> int:
-    autoencoder, flux = load_models(options, parse_device(options.device), None)
-    assert flux is not None
-    rows = benchmark.quality(gather(options.photos), flux, autoencoder)
-    report = benchmark.write_report(options.output, "quality", benchmark.means(rows), rows)
-    print(report.read_text("utf-8"))
     return 0
 
 

@@ -75,6 +75,11 @@ def test_one_step_runs_a_plain_vae_in_strips(exact: Cases) -> None:
     assert found["difference"] <= SAME
 
 
+def test_the_benchmarks_tiles_are_the_hosts(exact: Cases) -> None:
+    found = exact["tiles"]
+    assert max(found["decode"], found["encode"]) <= SAME < 0.01 < found["whole"]
+
+
 def test_weights_are_let_go_with_the_last_use(exact: Cases) -> None:
     assert exact["weights_are_let_go"] is True
 

@@ -42,8 +42,12 @@ ORDER = [
     "training",
     "benchmark",
     "demo",
+    "tiles",
+    "benchmark_memory",
+    "benchmark_speed",
     "cli_options",
     "cli_plan",
+    "cli_benchmark",
     "cli",
     "__main__",
 ]

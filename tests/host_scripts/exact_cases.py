@@ -13,7 +13,9 @@ import comfy.model_management
 import comfy.sd
 import harness
 import torch
-from weights import difference, noise, picture, seeded, write_flux, write_vae
+from weights import autoencoder, difference, noise, picture, seeded, write_flux, write_vae
+
+from op4ksr_core.tiles import three_passes
 
 #: The host's three engines of LDM's layout; its width is fixed at 128.
 KINDS = ("flux", "sdxl", "flux2")
@@ -194,6 +196,20 @@ def one_step_is_exact() -> dict[str, Any]:
     return {"shape": list(result.shape), "whole_passes": calls, "difference": difference(result, tiny)}
 
 
+def tiles() -> dict[str, float]:
+    """The tiles that the benchmark compares with, against the host's own, on the same weights."""
+    vae, model = small_vae(), autoencoder()
+    raw, image = noise(1, 16, 20, 27), picture(320, 432)
+    decoded = three_passes(raw, model.decode_pixels, 8, 2, 16)
+    encoded = three_passes(image.movedim(-1, 1) * 2 - 1, model.encode_pixels, 128, 32, 1 / 16)
+    theirs = vae.decode_tiled(raw, tile_x=8, tile_y=8, overlap=2)
+    return {
+        "decode": difference(((decoded + 1) / 2).clamp(0, 1).movedim(1, -1), theirs),
+        "encode": difference(encoded, vae.encode_tiled(image, tile_x=128, tile_y=128, overlap=32)),
+        "whole": difference(vae.decode(raw), theirs),
+    }
+
+
 def weights_are_let_go() -> bool:
     """The last reference gone, the model goes at once, without the garbage collector."""
     vae = harness.load_vae(write_vae("let_go.safetensors"))
@@ -226,6 +242,7 @@ CASES = (
     out_of_memory,
     cancel,
     one_step_is_exact,
+    tiles,
     weights_are_let_go,
     refused,
 )

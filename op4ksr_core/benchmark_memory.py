@@ -1,0 +1,284 @@
+"""``benchmark memory``: strips against the plain pass and against tiles; peaks, counted and predicted; a whole run.
+
+Weights of full width are random (seeded): they prove exactness and memory, never quality.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .allocation import AllocationTracker
+from .autoencoder import AutoEncoder, AutoEncoderParams
+from .benchmark import Row
+from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, load_autoencoder, load_flux
+from .demo import SAMPLE_PHOTO
+from .flux import OnProgress
+from .image_io import load_image
+from .machine import peak_memory
+from .memory import Stage, peak_elements
+from .one_step import CoreStages, OneStepOptions, run
+from .resize import Target, resize
+from .strips import THRIFTS, StripSettings, Thrift
+from .tiles import three_passes
+
+#: Geometry by name. The small one is the bundled file's.
+GEOMETRIES = {
+    "F16, full width": AutoEncoderParams(),
+    "F16, full width, shift 1": AutoEncoderParams(shift=1),
+    "F8, full width": AutoEncoderParams(stride=1),
+    "F16, small": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False),
+}
+
+#: ComfyUI's tiled nodes as they are set when put on the canvas, in px.
+TILE, OVERLAP = 512, 64
+
+
+def random_autoencoder(params: AutoEncoderParams, seed: int = 0) -> AutoEncoder:
+    """Seeded weights, no norm neutral; scaled so that nearly all outputs lie in [-1, 1]."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = AutoEncoder(params).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        small = model.decode_pixels(torch.randn(1, params.latent_channels, 8, 8))
+        model.decoder.conv_out.weight.mul_(0.33 / small.std())
+    return model
+
+
+def uneven(*shape: int, seed: int = 0) -> Tensor:
+    """Noise whose contrast differs from place to place, as a picture's does: what statistics per tile get wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    contrast = resize(torch.rand(1, 1, 3, 3, generator=generator), *shape[2:]).abs()
+    return torch.randn(shape, generator=generator) * (0.2 + 1.6 * contrast)
+
+
+def both(settings: StripSettings) -> dict[Stage, StripSettings]:
+    return {"encode": settings, "decode": settings}
+
+
+# --- exactness --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: a geometry at a size (height, width), in px."""
+
+    geometry: str
+    size: tuple[int, int]
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+
+
+CASES = (
+    Case("F16, full width", (512, 512)),
+    Case("F16, full width", (1024, 1024)),
+    Case("F16, full width, shift 1", (992, 544)),
+    Case("F8, full width", (512, 512)),
+    Case("F8, full width", (992, 544)),
+    Case("F16, small", (512, 512)),
+    Case("F16, small", (1024, 1024)),
+    Case("F16, small", (992, 544)),
+)
+QUICK_CASES = (Case("F16, small", (256, 256)), Case("F16, small", (272, 144)))
+
+Runs = dict[str, Tensor]
+
+
+def exactness(cases: tuple[Case, ...] = CASES) -> list[Row]:
+    """Strips (each thrift, and other heights) and tiles against the plain pass; float32 is the truth for bfloat16.
+
+    ``max`` is the largest difference from the plain pass of the same dtype, ``rms`` the distance from
+    the plain float32 pass, ``rms of plain`` the plain pass's own distance from it.
+    """
+    rows: list[Row] = []
+    for case in cases:
+        params = GEOMETRIES[case.geometry]
+        model = random_autoencoder(params)
+        latent = uneven(1, params.latent_channels, *(side // params.ratio for side in case.size))
+        pixels = model.decode_strips(latent).clamp(-1, 1)
+        for stage, given in (("encode", pixels), ("decode", latent)):
+            truth = _plain(model, stage, given)
+            for dtype in case.dtypes:
+                cast = model if dtype == torch.float32 else random_autoencoder(params).to(dtype)
+                rows += _compare(case, cast, stage, given.to(dtype), truth, dtype)
+    return rows
+
+
+def _compare(
+    case: Case, model: AutoEncoder, stage: str, given: Tensor, truth: Tensor, dtype: torch.dtype
+) -> Iterator[Row]:
+    plain = _plain(model, stage, given)
+    own = _rms(plain, truth)
+    ways: dict[str, StripSettings | None] = {f"strips, {thrift}": StripSettings(thrift=thrift) for thrift in THRIFTS}
+    ways |= {"strips, fast, 24 rows": StripSettings(24), "tiles": None}
+    for name, settings in ways.items():
+        result = _tiled(model, stage, given) if settings is None else _strips(model, stage, given, settings)
+        yield {
+            "weights": case.geometry,
+            "px": f"{case.size[1]}x{case.size[0]}",
+            "stage": stage,
+            "dtype": str(dtype).removeprefix("torch."),
+            "way": name,
+            "max": (result.float() - plain.float()).abs().max().item(),
+            "rms": _rms(result, truth),
+            "rms of plain": own,
+            "std": truth.std().item(),
+        }
+
+
+def _rms(a: Tensor, b: Tensor) -> float:
+    return (a.float() - b.float()).square().mean().sqrt().item()
+
+
+def _plain(model: AutoEncoder, stage: str, given: Tensor) -> Tensor:
+    return model.decode_pixels(given) if stage == "decode" else model.encode_pixels(given)
+
+
+def _strips(model: AutoEncoder, stage: str, given: Tensor, settings: StripSettings) -> Tensor:
+    model.bounded.wish = both(settings)
+    return model.decode_strips(given) if stage == "decode" else model.encode_strips(given)
+
+
+def _tiled(model: AutoEncoder, stage: str, given: Tensor) -> Tensor:
+    ratio = model.params.ratio
+    if stage == "decode":
+        return three_passes(given, model.decode_pixels, TILE // ratio, OVERLAP // ratio, ratio)
+    return three_passes(given, model.encode_pixels, TILE, OVERLAP, 1 / ratio)
+
+
+def tiles_on_the_sample() -> list[Row]:
+    """The bundled weights on the bundled photo, in grey levels of 255: what tiles change in a real picture."""
+    model = load_autoencoder(BUNDLED_AUTOENCODER)
+    image = load_image(SAMPLE_PHOTO).image
+    side = TILE * 2  # the middle, larger than a tile
+    image = resize(image, side, side * image.shape[-1] // image.shape[-2] // 32 * 32)
+    latent = _plain(model, "encode", image * 2 - 1)
+    plain = _plain(model, "decode", latent)
+    rows: list[Row] = []
+    for way in (*THRIFTS, "tiles"):
+        settings = None if way == "tiles" else StripSettings(thrift=way)
+        result = _tiled(model, "decode", latent) if settings is None else _strips(model, "decode", latent, settings)
+        error = (result - plain).abs() * 127.5
+        name = "tiles" if settings is None else f"strips, {way}"
+        rows.append({"way": name, "max (levels)": error.max().item(), "rms (levels)": _rms(result, plain) * 127.5})
+    return rows
+
+
+# --- peaks ------------------------------------------------------------------------------------
+
+#: Most gigabytes at full width in bfloat16, F16: (stage, side, thrift) -> GB. From the issue that set them.
+TARGETS: dict[tuple[str, int, str], float] = {
+    ("decode", 4096, "fast"): 3.5,
+    ("decode", 4096, "tiny"): 2.0,
+    ("encode", 4096, "fast"): 2.4,
+    ("encode", 4096, "tiny"): 1.5,
+    ("decode", 8192, "fast"): 13.5,
+    ("decode", 8192, "tiny"): 7.2,
+}
+
+
+def peaks(
+    geometries: tuple[str, ...] = ("F16, full width", "F8, full width", "F16, small"),
+    real_sides: tuple[int, ...] = (1024, 2048),
+    meta_sides: tuple[int, ...] = (4096, 8192),
+) -> list[Row]:
+    """Live tensors above the input in bfloat16, counted on real and on meta tensors, beside the prediction."""
+    rows: list[Row] = []
+    for name in geometries:
+        for side in (*real_sides, *meta_sides):
+            device = "meta" if side in meta_sides else "cpu"
+            for stage in ("encode", "decode"):
+                rows += _peaks_of(name, stage, side, device)
+    return rows
+
+
+def _peaks_of(name: str, stage: Stage, side: int, device: str) -> Iterator[Row]:
+    params = GEOMETRIES[name]
+    with torch.device(device):
+        model = AutoEncoder(params, dtype=torch.bfloat16).requires_grad_(False)
+        shape = (params.latent_channels, side // params.ratio, side // params.ratio)
+        given = torch.zeros(1, *(shape if stage == "decode" else (3, side, side)), dtype=torch.bfloat16)
+        out = torch.zeros(1, 3, side, side) if stage == "decode" else None
+    for way in ("plain", *THRIFTS):
+        with torch.no_grad(), AllocationTracker() as tracker:
+            _run_once(model, stage, given, out, way)
+        predicted = None
+        if way != "plain":
+            predicted = 2 * peak_elements(params, stage, side, side, StripSettings(thrift=_thrift(way))) / 1e9
+        limit = TARGETS.get((stage, side, way)) if name == "F16, full width" else None
+        yield {
+            "weights": name,
+            "stage": stage,
+            "px": side,
+            "tensors": "meta" if device == "meta" else "real",
+            "way": way,
+            "GB": tracker.peak / 1e9,
+            "predicted GB": predicted if predicted is not None else "",
+            "predicted / counted": predicted * 1e9 / tracker.peak if predicted is not None else "",
+            "at most": limit if limit is not None else "",
+        }
+
+
+def _thrift(way: str) -> Thrift:
+    return next(thrift for thrift in THRIFTS if thrift == way)
+
+
+def _run_once(model: AutoEncoder, stage: str, given: Tensor, out: Tensor | None, way: str) -> None:
+    if way == "plain":
+        _plain(model, stage, given)
+        return
+    model.bounded.wish = both(StripSettings(thrift=_thrift(way)))
+    if stage == "decode":
+        model.decode_strips(given, out=out)
+    else:
+        model.encode_strips(given)
+
+
+# --- a whole run ------------------------------------------------------------------------------
+
+
+class PlainStages(CoreStages):
+    """The same run with the autoencoder's plain passes: what the strips replaced."""
+
+    def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
+        with torch.no_grad():
+            return self.autoencoder.encode_pixels(image * 2 - 1)
+
+    def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        with torch.no_grad():
+            return self.autoencoder.decode_pixels(raw).add_(1).div_(2).clamp_(0, 1)
+
+
+def end_to_end(side: int = 1024, factor: int = 4) -> list[Row]:
+    """Peak memory of a process that upscales ``side`` x ``side`` px with the bundled weights on the CPU."""
+    ways = {"plain passes": "plain", **{f"strips, {thrift}": thrift for thrift in THRIFTS}}
+    return [{"run": name, **_in_a_process(way, side, factor)} for name, way in ways.items()]
+
+
+def _in_a_process(way: str, side: int, factor: int) -> Row:
+    context = multiprocessing.get_context("spawn")
+    results: Any = context.Queue()
+    process = context.Process(target=_upscale_and_tell, args=(way, side, factor, results))
+    process.start()
+    row = results.get(timeout=1800)
+    process.join()
+    return row
+
+
+def _upscale_and_tell(way: str, side: int, factor: int, results: Any) -> None:
+    autoencoder, flux = load_autoencoder(BUNDLED_AUTOENCODER), load_flux(BUNDLED_FLUX)
+    stages = PlainStages(flux, autoencoder) if way == "plain" else CoreStages(flux, autoencoder)
+    if way != "plain":
+        autoencoder.bounded.wish = both(StripSettings(thrift=_thrift(way)))
+    image = resize(load_image(SAMPLE_PHOTO).image, side, side).clamp(0, 1)
+    before = peak_memory(torch.device("cpu")) or 0
+    options = replace(OneStepOptions(), target=Target(scale=factor))
+    run(image, stages, options)
+    peak = peak_memory(torch.device("cpu")) or 0
+    results.put({"px": f"{side} -> {side * factor}", "GB at start": before / 1e9, "GB at peak": peak / 1e9})

@@ -1,0 +1,66 @@
+"""``benchmark``: measure, and write the tables as JSON and Markdown."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import benchmark, benchmark_memory, benchmark_speed
+from .benchmark import Row
+from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX
+from .cli_options import gather, load_models, parse_device
+
+
+def add_benchmark(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(required=True, metavar="KIND")
+    quality = kinds.add_parser("quality", help="PSNR, SSIM, GMSD of x4 against bicubic and VAE only (extra: bench)")
+    quality.set_defaults(command=run_quality, stride=None, shift=None, theta=None, sigma=None, vae_only=False)
+    quality.add_argument("photos", nargs="+", type=Path, metavar="HR", help="pictures, or folders of them")
+    quality.add_argument("--vae", type=Path, default=BUNDLED_AUTOENCODER)
+    quality.add_argument("--model", type=Path, default=BUNDLED_FLUX)
+    memory = kinds.add_parser("memory", help="the VAE's strips: exactness, peaks counted and predicted, a whole run")
+    memory.set_defaults(command=run_memory)
+    memory.add_argument("--quick", action="store_true", help="small sizes only")
+    speed = kinds.add_parser("speed", help="the VAE's strips: seconds over those of the plain pass")
+    speed.set_defaults(command=run_speed)
+    speed.add_argument("--quick", action="store_true", help="a small size only")
+    speed.add_argument("--repeats", type=int, default=3)
+    for kind in (quality, speed):
+        kind.add_argument("--device")
+    for kind in (quality, memory, speed):
+        kind.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
+
+
+def run_quality(options: argparse.Namespace) -> int:
+    autoencoder, flux = load_models(options, parse_device(options.device), None)
+    assert flux is not None
+    rows = benchmark.quality(gather(options.photos), flux, autoencoder)
+    return _report(options.output, "quality", {"x4": benchmark.means(rows)}, rows)
+
+
+def run_memory(options: argparse.Namespace) -> int:
+    if options.quick:
+        cases = benchmark_memory.QUICK_CASES
+        tables = {
+            "Exactness": benchmark_memory.exactness(cases),
+            "Peaks": benchmark_memory.peaks(("F16, small",), (512,), (1024,)),
+        }
+        return _report(options.output, "memory", tables)
+    tables = {
+        "Exactness": benchmark_memory.exactness(),
+        "Bundled weights on the sample photo": benchmark_memory.tiles_on_the_sample(),
+        "Peaks": benchmark_memory.peaks(),
+        "A whole run": benchmark_memory.end_to_end(),
+    }
+    return _report(options.output, "memory", tables)
+
+
+def run_speed(options: argparse.Namespace) -> int:
+    cases = benchmark_speed.QUICK_CASES if options.quick else benchmark_speed.CASES
+    rows = benchmark_speed.speed(cases, str(parse_device(options.device)), options.repeats)
+    return _report(options.output, "speed", {"The VAE in strips, against the plain pass": rows})
+
+
+def _report(folder: Path, name: str, tables: dict[str, list[Row]], details: list[Row] | None = None) -> int:
+    print(benchmark.write_report(folder, name, tables, details).read_text("utf-8"))
+    return 0

@@ -1,0 +1,64 @@
+"""Overlapping tiles, as ComfyUI's tiled VAE nodes run them: for comparison only, nothing here uses them.
+
+A host test holds ``three_passes`` to the host's own ``decode_tiled``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Pass = Callable[[Tensor], Tensor]
+
+
+def three_passes(x: Tensor, function: Pass, tile: int, overlap: int, scale: float) -> Tensor:
+    """The mean of passes with square, tall and wide tiles, faded into each other.
+
+    x (1, C, H, W); function: a tile -> (1, C', h * scale, w * scale); tile and overlap in px of x.
+    """
+    shapes = ((tile * 2, tile // 2), (tile // 2, tile * 2), (tile, tile))
+    return torch.stack([_one_pass(x, function, shape, overlap, scale) for shape in shapes]).mean(0)
+
+
+def _one_pass(x: Tensor, function: Pass, tile: tuple[int, int], overlap: int, scale: float) -> Tensor:
+    size = x.shape[2], x.shape[3]
+    if size[0] <= tile[0] and size[1] <= tile[1]:
+        return function(x)
+    total, weight = torch.zeros(1), torch.zeros(1)
+    for top in _starts(size[0], tile[0], overlap):
+        for left in _starts(size[1], tile[1], overlap):
+            part = function(x[:, :, top : top + tile[0], left : left + tile[1]])
+            if total.ndim == 1:
+                full = round(size[0] * scale), round(size[1] * scale)
+                total, weight = part.new_zeros(1, part.shape[1], *full), part.new_zeros(1, 1, *full)
+            mask = _fade(part, round(overlap * scale))
+            place = (slice(None), slice(None), _span(top, part.shape[2], scale), _span(left, part.shape[3], scale))
+            total[place] += part * mask
+            weight[place] += mask
+    return total / weight
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    if length <= tile:
+        return [0]
+    return [max(0, min(length - overlap, start)) for start in range(0, length - overlap, tile - overlap)]
+
+
+def _span(start: int, length: int, scale: float) -> slice:
+    first = round(start * scale)
+    return slice(first, first + length)
+
+
+def _fade(part: Tensor, width: int) -> Tensor:
+    """(1, 1, h, w): rising from every edge to 1 over ``width`` px."""
+    mask = part.new_ones(1, 1, *part.shape[2:])
+    ramp = torch.arange(1, width + 1, device=part.device, dtype=part.dtype) / max(1, width)
+    for axis in (2, 3):
+        if width >= part.shape[axis]:
+            continue
+        view = ramp.view(-1, 1) if axis == 2 else ramp
+        mask.narrow(axis, 0, width).mul_(view)
+        mask.narrow(axis, part.shape[axis] - width, width).mul_(view.flip(0 if axis == 2 else -1))
+    return mask
