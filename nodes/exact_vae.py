@@ -81,6 +81,7 @@ def memory_widget() -> Any:
     return advanced(
         io.Combo.Input(
             "memory",
+            optional=True,  # prompts saved before it existed still run
             options=list(_MEMORY),
             default="auto",
             tooltip="auto: the fastest way that fits the free memory. fast, lean, tiny: how much is kept, how much is "

@@ -50,6 +50,15 @@ class Rows(Protocol):
     def rows(self, top: int, bottom: int) -> Tensor: ...
 
 
+#: Devices with float64, and with a batch norm of half inputs and float32 statistics. Elsewhere (MPS, XPU,
+#: DirectML) the statistics are merged on the CPU and a strip is normalised by way of float32.
+_FULL_DEVICES = ("cpu", "cuda", "meta")
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return (tensor if tensor.device.type in _FULL_DEVICES else tensor.cpu()).double()
+
+
 class Moments:
     """Mean and variance per channel, merged strip by strip: fp32 within a strip, fp64 between them."""
 
@@ -61,11 +70,11 @@ class Moments:
     def add(self, strip: Tensor) -> None:
         """Take in a strip (1, C, n, W)."""
         count = strip.shape[2] * strip.shape[3]
-        mean = strip.sum((0, 2, 3), dtype=torch.float32).double() / count
-        pivot = mean.to(strip.dtype)  # or a channel far from 0 would lose its variance to rounding
+        mean = _wide(strip.sum((0, 2, 3), dtype=torch.float32)) / count
+        pivot = mean.to(strip.device, strip.dtype)  # or a channel far from 0 would lose its variance to rounding
         centred = strip - pivot[:, None, None]
-        squares = torch.linalg.vector_norm(centred, dim=(0, 2, 3), dtype=torch.float32).double().square()
-        m2 = (squares - count * (mean - pivot.double()).square()).clamp(min=0)
+        squares = _wide(torch.linalg.vector_norm(centred, dim=(0, 2, 3), dtype=torch.float32)).square()
+        m2 = (squares - count * (mean - _wide(pivot)).square()).clamp(min=0)
         if self.mean is None or self.m2 is None:
             self.count, self.mean, self.m2 = count, mean, m2
             return
@@ -116,12 +125,16 @@ class Affine:
         group = mean.mean(1, keepdim=True)
         variance = (m2 / moments.count + (mean - group).square()).mean(1, keepdim=True)
         self.mean, self.variance = (t.expand_as(mean).flatten().float() for t in (group, variance))
-        self.weight, self.bias = (p.detach().to(self.mean.device, torch.float32) for p in (norm.weight, norm.bias))
+        self.weight, self.bias = (p.detach().float() for p in (norm.weight, norm.bias))
         self.eps = norm.eps
 
     def __call__(self, strip: Tensor) -> Tensor:
-        normed = F.batch_norm(strip, self.mean, self.variance, self.weight, self.bias, False, 0.0, self.eps)
-        return F.silu(normed, inplace=True)
+        if self.mean.device != strip.device or self.weight.device != strip.device:
+            parts = (self.mean, self.variance, self.weight, self.bias)
+            self.mean, self.variance, self.weight, self.bias = (t.to(strip.device) for t in parts)
+        given = strip if strip.device.type in _FULL_DEVICES else strip.float()
+        normed = F.batch_norm(given, self.mean, self.variance, self.weight, self.bias, False, 0.0, self.eps)
+        return F.silu(normed.to(strip.dtype), inplace=True)
 
 
 def with_halo(source: Rows, top: int, bottom: int, apply: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:

@@ -16,7 +16,14 @@ from PIL import Image
 
 pytestmark = pytest.mark.host
 
-NODES = ["OP4KSR_LoadF16VAE", "OP4KSR_LoadFluxSR", "OP4KSR_ApplyRFR", "OP4KSR_OneStepUpscale"]
+NODES = [
+    "OP4KSR_LoadF16VAE",
+    "OP4KSR_ExactVAE",
+    "OP4KSR_LoadFluxSR",
+    "OP4KSR_ApplyRFR",
+    "OP4KSR_Plan",
+    "OP4KSR_OneStepUpscale",
+]
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
 STEP = "4"
 
@@ -95,6 +102,25 @@ def test_upscale_prompt(server: Server, photo: str) -> None:
     shrunk = np.asarray(picture.convert("RGB").resize((96, 64), Image.Resampling.BICUBIC), float)
     sent = np.asarray(Image.open(io.BytesIO(png(96, 64))), float)
     assert np.abs(shrunk - sent).mean() < 3
+
+
+def test_plan_and_exact_vae_prompt(server: Server, photo: str) -> None:
+    """The plan shows in its node; Exact VAE decodes what VAE Encode made of the picture."""
+    prompt = upscale_prompt(photo)
+    plan = {"model": ["3", 0], "vae": ["7", 0], "image": ["1", 0], "width": 64, "height": 64, "vae_only": False}
+    plan |= {"target": "factor", "pixels": 4096, "factor": 4.0, "megapixels": 16.0, "max_megapixels": 64.0}
+    prompt |= {
+        "7": {"class_type": "OP4KSR_ExactVAE", "inputs": {"vae": ["2", 0], "memory": "tiny"}},
+        "8": {"class_type": "OP4KSR_Plan", "inputs": plan},
+        "9": {"class_type": "VAEEncode", "inputs": {"pixels": ["1", 0], "vae": ["7", 0]}},
+        "10": {"class_type": "VAEDecode", "inputs": {"samples": ["9", 0], "vae": ["7", 0]}},
+        "11": {"class_type": "SaveImage", "inputs": {"images": ["10", 0], "filename_prefix": "exact"}},
+    }
+    del prompt[STEP], prompt["5"]
+    run = finished(server, prompt)
+    (text,) = run.outputs["8"]["text"]
+    assert text.startswith("96x64 -> 384x256 px") and "tiny" in text and "fits" in text
+    assert server.picture(run, "11").size == (96, 64)
 
 
 def test_the_same_prompt_again_is_served_from_cache(server: Server, photo: str) -> None:

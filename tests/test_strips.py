@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from op4ksr_core import AutoEncoder
+from op4ksr_core import AutoEncoder, strips
 from op4ksr_core.strips import THRIFTS, Affine, Moments, StripSettings, Thrift, fold_upsampling
 
 Make = Callable[..., AutoEncoder]
@@ -218,6 +218,23 @@ def test_affine_is_group_norm_and_silu(generator: torch.Generator) -> None:
     affine = Affine(norm, moments)
     joined = torch.cat([affine(strip) for strip in whole.split(4, dim=2)], dim=2)
     assert near(joined, F.silu(norm(whole)).detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_devices_without_float64_give_the_same(
+    make_autoencoder: Make, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """MPS and XPU have none; here the CPU is taken for one of them."""
+    model = model_with(make_autoencoder, 8, "tiny").to(dtype)
+    latent = torch.randn(1, 16, 4, 6, generator=generator).to(dtype)
+    usual = model.decode_strips(latent)
+    batch_norm, halves = F.batch_norm, []
+    monkeypatch.setattr(strips, "_FULL_DEVICES", ())
+    monkeypatch.setattr(F, "batch_norm", lambda x, *rest: (halves.append(x.dtype), batch_norm(x, *rest))[1])
+    other = model.decode_strips(latent)
+    assert set(halves) == {torch.float32} and near(
+        other.float(), usual.float(), 1e-5 if dtype == torch.float32 else 0.05
+    )
 
 
 def test_folded_upsampling_is_nearest_then_convolution(generator: torch.Generator) -> None:

@@ -17,8 +17,7 @@ from weights import autoencoder, difference, noise, picture, seeded, write_flux,
 
 from op4ksr_core.tiles import three_passes
 
-#: The host's three engines of LDM's layout; its width is fixed at 128.
-KINDS = ("flux", "sdxl", "flux2")
+#: Picture side in px: the host's engines are of full width, whatever the weights.
 SIDE = 128
 
 
