@@ -203,6 +203,35 @@ def test_a_failed_try_is_let_go_before_the_next() -> None:
     assert len(held) == 3
 
 
+def test_what_was_done_is_told_in_one_line_and_memory_is_released(caplog: pytest.LogCaptureFixture) -> None:
+    tried: list[StripSettings] = []
+    released: list[int] = []
+
+    def run(settings: StripSettings) -> str:
+        tried.append(settings)
+        if len(tried) < 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return "done"
+
+    assert recovering(run, StripSettings(), "VAE decode", lambda: released.append(len(tried))) == "done"
+    assert released == [1, 2]
+    (record,) = caplog.records
+    told = record.getMessage()
+    assert told.count("\n") == 0
+    assert told.startswith("VAE decode: out of memory with fast, strips of 64 rows, fast, strips of 32 rows; done with")
+    assert told.endswith("lean, strips of 32 rows")
+
+
+def test_a_run_that_fits_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert recovering(lambda settings: settings.rows, StripSettings(), "test") == 64
+    assert not caplog.records
+
+
+def test_encoding_has_no_lean_way_of_its_own() -> None:
+    fast, lean = (peak_elements(FULL, "encode", 1024, 1024, StripSettings(thrift=t)) for t in ("fast", "lean"))
+    assert fast == lean
+
+
 def test_other_errors_are_not_retried() -> None:
     calls = []
 
