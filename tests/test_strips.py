@@ -206,6 +206,17 @@ def test_moments_are_those_of_the_whole(generator: torch.Generator, mean: float,
     torch.testing.assert_close(moments.m2 / moments.count, variance, rtol=tolerance, atol=0)
 
 
+def test_moments_in_bfloat16_are_those_of_the_given_numbers(generator: torch.Generator) -> None:
+    """The pivot is a rounded mean there: what it is off by must not count as variance."""
+    whole = (torch.randn(1, 4, 50, 64, generator=generator) * 0.05 + 1.003).to(torch.bfloat16)
+    moments = Moments()
+    for strip in whole.split(20, dim=2):
+        moments.add(strip)
+    assert moments.m2 is not None
+    variance = whole.double().var((0, 2, 3), correction=0)
+    torch.testing.assert_close(moments.m2 / moments.count, variance, rtol=1e-3, atol=0)
+
+
 def test_affine_is_group_norm_and_silu(generator: torch.Generator) -> None:
     norm = nn.GroupNorm(2, 8, eps=1e-6)
     with torch.no_grad():
