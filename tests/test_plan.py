@@ -60,7 +60,7 @@ def test_the_remedy_helps() -> None:
 
 def test_a_manager_that_moves_weights_needs_room_for_one_stage_only() -> None:
     found = plan(4.0, holds=False)
-    assert found.fits and found.peak < 3e9
+    assert found.fits and found.peak == max(stage.peak for stage in found.stages) < 3e9
     assert all(stage.name != "picture" for stage in found.stages)
 
 
@@ -75,6 +75,14 @@ def test_a_wish_is_planned_as_it_is() -> None:
     found = plan(100, models=replace(FULL, wish={"decode": wish}))
     assert found.strips()["decode"] == wish and found.strips()["encode"] == StripSettings()
     assert wish.thrift in found.text()
+
+
+def test_a_wish_that_does_not_fit_is_no_refusal_where_thriftier_strips_do() -> None:
+    wish = replace(FULL, wish={"decode": StripSettings(), "encode": StripSettings()})
+    found = plan(14.5, models=wish)
+    assert found.fits and found.peak > 14.5e9 > found.least
+    assert "thriftier strips will be tried" in found.verdict()
+    found.refuse_if_hopeless()
 
 
 def test_every_thrift_is_told() -> None:
