@@ -29,16 +29,26 @@ _MEMORY: dict[str, Thrift | None] = {"auto": None, "fast": "fast", "lean": "lean
 
 #: Where strips are reported; None: to a progress bar of their own.
 _listener: ContextVar[OnStrip | None] = ContextVar("op4ksr_strips", default=None)
+#: What is being encoded or decoded whole, in words; None: nothing, and tiles are the user's wish.
+_whole: ContextVar[str | None] = ContextVar("op4ksr_whole", default=None)
+#: Where an encoder in strips computes.
+_target: ContextVar[torch.device] = ContextVar("op4ksr_target")
 
 
 @contextmanager
 def strips_told(on_strip: OnStrip) -> Generator[None, None, None]:
     """Strips run inside report to ``on_strip`` instead of a bar of their own."""
-    token = _listener.set(on_strip)
+    with _told(_listener, on_strip):
+        yield
+
+
+@contextmanager
+def _told(variable: ContextVar[Any], value: Any) -> Generator[None, None, None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _listener.reset(token)
+        variable.reset(token)
 
 
 def on_strip() -> OnStrip:
@@ -93,15 +103,13 @@ def memory_widget() -> Any:
 class WholeVAE(comfy.sd.VAE):
     """The host's VAE, less its silent fall to approximate tiles; tiles that are asked for still work."""
 
-    _whole: str | None = None
-
     def encode(self, pixel_samples: Tensor) -> Tensor:
-        with self._no_tiles(f"VAE encode of {pixel_samples.shape[2]}x{pixel_samples.shape[1]} px"):
+        with _told(_whole, f"VAE encode of {pixel_samples.shape[2]}x{pixel_samples.shape[1]} px"):
             return super().encode(pixel_samples)
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         ratio = self.spacial_compression_decode()
-        with self._no_tiles(f"VAE decode of {samples_in.shape[-1] * ratio}x{samples_in.shape[-2] * ratio} px"):
+        with _told(_whole, f"VAE decode of {samples_in.shape[-1] * ratio}x{samples_in.shape[-2] * ratio} px"):
             return super().decode(samples_in, *args, **kwargs)
 
     def encode_tiled_(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -112,21 +120,16 @@ class WholeVAE(comfy.sd.VAE):
         self._demand_wish()
         return super().decode_tiled_(*args, **kwargs)
 
-    @contextmanager
-    def _no_tiles(self, what: str) -> Generator[None, None, None]:
-        self._whole = what
-        try:
-            yield
-        finally:
-            self._whole = None
-
     def _demand_wish(self) -> None:
         """Tiles inside encode() or decode() are the host's answer to out of memory, not the user's wish."""
-        if self._whole is not None:
+        if (what := _whole.get()) is not None:
             raise OutOfMemoryError(
-                f"{self._whole}: out of memory while the weights were loaded or room was made for the result; ask for "
+                f"{what}: out of memory while the weights were loaded or room was made for the result; ask for "
                 "a smaller target or batch, close what else uses the memory, or use the VAE's tiled nodes"
             )
+
+
+_OWN = {"given", "ratio", "bounded", "engine"}
 
 
 class StripEngine:
@@ -142,15 +145,14 @@ class StripEngine:
         parts = (getattr(given, name, None) for name in ("encoder", "decoder"))
         self.bounded = BoundedAutoEncoder(*parts, **HOST_MEMORY)
         self.bounded.wish = wish
-        self._target: list[torch.device] = []
         self.engine = _twin(given)
-        self.engine.encoder = _twin(given.encoder, _strip_encoder(self.bounded, self._target))
+        self.engine.encoder = _twin(given.encoder, _strip_encoder(self.bounded))
         self.engine.decoder = _twin(given.decoder, _strip_decoder(self.bounded))
 
     def encode(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1], on any device -> latent on ``device`` (default: the pixels')."""
-        self._target[:] = [device or pixels.device]
-        return self.engine.encode(pixels)
+        with _told(_target, device or pixels.device):
+            return self.engine.encode(pixels)
 
     def decode(self, latent: Tensor, output_buffer: Tensor | None = None, **options: Any) -> Tensor:
         """Latent -> pixels, about [-1, 1]; each strip goes straight into ``output_buffer`` if there is one."""
@@ -164,9 +166,20 @@ class StripEngine:
         return shape[0], 3, shape[2] * self.ratio, shape[3] * self.ratio
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("engine", "given"):  # not there yet: a copy being made
+        if name in _OWN:  # not there yet: a copy being made
             raise AttributeError(name)
         return getattr(self.engine, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What others set is the engine's: a part replaced there is the part that runs, or is refused."""
+        if name in _OWN:
+            self.__dict__[name] = value
+            return
+        setattr(self.given, name, value)
+        self.__init__(self.given, self.ratio, self.bounded.wish)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StripEngine:
+        return StripEngine(copy.deepcopy(self.given, memo), self.ratio, self.bounded.wish)
 
 
 def _twin(module: Any, forward: Callable[..., Tensor] | None = None) -> Any:
@@ -181,9 +194,9 @@ def _twin(module: Any, forward: Callable[..., Tensor] | None = None) -> Any:
 # Functions, not methods: a model in a circle of references would outlive its last use.
 
 
-def _strip_encoder(bounded: BoundedAutoEncoder, target: list[torch.device]) -> Callable[[Tensor], Tensor]:
+def _strip_encoder(bounded: BoundedAutoEncoder) -> Callable[[Tensor], Tensor]:
     def forward(pixels: Tensor) -> Tensor:
-        device, dtype = target[0], pixels.dtype
+        device, dtype = _target.get(), pixels.dtype
         return bounded.encode(pixels, lambda strip: strip.to(device), device, dtype, on_strip())
 
     return forward
@@ -222,19 +235,20 @@ class ExactVAE(WholeVAE):
     def first_stage_model(self, model: Any) -> None:
         self.__dict__["strip_engine"] = StripEngine(model, self.spacial_compression_decode(), self.wish)
 
-    @property
-    def params(self) -> AutoEncoderParams:
-        return self.first_stage_model.bounded.params
+    def params_of(self, stage: Stage) -> AutoEncoderParams:
+        return self.first_stage_model.bounded.params_of(stage)
 
     def planned(self, stage: Stage, height: int, width: int, dtype: torch.dtype) -> StripSettings:
         """The strips that the manager is asked to make room for: the wish, else the fastest that this device holds."""
         total = comfy.model_management.get_total_memory(self.device)
-        return self.wish.get(stage) or choose_strips(self.params, stage, height, width, dtype, int(total * SHARE))
+        return self.wish.get(stage) or choose_strips(
+            self.params_of(stage), stage, height, width, dtype, int(total * SHARE)
+        )
 
     def _room(self, stage: Stage, height: int, width: int, dtype: torch.dtype) -> float:
         """Bytes to ask for: with the margin that the choice of strips leaves, so that what is asked for is chosen."""
         settings = self.planned(stage, height, width, dtype)
-        return peak_bytes(self.params, stage, height, width, dtype, settings) / (1 - MARGIN)
+        return peak_bytes(self.params_of(stage), stage, height, width, dtype, settings) / (1 - MARGIN)
 
     def memory_used_encode(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
         """Bytes, for pixels (B, C, H, W): the host's manager makes that much room, and no more."""

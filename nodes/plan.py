@@ -17,7 +17,7 @@ from ..op4ksr_core.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from .exact_vae import ExactVAE
 from .host_model import settings_of
 from .schema import advanced, schema
-from .stages import in_strips
+from .stages import HostStages
 from .widgets import size_widgets, target_of
 
 log = logging.getLogger(__name__)
@@ -26,13 +26,14 @@ log = logging.getLogger(__name__)
 def host_plan(size: tuple[int, int], target: Target, model: Any, vae: ExactVAE, vae_only: bool = False) -> Plan:
     """The plan for a picture of ``size`` (height, width) under the host's memory manager.
 
-    It moves weights out of the way, so a stage has the whole device; pictures wait in ordinary memory.
+    A GPU is a stage's own: weights are moved out of the way, pictures wait in ordinary memory. The CPU
+    holds everything.
     """
     device, dtype = vae.device, vae.vae_dtype
     total = int(comfy.model_management.get_total_memory(device))
     on_cpu = device.type == "cpu"
-    machine = Machine(str(device), dtype, total, holds_weights=False, holds_pictures=on_cpu)
-    models = Models(vae.params, weights=(_weights("VAE", vae.patcher),))
+    machine = Machine(str(device), dtype, total, on_cpu, on_cpu, host=True)
+    models = Models(vae.params_of("decode"), vae.params_of("encode"), weights=(_weights("VAE", vae.patcher),))
     if not vae_only:
         models = _with_transformer(models, model)
     padded = make_plan(size, target, models, machine).padded
@@ -42,19 +43,35 @@ def host_plan(size: tuple[int, int], target: Target, model: Any, vae: ExactVAE, 
 
 def _with_transformer(models: Models, model: Any) -> Models:
     settings, flux, diffusion = settings_of(model), flux_params(model), model.model
+    text_tokens = 1 if settings.txt is None else len(settings.txt)
+    dtype = getattr(diffusion, "manual_cast_dtype", None) or diffusion.get_dtype()
 
-    def reserved(rows: int, columns: int) -> int:  # what the host itself asks for, for any architecture
-        return int(diffusion.memory_required([1, models.autoencoder.latent_channels, 2 * rows, 2 * columns]))
+    def peak(rows: int, columns: int) -> int:
+        if flux is None:  # another architecture: what the host itself asks for
+            return int(diffusion.memory_required([1, models.autoencoder.latent_channels, 2 * rows, 2 * columns]))
+        return flux_peak_bytes(flux, rows * columns, text_tokens, dtype)
 
     return replace(
         models,
         flux=flux,
-        text_tokens=1 if settings.txt is None else len(settings.txt),
-        transformer_dtype=getattr(diffusion, "manual_cast_dtype", None) or diffusion.get_dtype(),
-        transformer_peak=reserved,
+        text_tokens=text_tokens,
+        transformer_dtype=dtype,
+        transformer_peak=peak,
         weights=(*models.weights, _weights("model", model)),
         train_tokens=settings.train_tokens,
     )
+
+
+def flux_peak_bytes(params: FluxParams, tokens: int, text_tokens: int, dtype: Any) -> int:
+    """Largest number of bytes live in the host's own Flux, with fused attention, as counted on 0.3, 0.8 and 0.33.
+
+    From 0.8 on its norms and rotation keep no float32 copies that count, so the MLP decides.
+    """
+    ratio, total = params.mlp_ratio, tokens + text_tokens
+    old = not hasattr(io, "DynamicCombo")  # 0.3
+    double = (10.15 if old else 3.15) + 2 * ratio if params.depth else 0.0
+    single = (12.15 if old else 6.15) + 2 * ratio if params.depth_single_blocks else 0.0
+    return int(max(double, single) * total * params.hidden_size * dtype.itemsize) + 8 * sum(params.axes_dim) * total
 
 
 def flux_params(model: Any) -> FluxParams | None:
@@ -81,9 +98,10 @@ def flux_params(model: Any) -> FluxParams | None:
 
 def _weights(name: str, patcher: Any) -> Weights:
     size, loaded = int(patcher.model_size()), int(patcher.loaded_size())
-    place = f"on {patcher.load_device}" if loaded else f"go from {patcher.offload_device} to {patcher.load_device}"
-    if 0 < loaded < size:
-        place = f"{loaded / 1e9:.2f} GB on {patcher.load_device}, the rest on {patcher.offload_device}"
+    device, waits = patcher.load_device, patcher.offload_device
+    place = f"on {device}" if loaded >= size or device == waits else f"wait on {waits} for {device}"
+    if 0 < loaded < size and device != waits:
+        place = f"{loaded / 1e9:.2f} GB on {device}, the rest on {waits}"
     return Weights(name, size, place)
 
 
@@ -141,7 +159,7 @@ class PlanRun(io.ComfyNode):
         max_megapixels: float = DEFAULT_CEILING_MEGAPIXELS,
     ) -> io.NodeOutput:
         size = (height, width) if image is None else (image.shape[1], image.shape[2])
-        exact = in_strips(vae)
+        exact = HostStages(model, vae, None, None, None).vae  # which refuses what cannot run
         if not isinstance(exact, ExactVAE):
             raise OptionError("VAE: has other layers than Flux's, so its memory cannot be foretold; choose another")
         wish = target_of(target, pixels, factor, megapixels, max_megapixels)

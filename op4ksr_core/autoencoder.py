@@ -75,13 +75,7 @@ class AutoEncoder(nn.Module):
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise ImageError(f"image: expected (B, 3, H, W), got {tuple(image.shape)}")
-        if min(image.shape[-2:]) < self.params.ratio:
-            raise ImageError(
-                f"image: {image.shape[-1]}x{image.shape[-2]} px is smaller than one latent pixel "
-                f"({self.params.ratio} px); pad it, or use upscale(), which does"
-            )
-        with torch.no_grad():
-            return self._encode(image, lambda strip: strip.to(self.device, self.dtype) * 2 - 1, on_strip)
+        return self._encode(image, lambda strip: strip.to(self.device, self.dtype) * 2 - 1, on_strip)
 
     def decode(self, latent: Tensor, on_strip: OnStrip | None = None, out: Tensor | None = None) -> Tensor:
         """Raw latent (B, C, h, w) -> image (B, 3, h*ratio, w*ratio) clamped to [0, 1].
@@ -92,6 +86,5 @@ class AutoEncoder(nn.Module):
         """
         if latent.ndim != 4 or latent.shape[1] != self.params.latent_channels:
             raise ImageError(f"latent: expected (B, {self.params.latent_channels}, h, w), got {tuple(latent.shape)}")
-        with torch.no_grad():
-            pixels = self.decode_strips(latent.to(self.device, self.dtype), on_strip, out)
+        pixels = self.decode_strips(latent.to(self.device, self.dtype), on_strip, out)
         return pixels.add_(1).div_(2).clamp_(0, 1)

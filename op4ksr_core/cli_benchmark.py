@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from . import benchmark, benchmark_memory, benchmark_speed
@@ -21,10 +22,11 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     memory = kinds.add_parser("memory", help="the VAE's strips: exactness, peaks counted and predicted, a whole run")
     memory.set_defaults(command=run_memory)
     memory.add_argument("--quick", action="store_true", help="small sizes only")
+    memory.add_argument("--only", nargs="+", choices=_MEMORY_TABLES, help="these tables; all take half an hour or more")
     speed = kinds.add_parser("speed", help="the VAE's strips: seconds over those of the plain pass")
     speed.set_defaults(command=run_speed)
     speed.add_argument("--quick", action="store_true", help="a small size only")
-    speed.add_argument("--repeats", type=int, default=3)
+    speed.add_argument("--repeats", type=int, choices=range(1, 100), default=3, metavar="N")
     for kind in (quality, speed):
         kind.add_argument("--device")
     for kind in (quality, memory, speed):
@@ -38,20 +40,26 @@ def run_quality(options: argparse.Namespace) -> int:
     return _report(options.output, "quality", {"x4": benchmark.means(rows)}, rows)
 
 
+#: The tables of ``benchmark memory``, by the name that --only takes.
+_MEMORY_TABLES: dict[str, Callable[[], list[Row]]] = {
+    "peaks": benchmark_memory.peaks,
+    "run": benchmark_memory.end_to_end,
+    "sample": benchmark_memory.tiles_on_the_sample,
+    "exactness": benchmark_memory.exactness,
+}
+_QUICK_TABLES: dict[str, Callable[[], list[Row]]] = {
+    "peaks": lambda: benchmark_memory.peaks(("F16, small",), (512,), (1024,)),
+    "exactness": lambda: benchmark_memory.exactness(benchmark_memory.QUICK_CASES),
+}
+
+
 def run_memory(options: argparse.Namespace) -> int:
-    if options.quick:
-        cases = benchmark_memory.QUICK_CASES
-        tables = {
-            "Exactness": benchmark_memory.exactness(cases),
-            "Peaks": benchmark_memory.peaks(("F16, small",), (512,), (1024,)),
-        }
-        return _report(options.output, "memory", tables)
-    tables = {
-        "Exactness": benchmark_memory.exactness(),
-        "Bundled weights on the sample photo": benchmark_memory.tiles_on_the_sample(),
-        "Peaks": benchmark_memory.peaks(),
-        "A whole run": benchmark_memory.end_to_end(),
-    }
+    """Each table is written as soon as it is there."""
+    chosen = _QUICK_TABLES if options.quick else _MEMORY_TABLES
+    tables: dict[str, list[Row]] = {}
+    for name in options.only or chosen:
+        tables[name] = chosen.get(name, _MEMORY_TABLES[name])()
+        benchmark.write_report(options.output, "memory", tables)
     return _report(options.output, "memory", tables)
 
 

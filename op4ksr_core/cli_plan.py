@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from .flux import Flux, FluxParams
 from .header import PROMPT_KEYS
 from .image_io import load_image
 from .machine import free_memory
+from .one_step import check_pair
 from .plan import GIGABYTE, Machine, Models, Plan, Weights, make_plan
 
 
@@ -27,7 +30,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="picture, or its size: 1024x768")
     add_size(parser)
     add_models(parser)
-    parser.add_argument("--free", type=float, metavar="GB", help="plan for this much free memory instead of the real")
+    parser.add_argument("--free", type=_gigabytes, metavar="GB", help="plan for this much free memory")
     parser.add_argument("--json", action="store_true")
 
 
@@ -35,15 +38,22 @@ def run_plan(options: argparse.Namespace) -> int:
     """Print the plan; 1 if the run will not fit."""
     planner = Planner(options)
     if options.free is not None:
-        planner.machine = Machine(planner.machine.device, planner.machine.dtype, int(options.free * GIGABYTE))
+        planner.machine = replace(planner.machine, free=int(options.free * GIGABYTE))
     plan = planner.plan(_size_of(options.input))
     print(json.dumps(plan.report(), indent=2) if options.json else plan.text())
     return 1 if plan.fits is False else 0
 
 
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"expected a number of gigabytes above 0, got {text}")
+    return value
+
+
 def _size_of(text: str) -> tuple[int, int]:
     """1024x768, or a picture file's size -> (height, width)."""
-    if match := re.fullmatch(r"(\d+)x(\d+)", text):
+    if match := re.fullmatch(r"(\d+)[xX](\d+)", text):
         width, height = (int(part) for part in match.groups())
         if not (width and height):
             raise OptionError(f"{text}: expected a size above 0, as 1024x768")
@@ -58,7 +68,8 @@ class Planner:
         device = parse_device(options.device)
         dtype = DTYPES[options.dtype] if options.dtype else torch.float32 if device.type == "cpu" else torch.bfloat16
         self.target = target_of(options)
-        self.machine = Machine(str(device), dtype, free_memory(device))
+        cpu_free = None if device.type == "cpu" else free_memory(torch.device("cpu"))
+        self.machine = Machine(str(device), dtype, free_memory(device), cpu_free=cpu_free)
         self.models = models_of(options, self.machine)
 
     def plan(self, size: tuple[int, int]) -> Plan:
@@ -86,14 +97,22 @@ def models_of(options: argparse.Namespace, machine: Machine) -> Models:
     weights = [Weights(options.vae.name, _count(AutoEncoder(found.params, device="meta")) * itemsize, place)]
     flux, text_tokens, train_tokens = None, 1, None
     if not options.vae_only:
-        described = describe_flux(options.model)
+        described = describe_flux(options.model, theta=options.theta, sigma=options.sigma)
         flux = described.params
         assert isinstance(flux, FluxParams) and described.settings is not None
+        check_pair(flux, found.params)
         text_tokens = described.header.shapes.get(PROMPT_KEYS[0], (1,))[0]
         train_tokens = described.settings.train_tokens
         weights.append(Weights(options.model.name, _count(Flux(flux, device="meta")) * itemsize, place))
     wish: StripWish = {} if options.strips is None else {"encode": options.strips, "decode": options.strips}
-    return Models(found.params, flux, text_tokens, weights=tuple(weights), train_tokens=train_tokens, wish=wish)
+    return Models(
+        found.params,
+        flux=flux,
+        text_tokens=text_tokens,
+        weights=tuple(weights),
+        train_tokens=train_tokens,
+        wish=wish,
+    )
 
 
 def _count(model: torch.nn.Module) -> int:

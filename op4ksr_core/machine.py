@@ -1,4 +1,4 @@
-"""What a run took from the machine."""
+"""The machine: its devices, and the memory to be had and taken."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .autoencoder import AutoEncoder
+from .autoencoder import AutoEncoder, AutoEncoderParams
 from .color import BACK_PROJECTIONS, COLOR_FIXES, ColorFix, back_project, color_fix
 from .errors import ImageError, Op4ksrError, OptionError
-from .flux import Flux, OnProgress, check_sigma
+from .flux import Flux, FluxParams, OnProgress, check_sigma
 from .latent import PATCH, process_in, process_out
 from .resize import Target, pad_to_multiple, resize
 from .rope import Rfr, parse_theta
@@ -59,17 +59,23 @@ def one_step(latent: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     return latent - sigma.view(-1, 1, 1, 1).to(latent.dtype) * velocity
 
 
+def check_pair(flux: FluxParams, autoencoder: AutoEncoderParams) -> None:
+    """Raise OptionError unless the model takes the latents that the autoencoder makes."""
+    if flux.in_channels != autoencoder.latent_channels:
+        raise OptionError(
+            f"the model takes {flux.in_channels} latent channels, but the VAE makes "
+            f"{autoencoder.latent_channels}; choose two that belong together"
+        )
+
+
 class CoreStages:
     """The core's own models as ``Stages``."""
 
     def __init__(
         self, flux: Flux | None, autoencoder: AutoEncoder, sigma: float | None = None, rfr: Rfr | None = None
     ) -> None:
-        if flux is not None and flux.params.in_channels != autoencoder.params.latent_channels:
-            raise OptionError(
-                f"the model takes {flux.params.in_channels} latent channels, but the VAE makes "
-                f"{autoencoder.params.latent_channels}; choose two that belong together"
-            )
+        if flux is not None:
+            check_pair(flux.params, autoencoder.params)
         self.flux, self.autoencoder, self.rfr = flux, autoencoder, rfr
         self.sigma = check_sigma(sigma) if sigma is not None else flux.settings.sigma if flux else 1.0
         self.ratio = autoencoder.params.ratio

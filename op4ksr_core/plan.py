@@ -23,7 +23,7 @@ from .strips import THRIFTS, StripSettings, Thrift
 
 #: Copies of the output picture (3 channels, float32) alive: while the VAE encodes, while the transformer
 #: runs, while the VAE decodes, and in colour fix and back-projection. As counted.
-_PICTURES = {"encode": 2.1, "transformer": 1.1, "decode": 2.1, "picture": 4.3}
+_PICTURES = {"encode": 2.1, "transformer": 1.1, "decode": 2.1, "finish": 4.3}
 
 GIGABYTE = 1e9
 
@@ -51,6 +51,10 @@ class Machine:
     free: int | None
     holds_weights: bool = True
     holds_pictures: bool = True
+    #: Under ComfyUI, which decides itself where models run and in which dtype.
+    host: bool = False
+    #: Bytes to be had on the CPU, where that is another device.
+    cpu_free: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class Plan:
         if self.fits:
             return f"needs {need}, more than {have}: thriftier strips will be tried"
         need = f"{self.least / GIGABYTE:.2f} GB"
-        do = " or ".join(self.remedies) or "ask for a smaller target"
+        do = " or ".join(self.remedies)
         return f"needs {need} even at its thriftiest, but there are {have}: this will not fit; {do}"
 
     def strips(self) -> dict[Stage, StripSettings]:
@@ -152,12 +156,11 @@ class Plan:
             f"{columns} x {rows} = {rows * columns:,} tokens"
         ]
         lines += [_line(stage) for stage in self.stages]
-        if self.machine.holds_pictures:
-            size = max(stage.pictures for stage in self.stages)
-            lines.append(
-                f"pictures     {size / GIGABYTE:8.3f} GB  beside the stages above: the enlarged input, the result"
-            )
         lines += [f"weights      {w.size / GIGABYTE:8.3f} GB  {w.name}: {w.place}" for w in self.weights]
+        if self.machine.holds_pictures:
+            size = self.worst.pictures
+            lines.append(f"pictures     {size / GIGABYTE:8.3f} GB  beside {self.worst.name}: enlarged input and result")
+            lines.append(f"together     {self.peak / GIGABYTE:8.3f} GB  with {self.worst.name}, the largest stage")
         lines.append(f"{self.machine.device}, {str(self.machine.dtype).removeprefix('torch.')}: {self.verdict()}")
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
 
@@ -196,8 +199,9 @@ def _line(stage: StagePlan) -> str:
     text = f"{stage.name:<12} {stage.peak / GIGABYTE:8.3f} GB{work}"
     if stage.path:
         text += f"  {stage.path}"
-    if stage.by_thrift:
-        text += "; " + ", ".join(f"{thrift} {size / GIGABYTE:.3f}" for thrift, size in stage.by_thrift.items())
+    others = {thrift: size for thrift, size in (stage.by_thrift or {}).items() if size < stage.peak}
+    if others:
+        text += " (" + ", ".join(f"{thrift} {size / GIGABYTE:.3f}" for thrift, size in others.items()) + ")"
     return text
 
 
@@ -222,11 +226,13 @@ class Models:
     """What runs. flux None: no transformer, or one whose needs ``transformer_peak`` states."""
 
     autoencoder: AutoEncoderParams
+    #: Of the encoder, if it is unlike the decoder.
+    encoder: AutoEncoderParams | None = None
     flux: FluxParams | None = None
     text_tokens: int = 1
     #: The transformer's, if it is not the VAE's.
     transformer_dtype: torch.dtype | None = None
-    #: Bytes for (rows, columns) tokens, of a transformer that is no Flux.
+    #: Bytes for (rows, columns) tokens, of a transformer that is not the core's own.
     transformer_peak: Callable[[int, int], int] | None = None
     weights: tuple[Weights, ...] = ()
     train_tokens: int | None = None
@@ -252,13 +258,14 @@ def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machin
     stages += [transformer] if transformer else []
     stages.append(_strip_stage("decode", padded, models, machine, pictures["decode"]))
     if machine.holds_pictures:
-        stages.append(StagePlan("picture", pictures["picture"], 0, path="colour fix and back-projection"))
+        stages.append(StagePlan("finish", pictures["finish"], 0, path="colour fix and back-projection"))
     latent = padded[0] // params.ratio, padded[1] // params.ratio
     return Plan(size, output, padded, latent, tokens, tuple(stages), models.weights, machine, models.train_tokens)
 
 
 def _strip_stage(stage: Stage, padded: tuple[int, int], models: Models, machine: Machine, pictures: int) -> StagePlan:
-    params, dtype = models.autoencoder, machine.dtype
+    params = (models.encoder or models.autoencoder) if stage == "encode" else models.autoencoder
+    dtype = machine.dtype
     settings = (models.wish or {}).get(stage)
     if settings is None:
         free = machine.free
@@ -281,14 +288,16 @@ def _strip_stage(stage: Stage, padded: tuple[int, int], models: Models, machine:
 
 
 def _transformer_stage(tokens: tuple[int, int], models: Models, machine: Machine, pictures: int) -> StagePlan | None:
-    count, dtype = tokens[0] * tokens[1], models.transformer_dtype or machine.dtype
-    if models.flux is not None:
-        flops = flux_flops(models.flux, count, models.text_tokens)
-        peak = flux_peak_bytes(models.flux, count, models.text_tokens, dtype)
-        return StagePlan("transformer", peak, pictures, flops, "one forward pass, no tiles")
-    if models.transformer_peak is not None:
-        return StagePlan("transformer", models.transformer_peak(*tokens), pictures, None, "one forward pass, no tiles")
-    return None
+    count, dtype, peak = tokens[0] * tokens[1], models.transformer_dtype or machine.dtype, models.transformer_peak
+    if models.flux is None and peak is None:
+        return None
+    flops = None if models.flux is None else flux_flops(models.flux, count, models.text_tokens)
+    if peak is not None:
+        need = peak(*tokens)
+    else:
+        assert models.flux is not None
+        need = flux_peak_bytes(models.flux, count, models.text_tokens, dtype)
+    return StagePlan("transformer", need, pictures, flops, "one forward pass, no tiles")
 
 
 def _live(
@@ -300,21 +309,32 @@ def _live(
 def _remedies(size: tuple[int, int], target: Target, models: Models, machine: Machine) -> list[str]:
     """What would help, each checked."""
 
-    def fits(target: Target, machine: Machine) -> bool:
+    def fits(target: Target, models: Models = models, machine: Machine = machine) -> bool:
         return _plan(size, target, models, machine).fits is True
 
     remedies: list[str] = []
     low, high = 0, max(target.size(*size)) // 16
     while low < high:  # in steps of 16 px
         middle = (low + high + 1) // 2
-        if fits(Target(long_edge=16 * middle, ceiling_megapixels=target.ceiling_megapixels), machine):
+        if fits(Target(long_edge=16 * middle, ceiling_megapixels=target.ceiling_megapixels)):
             low = middle
         else:
             high = middle - 1
     if low:
         remedies.append(f"ask for a long edge of at most {16 * low} px")
-    if machine.dtype == torch.float32 and fits(target, replace(machine, dtype=torch.bfloat16)):
+    if machine.host:
+        return remedies or ["no size fits: choose a smaller model, or one in fp8"]
+    half = _cast(models, machine.dtype, torch.bfloat16)
+    if machine.dtype == torch.float32 and fits(target, half, replace(machine, dtype=torch.bfloat16)):
         remedies.append("use bfloat16")
-    if not machine.device.startswith("cpu"):
-        remedies.append("run on the CPU")
-    return remedies
+    if machine.cpu_free is not None:
+        cpu = Machine("cpu", torch.float32, machine.cpu_free)
+        if fits(target, _cast(models, machine.dtype, torch.float32), cpu):
+            remedies.append("run on the CPU")
+    return remedies or ["no size fits: run it in ComfyUI, which moves weights in and out, or choose a smaller model"]
+
+
+def _cast(models: Models, old: torch.dtype, new: torch.dtype) -> Models:
+    """The same models with weights in another dtype."""
+    weights = tuple(replace(w, size=w.size * new.itemsize // old.itemsize) for w in models.weights)
+    return replace(models, weights=weights)

@@ -40,6 +40,8 @@ class StripSettings:
     def __post_init__(self) -> None:
         if self.rows < 1 or self.thrift not in THRIFTS:
             raise ValueError(f"strips need rows >= 1 and a thrift of {THRIFTS}, got {self.rows}, {self.thrift!r}")
+        # Even, as an upsampled map comes in pairs of rows; at least two, as a block in place looks back that far.
+        object.__setattr__(self, "rows", max(2, self.rows // 2 * 2))
 
 
 class Rows(Protocol):
@@ -223,7 +225,7 @@ class Strips:
 
     def ranges(self, height: int) -> Iterator[tuple[int, int]]:
         """The strips of a map, top to bottom; they begin at even rows."""
-        rows = _rows_of(self.settings)
+        rows = self.settings.rows
         for top in range(0, height, rows):
             if self.on_strip:
                 self.on_strip(self.done, self.total)
@@ -331,11 +333,6 @@ class Strips:
         return Stored(narrow)
 
 
-def _rows_of(settings: StripSettings) -> int:
-    """Even, as an upsampled map comes in pairs of rows; at least two, as a block in place looks back that far."""
-    return max(2, settings.rows // 2 * 2)
-
-
 def _empty_map(like: Tensor, height: int, width: int) -> Tensor:
     shape = (1, like.shape[1], height, width)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
@@ -425,7 +422,7 @@ def _entry(
 
 
 def _count(height: int, settings: StripSettings, passes: int) -> int:
-    return passes * -(-height // _rows_of(settings))
+    return passes * -(-height // settings.rows)
 
 
 def _block_passes(block: Any, settings: StripSettings) -> int:

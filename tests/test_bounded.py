@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from op4ksr_core import AutoEncoder, AutoEncoderParams, OptionError
+from op4ksr_core import AutoEncoder, AutoEncoderParams, ImageError, OptionError
 from op4ksr_core.bounded import BoundedAutoEncoder, read_params
 from op4ksr_core.strips import StripSettings
 
@@ -39,11 +39,18 @@ def spoilt(model: AutoEncoder) -> dict[str, Callable[[], Any]]:
         "changed by another node pack": lambda: decoder.conv_out.register_forward_pre_hook(lambda *_: None),
         "an encoder unlike its decoder": lambda: delattr(model.encoder.down, "1"),
         "other layers": lambda: delattr(decoder, "mid"),
+        "parts of another kind .time_stack": lambda: block.add_module("time_stack", nn.Identity()),
+        "by another node pack .its padding": lambda: setattr(decoder.up[1].upsample.conv, "padding_mode", "circular"),
+        "pack, so it": lambda: setattr(block.conv2, "_conv_forward", lambda *_: None),
+        "node pack, so it": lambda: setattr(decoder.norm_out, "weight_function", [abs]),
+        "another node pack, so it": lambda: block.register_forward_hook(lambda *_: None),
     }
 
 
 CASES = ["attention between its blocks", "3x3 shortcuts", "other convolutions", "other norms", "a tanh"]
 CASES += ["16x by another node pack", "changed by another node pack", "an encoder unlike its decoder", "other layers"]
+CASES += ["parts of another kind .time_stack", "by another node pack .its padding"]
+CASES += ["pack, so it", "node pack, so it", "another node pack, so it"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -53,6 +60,36 @@ def test_what_strips_would_get_wrong_is_refused(make_autoencoder: Make, case: st
     with pytest.raises(OptionError, match=case) as error:
         BoundedAutoEncoder(model.encoder, model.decoder)
     assert "choose a Flux-type picture VAE" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_change_after_the_start_is_seen(make_autoencoder: Make) -> None:
+    model = make_autoencoder()
+    bounded = BoundedAutoEncoder(model.encoder, model.decoder)
+    bounded.decode(torch.zeros(1, 16, 2, 2))
+    model.decoder.conv_in.padding_mode = "circular"
+    with pytest.raises(OptionError, match="its padding"):
+        bounded.decode(torch.zeros(1, 16, 2, 2))
+    with pytest.raises(OptionError, match="its padding"):
+        bounded.encode(torch.zeros(1, 3, 32, 32), lambda x: x, torch.device("cpu"), torch.float32)
+
+
+def test_each_half_has_its_own_widths(make_autoencoder: Make) -> None:
+    model, narrow = make_autoencoder(), make_autoencoder(widths=(8, 8, 8, 8))
+    bounded = BoundedAutoEncoder(model.encoder, narrow.decoder)
+    assert bounded.params_of("encode").widths == (8, 16, 16, 16)
+    assert bounded.params_of("decode").widths == (8, 8, 8, 8)
+
+
+def test_a_picture_below_one_latent_pixel_is_refused_in_words(make_autoencoder: Make) -> None:
+    model = make_autoencoder()
+    with pytest.raises(ImageError, match="4x40 px is smaller than one latent pixel"):
+        model.encode_strips(torch.zeros(1, 3, 40, 4))
+
+
+def test_no_gradients_are_kept(make_autoencoder: Make) -> None:
+    model = make_autoencoder().requires_grad_(True)
+    latent = model.encode_strips(torch.zeros(1, 3, 32, 32))
+    assert not latent.requires_grad and not model.decode_strips(latent).requires_grad
 
 
 def test_no_modules_at_all_are_refused() -> None:

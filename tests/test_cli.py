@@ -663,6 +663,19 @@ def test_plan_that_will_not_fit_says_what_to_do(plan: Callable[..., int], capsys
     assert plan("1024x1024", "--free", 0.05, "--long-edge", int(edge) + 32) == 1
 
 
+@pytest.mark.parametrize("free", ["nan", "inf", "-1", "0", "much"])
+def test_plan_takes_gigabytes_that_can_be(plan: Callable[..., int], capsys: Capture, free: str) -> None:
+    with pytest.raises(SystemExit):
+        plan("64x64", "--free", free)
+    assert "--free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [("--theta", "nonsense"), ("--sigma", "99")])
+def test_plan_checks_what_upscale_would(plan: Callable[..., int], capsys: Capture, wrong: tuple[str, str]) -> None:
+    assert plan("64x64", *wrong) == 1
+    assert wrong[0].removeprefix("--") in one_error(capsys)
+
+
 @pytest.mark.parametrize(("given", "words"), [("0x4", "above 0"), ("gone.png", "gone.png"), ("4096x4096", "ceiling")])
 def test_plan_refuses(plan: Callable[..., int], capsys: Capture, given: str, words: str) -> None:
     assert plan(given) == 1

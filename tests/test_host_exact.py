@@ -34,7 +34,7 @@ def test_the_given_vae_keeps_its_ways_and_shares_its_weights(exact: Cases, kind:
 
 @pytest.mark.parametrize("kind", ["flux", "sdxl", "flux2"])
 def test_the_manager_is_asked_for_less(exact: Cases, kind: str) -> None:
-    assert 0.05 < exact[f"same_{kind}"]["asks_for"] < 0.5
+    assert 0.1 < exact[f"same_{kind}"]["asks_for"] < 0.25
 
 
 def test_tiles_are_another_picture(exact: Cases) -> None:
@@ -84,7 +84,18 @@ def test_weights_are_let_go_with_the_last_use(exact: Cases) -> None:
     assert exact["weights_are_let_go"] is True
 
 
-@pytest.mark.parametrize("case", ["pixel", "attention"])
+@pytest.mark.parametrize("case", ["pixel", "attention", "video", "changed"])
 def test_what_cannot_run_in_strips_is_refused(exact: Cases, case: str) -> None:
     found = exact["refused"][case]
     assert found["classes"][0] == "OptionError" and "choose a Flux-type picture VAE" in found["message"]
+
+
+def test_a_picture_too_small_is_refused_in_words(exact: Cases) -> None:
+    found = exact["refused"]["too_small"]
+    assert found["classes"][0] == "ImageError" and "smaller than one latent pixel" in found["message"]
+
+
+def test_copies_have_weights_of_their_own(exact: Cases) -> None:
+    found = exact["copies"]
+    assert found["same"] == found["kept"] == found["part"] == 0 < 0.01 < found["own"]
+    assert found["refused"] == "OptionError"

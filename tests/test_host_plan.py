@@ -31,7 +31,12 @@ def test_vae_only_plans_no_transformer(plan: Cases) -> None:
 
 def test_a_vae_that_cannot_be_foretold_is_refused(plan: Cases) -> None:
     found = plan["node"]["not_ours"]
-    assert found["classes"][0] == "OptionError" and "cannot be foretold" in found["message"]
+    assert found["classes"][0] == "OptionError" and "choose a" in found["message"]
+
+
+def test_a_vae_of_other_channels_is_refused_as_the_run_refuses_it(plan: Cases) -> None:
+    found = plan["node"]["other_channels"]
+    assert found["classes"][0] == "OptionError" and "4 latent channels" in found["message"]
 
 
 @pytest.mark.parametrize("what", ["same_plan", "warned"])
@@ -45,7 +50,7 @@ def test_one_step_refuses_before_computing(plan: Cases) -> None:
     assert "this will not fit; ask for a long edge of at most" in found["message"]
 
 
-@pytest.mark.parametrize("stage", ["encode", "transformer", "decode"])
+@pytest.mark.parametrize("stage", ["encode", "transformer", "transformer_bf16", "decode"])
 def test_the_host_needs_what_was_planned(plan: Cases, stage: str) -> None:
     """Live tensors, attention as on a GPU: within 10 %."""
     assert plan["prediction"][stage] == pytest.approx(1, abs=0.1)

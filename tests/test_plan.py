@@ -18,24 +18,25 @@ from op4ksr_core.resize import Target
 from op4ksr_core.strips import THRIFTS, StripSettings
 
 WEIGHTS = (Weights("vae", 170_000_000, "cuda"), Weights("flux", 12_000_000_000, "cuda"))
-FULL = Models(AutoEncoderParams(), FluxParams(), 512, weights=WEIGHTS, train_tokens=128)
+FULL = Models(AutoEncoderParams(), flux=FluxParams(), text_tokens=512, weights=WEIGHTS, train_tokens=128)
 FOUR_K = Target(long_edge=4096)
 
 
 def plan(free: float | None, *, holds: bool = True, models: Models = FULL, target: Target = FOUR_K) -> Plan:
-    machine = Machine("cuda", torch.bfloat16, None if free is None else int(free * 1e9), holds, holds)
+    free_bytes = None if free is None else int(free * 1e9)
+    machine = Machine("cuda", torch.bfloat16, free_bytes, holds, holds, cpu_free=int(100e9))
     return make_plan((768, 1024), target, models, machine)
 
 
 def test_sizes() -> None:
     found = make_plan((301, 200), Target(scale=1.5), FULL, Machine("cpu", torch.float32, None))
     assert (found.output, found.padded, found.latent, found.tokens) == ((452, 300), (480, 320), (30, 20), (15, 10))
-    assert [stage.name for stage in found.stages] == ["encode", "transformer", "decode", "picture"]
+    assert [stage.name for stage in found.stages] == ["encode", "transformer", "decode", "finish"]
 
 
 def test_vae_only_has_no_transformer() -> None:
     found = plan(100, models=replace(FULL, flux=None))
-    assert [stage.name for stage in found.stages] == ["encode", "decode", "picture"]
+    assert [stage.name for stage in found.stages] == ["encode", "decode", "finish"]
 
 
 def test_less_memory_is_a_thriftier_path_then_a_refusal() -> None:
@@ -58,10 +59,35 @@ def test_the_remedy_helps() -> None:
     assert plan(13.5, target=Target(long_edge=edge + 32)).fits is False
 
 
+def test_remedies_are_checked() -> None:
+    """bfloat16 halves the weights too; the CPU helps only where it has room; what cannot help is not offered."""
+    weights = (Weights("flux", 48_000_000_000, "cpu"),)
+    models = replace(FULL, weights=weights)
+    fat = make_plan((768, 1024), FOUR_K, models, Machine("cpu", torch.float32, int(40e9)))
+    assert fat.remedies == ("use bfloat16",)
+    full = make_plan((768, 1024), FOUR_K, FULL, Machine("cuda", torch.bfloat16, int(13e9), cpu_free=int(60e9)))
+    assert "run on the CPU" in full.remedies
+    tight = make_plan((768, 1024), FOUR_K, FULL, Machine("cuda", torch.bfloat16, int(13e9), cpu_free=int(20e9)))
+    assert "run on the CPU" not in tight.remedies
+    none = make_plan((768, 1024), FOUR_K, FULL, Machine("cuda", torch.bfloat16, int(1e9)))
+    assert "no size fits" in none.verdict()
+    host = make_plan((768, 1024), FOUR_K, FULL, Machine("cuda", torch.float32, int(1e8), False, False, host=True))
+    assert "bfloat16" not in host.verdict() and host.fits is False
+
+
+def test_a_smaller_encoder_needs_less() -> None:
+    small = AutoEncoderParams(widths=(64, 128, 256, 256))
+    encode, whole = (
+        next(s.peak for s in plan(100, models=m).stages if s.name == "encode")
+        for m in (replace(FULL, encoder=small), FULL)
+    )
+    assert encode == pytest.approx(whole / 2, rel=0.02)
+
+
 def test_a_manager_that_moves_weights_needs_room_for_one_stage_only() -> None:
     found = plan(4.0, holds=False)
     assert found.fits and found.peak == max(stage.peak for stage in found.stages) < 3e9
-    assert all(stage.name != "picture" for stage in found.stages)
+    assert all(stage.name != "finish" for stage in found.stages)
 
 
 def test_unknown_memory_is_said_and_not_refused() -> None:
@@ -109,7 +135,7 @@ def test_a_real_run_needs_what_was_planned(size: tuple[int, int], settings: Stri
     """The bundled weights, x4, live tensors above weights and input: within 10 %."""
     autoencoder, flux = load_autoencoder(BUNDLED_AUTOENCODER), load_flux(BUNDLED_FLUX)
     wish = {"encode": settings, "decode": settings}
-    models = Models(autoencoder.params, flux.params, 4, wish=wish)  # pyright: ignore[reportArgumentType]
+    models = Models(autoencoder.params, flux=flux.params, text_tokens=4, wish=wish)  # pyright: ignore[reportArgumentType]
     found = make_plan(size, Target(scale=4), models, Machine("cpu", torch.float32, None))
     autoencoder.bounded.wish = found.strips()
     low = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from functools import lru_cache
@@ -34,6 +35,17 @@ def _state(kind: str) -> dict[str, Any]:
                 f"{n}_config": {"target": f"{module}.{n.title()}", "params": config} for n in ("encoder", "decoder")
             }
             return engines.AutoencodingEngine(regularizer_config=regular, **parts)
+        if kind == "video":
+            module = "comfy.ldm.modules.temporal_ae.VideoDecoder"
+            regular = {"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"}
+            slim = {**config, "z_channels": 4, "video_kernel_size": [3, 1, 1], "alpha": 0.0}
+            encoder = {
+                "target": "comfy.ldm.modules.diffusionmodules.model.Encoder",
+                "params": {**config, "z_channels": 4},
+            }
+            return engines.AutoencodingEngine(
+                regularizer_config=regular, encoder_config=encoder, decoder_config={"target": module, "params": slim}
+            )
         if kind == "sdxl":
             return engines.AutoencoderKL(ddconfig={**config, "z_channels": 4}, embed_dim=4)
         return engines.AutoencoderKL(ddconfig={**config, "z_channels": 32, "batch_norm_latent": True}, embed_dim=32)
@@ -231,7 +243,31 @@ def refused() -> dict[str, Any]:
         attention = harness.refusal(lambda: exact_of(with_attention))
     finally:
         del level.attn[0]
-    return {"pixel": harness.refusal(lambda: exact_of(pixel)), "attention": attention}
+    found = {"pixel": harness.refusal(lambda: exact_of(pixel)), "attention": attention}
+    found["video"] = harness.refusal(lambda: exact_of(comfy.sd.VAE(sd=_state("video"), dtype=torch.float32)))
+    changed = harness.load_vae(write_vae("changed.safetensors"))
+    for module in changed.first_stage_model.modules():  # as packs for seamless tiling do it
+        if isinstance(module, torch.nn.Conv2d):
+            module.padding_mode = "circular"
+    found["changed"] = harness.refusal(lambda: changed.decode(noise(1, 16, 2, 2)))
+    found["too_small"] = harness.refusal(lambda: exact_of(host_vae("flux")).encode(torch.rand(1, 8, 40, 3)[:, :4]))
+    return found
+
+
+def copies() -> dict[str, Any]:
+    """A deep copy has weights of its own; a part put into the engine is the part that runs, or is refused."""
+    vae, raw = harness.load_vae(write_vae("copied.safetensors")), noise(1, 16, 2, 3)
+    before = vae.decode(raw)
+    other = copy.deepcopy(vae)
+    same = difference(before, other.decode(raw))
+    for parameter in other.first_stage_model.given.decoder.conv_in.parameters():
+        parameter.mul_(2)
+    found = {"same": same, "own": difference(before, other.decode(raw)), "kept": difference(before, vae.decode(raw))}
+    other.first_stage_model.decoder = vae.first_stage_model.given.decoder
+    found["part"] = difference(before, other.decode(raw))
+    engine = other.first_stage_model
+    found["refused"] = harness.refusal(lambda: setattr(engine, "decoder", torch.nn.Identity()))["classes"][0]
+    return found
 
 
 CASES = (
@@ -242,6 +278,7 @@ CASES = (
     cancel,
     one_step_is_exact,
     tiles,
+    copies,
     weights_are_let_go,
     refused,
 )

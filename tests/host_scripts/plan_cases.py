@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from functools import lru_cache
 from typing import Any
@@ -45,8 +46,16 @@ def node() -> dict[str, Any]:
         "fits": fits,
         "by_picture": list(by_picture[1:3]),
         "vae_only": "transformer" in plan_node(vae_only=True)[0],
+        "other_channels": harness.refusal(lambda: plan_node(vae=four_channels())),
         "not_ours": harness.refusal(lambda: plan_node(vae=comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}))),
     }
+
+
+def four_channels() -> Any:
+    """A VAE whose latents the model does not take."""
+    vae = harness.load_vae(write_vae("plan_four.safetensors"))
+    vae.latent_channels = 4
+    return vae
 
 
 class Log(logging.Handler):
@@ -92,24 +101,31 @@ def one_step_refuses() -> dict[str, Any]:
 
 def prediction() -> dict[str, float]:
     """Live tensors of the host's own Flux and of its VAE in our strips, over what the plan says."""
-    if not hasattr(comfy.model_management, "is_oom"):
-        raise harness.LackingError("older hosts' Flux needs up to 1.4 times as much (measured: 0.3.64, float32)")
     attention = comfy.ldm.modules.attention
     name = write_flux("plan_wide.safetensors", hidden_size=512, num_heads=4, depth_single_blocks=2)
     model, vae = harness.load_model(name), harness.load_vae(write_vae("plan_wide_vae.safetensors", **BUNDLED))
     comfy.model_management.load_models_gpu([model, vae.patcher])
     pack = nodes.NODE_CLASS_MAPPINGS["OP4KSR_Plan"].__module__
-    plan = __import__(pack, fromlist=["host_plan"]).host_plan((256, 384), Target(scale=2), model, vae)
+    module = importlib.import_module(pack)
+    foretold, flux_params = module.flux_peak_bytes, module.flux_params
+    plan = module.host_plan((256, 384), Target(scale=2), model, vae)
     stages = {stage.name: stage.peak for stage in plan.stages}
     flux, found = model.model.diffusion_model, {}
     works = comfy.ldm.flux.math.optimized_attention
     comfy.ldm.flux.math.optimized_attention = attention.attention_pytorch  # as on a GPU
     try:
         latent = noise(1, 16, plan.latent[0], plan.latent[1])
-        with AllocationTracker() as tracker:
-            flux(latent, torch.tensor([0.5]), torch.zeros(1, 3, 64), torch.zeros(1, 32), transformer_options={})
-        found["transformer"] = tracker.peak / stages["transformer"]
+        for name, dtype in (("transformer", torch.float32), ("transformer_bf16", torch.bfloat16)):
+            given = (latent, torch.tensor([0.5]), torch.zeros(1, 3, 64), torch.zeros(1, 32))
+            flux.dtype = dtype
+            with AllocationTracker() as tracker:
+                flux.to(dtype)(*(tensor.to(dtype) for tensor in given), transformer_options={})
+            need = foretold(flux_params(model), plan.tokens[0] * plan.tokens[1], 3, dtype)
+            assert dtype != torch.float32 or abs(need / stages["transformer"] - 1) < 0.01
+            found[name] = tracker.peak / need
     finally:
+        flux.to(torch.float32)
+        flux.dtype = torch.float32
         comfy.ldm.flux.math.optimized_attention = works
     pixels, out = noise(1, 3, *plan.padded), torch.empty(1, 3, *plan.padded)
     with AllocationTracker() as tracker:
