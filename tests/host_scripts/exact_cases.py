@@ -27,25 +27,19 @@ def _state(kind: str) -> dict[str, Any]:
     config: dict[str, Any] = {"double_z": True, "z_channels": 16, "resolution": 256, "in_channels": 3, "out_ch": 3}
     config |= {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
 
+    def engine(decoder: str, **changes: Any) -> Any:
+        module, params = "comfy.ldm.modules", {**config, **changes}
+        return engines.AutoencodingEngine(
+            regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
+            encoder_config={"target": f"{module}.diffusionmodules.model.Encoder", "params": params},
+            decoder_config={"target": f"{module}.{decoder}", "params": params},
+        )
+
     def build() -> Any:
         if kind == "flux":
-            module = "comfy.ldm.modules.diffusionmodules.model"
-            regular = {"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"}
-            parts = {
-                f"{n}_config": {"target": f"{module}.{n.title()}", "params": config} for n in ("encoder", "decoder")
-            }
-            return engines.AutoencodingEngine(regularizer_config=regular, **parts)
-        if kind == "video":
-            module = "comfy.ldm.modules.temporal_ae.VideoDecoder"
-            regular = {"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"}
-            slim = {**config, "z_channels": 4, "video_kernel_size": [3, 1, 1], "alpha": 0.0}
-            encoder = {
-                "target": "comfy.ldm.modules.diffusionmodules.model.Encoder",
-                "params": {**config, "z_channels": 4},
-            }
-            return engines.AutoencodingEngine(
-                regularizer_config=regular, encoder_config=encoder, decoder_config={"target": module, "params": slim}
-            )
+            return engine("diffusionmodules.model.Decoder")
+        if kind == "video":  # Stable Video Diffusion: the same blocks, and time between them
+            return engine("temporal_ae.VideoDecoder", z_channels=4, video_kernel_size=[3, 1, 1], alpha=0.0)
         if kind == "sdxl":
             return engines.AutoencoderKL(ddconfig={**config, "z_channels": 4}, embed_dim=4)
         return engines.AutoencoderKL(ddconfig={**config, "z_channels": 32, "batch_norm_latent": True}, embed_dim=32)
@@ -194,15 +188,16 @@ def one_step_is_exact() -> dict[str, Any]:
     """The one-step node runs even a plain 8x VAE in strips: no whole pass through its encoder and decoder."""
     vae, model = host_vae("flux"), harness.load_model(write_flux("exact_flux.safetensors"))
     calls: list[str] = []
-    parts = {name: getattr(vae.first_stage_model, name) for name in ("encoder", "decoder")}
-    for name, part in parts.items():
-        part.forward = lambda *_, name=name: calls.append(name)
+    parts = [type(getattr(vae.first_stage_model, name)) for name in ("encoder", "decoder")]
+    forwards = [part.forward for part in parts]
     small = picture(32, 48)
     try:
+        for part in parts:
+            part.forward = lambda *_, name=part.__name__: calls.append(name)
         result = harness.upscale_node(small, model, vae)[0]
     finally:
-        for part in parts.values():
-            del part.forward
+        for part, forward in zip(parts, forwards, strict=True):
+            part.forward = forward
     tiny = harness.upscale_node(small, model, exact_of(vae, "tiny"))[0]
     return {"shape": list(result.shape), "whole_passes": calls, "difference": difference(result, tiny)}
 

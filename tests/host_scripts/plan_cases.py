@@ -89,7 +89,8 @@ def one_step_refuses() -> dict[str, Any]:
     """With a device far too small: before anything is computed."""
     model, vae = models()
     total, encode, calls = comfy.model_management.get_total_memory, type(vae).encode, []
-    comfy.model_management.get_total_memory = lambda *_, **__: 300_000
+    weights = model.model_size() + vae.patcher.model_size()
+    comfy.model_management.get_total_memory = lambda *_, **__: weights + 1_000_000
     type(vae).encode = lambda *_: calls.append("encode")
     try:
         found = harness.refusal(lambda: harness.upscale_node(picture(60, 100), model, vae))
@@ -117,9 +118,10 @@ def prediction() -> dict[str, float]:
         latent = noise(1, 16, plan.latent[0], plan.latent[1])
         for name, dtype in (("transformer", torch.float32), ("transformer_bf16", torch.bfloat16)):
             given = (latent, torch.tensor([0.5]), torch.zeros(1, 3, 64), torch.zeros(1, 32))
-            flux.dtype = dtype
+            flux.dtype, cast = dtype, [tensor.to(dtype) for tensor in given]
+            flux.to(dtype)
             with AllocationTracker() as tracker:
-                flux.to(dtype)(*(tensor.to(dtype) for tensor in given), transformer_options={})
+                flux(*cast, transformer_options={})
             need = foretold(flux_params(model), plan.tokens[0] * plan.tokens[1], 3, dtype)
             assert dtype != torch.float32 or abs(need / stages["transformer"] - 1) < 0.01
             found[name] = tracker.peak / need
