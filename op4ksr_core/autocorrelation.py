@@ -61,9 +61,9 @@ def local_energy(detail: Tensor) -> Tensor:
     return energy.add_(FLOOR * float(energy.mean()) + 1e-3)
 
 
-def window_side(length: int) -> int:
+def window_side(length: int, largest: int = WINDOWS[0]) -> int:
     """The largest window (px) that fits into a side of that length, at least 64. The caller checks that."""
-    return next(side for side in WINDOWS if side <= max(length, SMALLEST_SIDE))
+    return next(side for side in WINDOWS if side <= max(min(length, largest), SMALLEST_SIDE))
 
 
 def window_starts(length: int, side: int) -> list[int]:
@@ -78,7 +78,7 @@ def hann(side: int, device: torch.device) -> Tensor:
     return torch.hann_window(side, periodic=True, device=device)
 
 
-def folded_spectra(plane: Tensor) -> Tensor:
+def folded_spectra(plane: Tensor, largest: int = WINDOWS[0]) -> Tensor:
     """(H, W), both >= 64 px -> (rows, columns, Ny, Nx/2+1) complex64: one spectrum per window.
 
     N is half the window's side on each axis; bin k is k/N cycles per px; phases count from the
@@ -86,7 +86,7 @@ def folded_spectra(plane: Tensor) -> Tensor:
     a time.
     """
     height, width = plane.shape
-    tall, wide = window_side(height), window_side(width)
+    tall, wide = window_side(height, largest), window_side(width, largest)
     taper = hann(tall, plane.device)[:, None] * hann(wide, plane.device)
     lefts = window_starts(width, wide)
     rows: list[Tensor] = []

@@ -16,7 +16,7 @@ from torch import Tensor
 BLOCK_PERIODS = (64, 32, 16, 8)
 
 #: Sum of the step along a side, px, and how often it is taken.
-ALONG, EVERY = 32, 8
+ALONG, EVERY = 32, 16
 
 #: Neighbourhood (px to each side) that a step is compared with.
 ACROSS = 8
@@ -45,7 +45,8 @@ def _joined(z: list[float]) -> float:
 def step_profile(plane: Tensor) -> Tensor:
     """(H, W) -> (W-1,): how much each column border is a step, mean over the rows, its local trend removed.
 
-    Each step is compared with its neighbourhood: s^2 / (s^2 + local mean of s^2), in [0, 1].
+    A step is what a difference exceeds its two neighbours by (slopes and soft edges drop out). It is
+    compared with its neighbourhood: s^2 / (s^2 + local mean of s^2), in [0, 1].
     """
     height, width = plane.shape
     rows = height // EVERY
@@ -54,6 +55,7 @@ def step_profile(plane: Tensor) -> Tensor:
     plane = plane[: rows * EVERY].reshape(rows, EVERY, width).sum(1)
     step = plane[:, 1:] - plane[:, :-1]
     n = ALONG // EVERY
+    step = torch.nn.functional.pad(step[:, 1:-1] - (step[:, :-2] + step[:, 2:]) / 2, (1, 1))
     segments = sum((step[i : rows - n + 1 + i] for i in range(1, n)), step[: rows - n + 1])
     power = segments.square()
     sums = torch.nn.functional.pad(power, (ACROSS + 1, ACROSS), mode="reflect").cumsum(-1, dtype=torch.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,15 @@ class Lines:
     ky: Tensor
     kx: Tensor
     fold: tuple[int, int]
+
+    def kept(self, windows: Tensor) -> Lines:
+        """The same without some windows: (rows, columns) bool, False = out."""
+        keep = windows.to(self.weight.dtype)[..., None]
+        return replace(self, signal=self.signal * keep, weight=self.weight * keep)
+
+    def own(self, period: int) -> Tensor:
+        """(K,) bool: bins of that period's lattice that are not on the lattice of half of it (for 8: all)."""
+        return self.on_lattice(period) & ~self.on_lattice(period // 2) if period > 8 else self.on_lattice(period)
 
     def on_lattice(self, period: int) -> Tensor:
         """(K,) bool: bins of that period's lattice; all False where the windows are too small for it."""
@@ -88,12 +97,12 @@ def axis_lines(spectra: Tensor, axis: int) -> Lines:
 def coherent(lines: Lines) -> Tensor:
     """(K,): |sum of signals|^2 over the sum of weights, all windows: what keeps its phase everywhere."""
     total = lines.signal.sum((0, 1))
-    return torch.view_as_real(total).square().sum(-1) / lines.weight.sum((0, 1))
+    return torch.view_as_real(total).square().sum(-1) / lines.weight.sum((0, 1)).clamp(min=1e-30)
 
 
 def incoherent(lines: Lines) -> Tensor:
     """(K,): mean over the windows of each one's own line power, clipped: also what drifts."""
-    power = torch.view_as_real(lines.signal).square().sum(-1) / lines.weight
+    power = torch.view_as_real(lines.signal).square().sum(-1) / lines.weight.clamp(min=1e-30)
     return power.clamp(max=POWER_CLIP).mean((0, 1))
 
 
@@ -105,7 +114,7 @@ def neighbourhoods(lines: Lines) -> Iterator[tuple[int, Tensor]]:
             if min(signal.shape[:2]) <= side // 2:
                 return
             signal, weight = _four(signal, side // 2), _four(weight, side // 2)
-        yield side, torch.view_as_real(signal).square().sum(-1) / weight
+        yield side, torch.view_as_real(signal).square().sum(-1) / weight.clamp(min=1e-30)
 
 
 def _four(x: Tensor, step: int) -> Tensor:
@@ -122,7 +131,7 @@ def excess(power: Tensor, on: Tensor, off: Tensor, clip: float = CLIP, *, log: b
         return power.new_zeros(power.shape[:-1])
     lattice, control = power[..., on], power[..., off]
     level = control.mean(-1, keepdim=True).clamp(min=1e-12)
-    level = level * (control / level).clamp(max=clip).mean(-1, keepdim=True)
+    level = (level * (control / level).clamp(max=clip).mean(-1, keepdim=True)).clamp(min=1e-12)
     lattice, control = lattice / level, control / level
     if log:
         lattice, control = lattice.log1p(), control.log1p()

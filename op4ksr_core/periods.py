@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,8 +13,11 @@ from .autocorrelation import Autocorrelation, flatten, sample
 
 SHORTEST, LONGEST, STEP = 4.0, 80.0, 0.25
 
-#: Of the periods whose z is within this share of the best, the longest... no: the best wins; ties do not occur.
+#: Multiples of a period that are looked at, at most.
 MULTIPLES = 12
+
+#: How much more a rectangle must hold than the best square to be believed.
+RECTANGLE = 1.15
 
 
 @dataclass(frozen=True)
@@ -24,73 +29,94 @@ class FoundPeriod:
     z: float
 
 
-def candidates() -> Tensor:
-    """(305,) periods in px."""
-    return torch.arange(SHORTEST, LONGEST + STEP / 2, STEP)
+@lru_cache(maxsize=16)
+def _squares(ly: int, lx: int) -> tuple[Tensor, Tensor, Tensor, tuple[tuple[float, float], ...]]:
+    """All periods that fit a reach, equal on both axes: lags (rows, columns) in one list, whose period each is."""
+    periods = [SHORTEST + STEP * k for k in range(int((LONGEST - SHORTEST) / STEP) + 1)]
+    pairs = tuple((p, p) for p in periods if p <= min(ly, lx))
+    return *_lags(ly, lx, pairs), pairs
+
+
+def _lags(ly: int, lx: int, pairs: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions in the map of lags (i py, j px), i > 0, j != 0, of each pair, and the pair's index."""
+    rows, columns, owner = [], [], []
+    for k, (py, px) in enumerate(pairs):
+        i = torch.arange(1, min(int(ly / py), MULTIPLES) + 1, dtype=torch.float32)
+        n = min(int(lx / px), MULTIPLES)
+        j = torch.arange(-n, n + 1, dtype=torch.float32)
+        y, x = torch.meshgrid(ly + i * py, lx + j[j != 0] * px, indexing="ij")
+        rows.append(y.flatten())
+        columns.append(x.flatten())
+        owner.append(torch.full((y.numel(),), k))
+    return torch.cat(rows), torch.cat(columns), torch.cat(owner)
+
+
+def _z(found: Autocorrelation, rows: Tensor, columns: Tensor, owner: Tensor, count: int) -> Tensor:
+    """(count,): z of the sum of autocorrelation over each owner's lags."""
+    values = found.values.cpu()
+    picked = sample(values, rows, columns)
+    total = torch.zeros(count).index_add_(0, owner, picked)
+    number = torch.zeros(count).index_add_(0, owner, torch.ones_like(picked))
+    return total / (found.sd * number.clamp(min=1).sqrt())
 
 
 def tile_period(found: Autocorrelation) -> FoundPeriod:
-    """The period whose lattice of lags, off the axes, holds most autocorrelation; the same on both axes, then refined."""
-    values = found.values
-    periods = candidates().to(values.device)
-    z = torch.stack([_lattice_z(found, float(p), float(p)) for p in periods])
-    best = int(z.argmax())
-    rows = columns = float(periods[best])
-    top = float(z[best])
-    for py, px in _rectangles(found):
-        score = float(_lattice_z(found, py, px))
-        if score > 1.15 * top:
-            rows, columns, top = py, px, score
-    return _refined(found, rows, columns)
+    """The period whose lattice of lags, off the axes, holds most autocorrelation; z 0 where nothing fits.
 
-
-def _lattice_z(found: Autocorrelation, py: float, px: float) -> Tensor:
-    """z of the sum of autocorrelation at lags (i py, j px), i > 0, j != 0."""
+    First one period for both axes, then pairs of each axis' own best, then in steps of 0.05 px.
+    """
     ly, lx = found.reach
-    ny, nx = min(int(ly / py), MULTIPLES), min(int(lx / px), MULTIPLES)
-    if ny < 1 or nx < 1:
-        return found.values.new_tensor(-1e9)
-    i = torch.arange(1, ny + 1, device=found.values.device, dtype=torch.float32)
-    j = torch.arange(-nx, nx + 1, device=found.values.device, dtype=torch.float32)
-    j = j[j != 0]
-    rows, columns = torch.meshgrid(ly + i * py, lx + j * px, indexing="ij")
-    picked = sample(found.values, rows, columns)
-    return picked.sum() / (found.sd * picked.numel() ** 0.5)
+    rows, columns, owner, pairs = _squares(ly, lx)
+    if not pairs:
+        return FoundPeriod(0.0, 0.0, 0.0)
+    z = _z(found, rows, columns, owner, len(pairs))
+    best, top = pairs[int(z.argmax())], float(z.max())
+    rectangles = _rectangles(found)
+    if rectangles:
+        z = _z(found, *_lags(ly, lx, rectangles), len(rectangles))
+        if float(z.max()) > RECTANGLE * top:
+            best = rectangles[int(z.argmax())]
+    return _refined(found, best)
 
 
 def _rectangles(found: Autocorrelation) -> list[tuple[float, float]]:
     """Periods that differ between the axes: the most periodic lags of each axis, in pairs."""
     ly, lx = found.reach
-    chosen: list[list[float]] = []
-    for line in (found.values[ly:, lx], found.values[ly, lx:]):
-        z = torch.stack([_line_z(line, float(p)) for p in candidates()])
-        chosen.append([float(SHORTEST + STEP * k) for k in z.topk(4).indices.tolist()])
-    return [(py, px) for py in chosen[0] for px in chosen[1] if abs(py - px) > STEP]
+    chosen = [_line_z(line).topk(4).indices for line in (found.values[ly:, lx], found.values[ly, lx:])]
+    each = [[SHORTEST + STEP * int(k) for k in best] for best in chosen]
+    return [(y, x) for y in each[0] for x in each[1] if abs(y - x) > STEP and y <= ly and x <= lx]
 
 
-def _line_z(line: Tensor, period: float) -> Tensor:
-    """(L,) autocorrelation at lags 0, 1, ... -> z of its mean at the multiples of a period."""
-    n = min(int((len(line) - 2) / period), MULTIPLES)
-    if n < 1:
-        return line.new_tensor(-1e9)
-    lags = torch.arange(1, n + 1, device=line.device, dtype=torch.float32) * period
-    k = lags.floor().long()
+def _line_z(line: Tensor) -> Tensor:
+    """(L,) autocorrelation at lags 0, 1, ... -> (305,): z of its sum at each candidate's multiples; -1e9: too long."""
+    periods = torch.arange(SHORTEST, LONGEST + STEP / 2, STEP)
+    line = line.cpu()
+    lags = periods[:, None] * torch.arange(1, MULTIPLES + 1)
+    fits = lags < len(line) - 1
+    k = lags.floor().long().clamp(max=len(line) - 2)
     part = lags - k
-    picked = line[k] * (1 - part) + line[k + 1] * part
-    return picked.sum() / (n**0.5 * (line[4:].std() + 1e-12))
+    picked = torch.where(fits, line[k] * (1 - part) + line[k + 1] * part, torch.zeros(()))
+    number = fits.sum(1)
+    z = picked.sum(1) / (number.clamp(min=1).sqrt() * (line[4:].std() + 1e-12))
+    return torch.where(number > 0, z, torch.full_like(z, -1e9))
 
 
-def _refined(found: Autocorrelation, rows: float, columns: float) -> FoundPeriod:
-    """Each period moved in steps of 0.05 px to where the autocorrelation is largest."""
-    best, z = (rows, columns), float(_lattice_z(found, rows, columns))
-    for axis in (0, 1):
-        centre = best
-        for k in range(-4, 5):
-            trial = (centre[0] + 0.05 * k, centre[1]) if axis == 0 else (centre[0], centre[1] + 0.05 * k)
-            score = float(_lattice_z(found, *trial))
-            if score > z:
-                best, z = trial, score
-    return FoundPeriod(best[0], best[1], z)
+def _refined(found: Autocorrelation, best: tuple[float, float]) -> FoundPeriod:
+    """Both periods moved in steps of 0.05 px to where the autocorrelation is largest."""
+    ly, lx = found.reach
+    shifts = [0.05 * k for k in range(-4, 5)]
+    pairs = [(best[0] + a, best[1] + b) for a in shifts for b in shifts]
+    pairs = [
+        (y, x)
+        for y, x in pairs
+        if (y, x) == best or (min(y, x) >= SHORTEST and y <= min(LONGEST, ly) and x <= min(LONGEST, lx))
+    ]
+    z = _z(found, *_lags(ly, lx, pairs), len(pairs))
+    at_best = float(z[pairs.index(best)]) if best in pairs else -1e9
+    k = int(z.argmax())
+    if float(z[k]) <= at_best * 1.0001:
+        return FoundPeriod(*best, at_best)
+    return FoundPeriod(round(pairs[k][0], 2), round(pairs[k][1], 2), float(z[k]))
 
 
 def comb_period(power: Tensor) -> FoundPeriod:
@@ -105,7 +131,7 @@ def comb_period(power: Tensor) -> FoundPeriod:
         values = torch.fft.irfft(ratio - ratio.mean())
         values = values[: min(len(values) // 2, 257)].clone()
         values[:4] = 0
-        z = torch.stack([_line_z(values, float(p)) for p in candidates()])
+        z = _line_z(values)
         best = int(z.argmax())
         results.append((SHORTEST + STEP * best, float(z[best])))
     (py, zy), (px, zx) = results
