@@ -161,7 +161,7 @@ def detection_table(rows: Sequence[Row]) -> list[Row]:
             alarms = [r for r in chosen if r["alarm"]]
             low, high = interval(chosen, lambda r: float(r["alarm"]))
             auc = float(np.mean([np.mean(clean < s) + np.mean(clean == s) / 2 for s in scores]))
-            right = sum(r["period right"] for r in alarms) / len(alarms) if alarms and level else float("nan")
+            right = sum(r["period right"] for r in alarms) / len(alarms) if alarms and level else None
             table.append({"mode": mode, "case": case, "grey levels": level, "pictures": len(chosen)})
             table[-1] |= {"alarms": len(alarms) / len(chosen), "from": low, "to": high, "AUC": auc}
             table[-1] |= {"above 1 % of clean": float(np.mean(scores > level_1)), "period right": right}
@@ -210,11 +210,11 @@ def suppression_table(rows: Sequence[Row]) -> list[Row]:
         chosen = [r for r in rows if (r["mode"], r["case"], r["grey levels"]) == (mode, case, level)]
         acted = [r for r in chosen if r["acted"]]
         gains = [r["gain"] for r in chosen]
-        ratios = sorted(r["after"] / max(r["before"], 1e-9) for r in acted) or [float("nan")]
+        ratios: list[float | None] = [*sorted(r["after"] / max(r["before"], 1e-9) for r in acted)] or [None]
         table.append({"mode": mode, "case": case, "grey levels": level, "pictures": len(chosen)})
         table[-1] |= {"acted": len(acted) / len(chosen), "gain dB": float(np.mean(gains)), "worst dB": min(gains)}
         table[-1] |= {"score after / before": ratios[len(ratios) // 2], "worst ratio": ratios[-1]}
-        table[-1] |= {"forced worst dB": min((r["forced"] for r in chosen if "forced" in r), default=float("nan"))}
+        table[-1] |= {"forced worst dB": min((r["forced"] for r in chosen if "forced" in r), default=None)}
     return sorted(table, key=lambda row: row["mode"])
 
 
@@ -231,7 +231,6 @@ def measure_loss(photos: Sequence[tuple[int, Path]], on_photo: Callable[[str], N
             spoilt = error + inject(clean * 0 + 0.5, "pink32", level, crop.index) - 0.5
             row[f"loss at {level:g}"] = float(loss(spoilt, clean))
         row["descent dB"] = descent(clean, crop.index)
-        row["step share"] = 0.0
         rows.append(row)
         on_photo(str(path))
     return rows
@@ -279,6 +278,40 @@ def measure_cost(side: int = 4096) -> list[Row]:
             raise OptionError(f"benchmark periodicity: the {side} px run failed ({done.stderr.strip()[-200:]})")
         seconds, memory = done.stdout.split()
         row: Row = {"mode": mode, "side": side, "ms per MP": float(seconds) * 1000 / (side * side / 2**20)}
-        row |= {"peak GB": float(memory) / 1e9 if memory != "None" else float("nan"), "wall s": time.monotonic() - began}
+        row |= {"peak GB": float(memory) / 1e9 if memory != "None" else None, "wall s": time.monotonic() - began}
         rows.append(row)
     return rows
+
+
+def loss_table(rows: Sequence[Row]) -> list[Row]:
+    """Mean, smallest and largest of each column over the photos, and in how many the loss rises from each level to the next."""
+    names = [name for name in rows[0] if name != "photo"]
+    table: list[Row] = []
+    for i, name in enumerate(names):
+        values = [row[name] for row in rows]
+        rises = (
+            sum(row[name] > row[names[i - 1]] for row in rows) / len(rows) if name.startswith("loss") and i else None
+        )
+        table.append({"what": name, "photos": len(rows), "mean": sum(values) / len(values)})
+        table[-1] |= {"smallest": min(values), "largest": max(values), "rises from the one before": rises}
+    return table
+
+
+#: Part -> (measure, sum up); the cost has its own form.
+_TABLES: dict[str, tuple[Callable[..., list[Row]], Callable[[Sequence[Row]], list[Row]]]] = {
+    "detection": (measure_detection, detection_table),
+    "suppression": (measure_suppression, suppression_table),
+    "loss": (measure_loss, loss_table),
+}
+
+
+def run_part(
+    part: str, photos: Sequence[Path], half: str, on_photo: Callable[[str], None]
+) -> tuple[list[Row], list[Row]]:
+    """(table, details) of one of ``PARTS``."""
+    if part == "cost":
+        rows = measure_cost()
+        return rows, rows
+    measure, sum_up = _TABLES[part]
+    details = measure(half_of(photos, half), on_photo)
+    return sum_up(details), details

@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 
-from . import __version__, benchmark
+from . import __version__, benchmark, cli_periodicity
 from .autoencoder import AutoEncoder
 from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, describe_autoencoder, load_autoencoder, load_flux
 from .color import COLOR_FIXES
 from .demo import SAMPLE_PHOTO, before_after
-from .errors import Op4ksrError, OptionError, OutputError, UnsupportedCheckpointError
+from .errors import Op4ksrError, OptionError, UnsupportedCheckpointError
 from .flux import Flux
-from .image_io import IMAGE_SUFFIXES, Picture, check_output, from_pil, holds_alpha, load_image, save_image
+from .image_io import Picture, from_pil, holds_alpha, load_image, save_image
 from .inspection import inspect_file
 from .machine import default_device, peak_memory
 from .memory import out_of_memory_told
 from .one_step import OneStepOptions, upscale, upscale_alpha
+from .paths import gather, make_folder, output_paths
 from .probe import doubt
 from .resize import DEFAULT_CEILING_MEGAPIXELS, Target
 
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_upscale(commands.add_parser("upscale", help="enlarge pictures"))
     _add_inspect(commands.add_parser("inspect", help="what is this weights file, and will it work"))
     _add_benchmark(commands.add_parser("benchmark", help="measure, and write the table as JSON and Markdown"))
+    cli_periodicity.add_commands(commands)
     _add_demo(commands.add_parser("demo", help="upscale the bundled photo to 4096 px and show what changed"))
     return parser
 
@@ -102,6 +104,7 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--vae", type=Path, default=BUNDLED_AUTOENCODER)
     kind.add_argument("--model", type=Path, default=BUNDLED_FLUX)
     kind.add_argument("--device")
+    cli_periodicity.add_benchmark(kinds)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -135,59 +138,6 @@ def run_upscale(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"pictures": reports, **_models_report(options, autoencoder, flux)}, indent=2))
     return 1 if failures else 0
-
-
-def gather(inputs: Sequence[Path]) -> list[Path]:
-    """The pictures meant: files as they are, folders by what is in them, in order."""
-    found: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not inside:
-                raise OptionError(f"{path}: no pictures in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
-            found += inside
-        else:
-            found.append(path)
-    return found
-
-
-def output_paths(sources: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
-    """Each input with its output: OUT itself for one input, OUT/<name>.png for several or a folder.
-
-    Raises OutputError before anything is computed where OUT cannot be.
-    """
-    if len(sources) == 1 and not output.is_dir() and output.suffix:
-        if not output.parent.is_dir():
-            raise OutputError(f"{output.parent}: no such folder; create it first")
-        check_output(output)
-        return _apart([(sources[0], output)])
-    if output.is_file() or (output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir()):
-        raise OutputError(f"{output}: is the name of one file, but {len(sources)} pictures need a folder; name one")
-    taken: dict[str, Path] = {}
-    for source in sources:
-        if source.stem in taken:
-            raise OutputError(f"{source} and {taken[source.stem]} would both become {source.stem}.png; rename one")
-        taken[source.stem] = source
-    pairs = _apart([(source, output / f"{source.stem}.png") for source in sources])
-    make_folder(output)
-    check_output(pairs[0][1])
-    return pairs
-
-
-def make_folder(path: Path) -> None:
-    """Create the folder if there is none. Raises OutputError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
-
-
-def _apart(pairs: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
-    """The pairs, unless one would overwrite its own input: nobody shall lose a photo."""
-    for source, output in pairs:
-        if source.resolve() == output.resolve():
-            raise OutputError(f"{output}: is the input itself and would be overwritten; choose another name or folder")
-    return pairs
 
 
 def target_of(options: argparse.Namespace) -> Target:

@@ -1,8 +1,8 @@
-"""One period of an artifact, estimated from the lattice's lines in windows, and laid over the picture again.
+"""One period of an artifact, estimated by folding a picture over it, and laid over the picture again.
 
-Any period works, whole or not. The lines' complex amplitudes are averaged over Hann windows, each
-window weighted by how quiet it is around those lines, and shrunk by what chance gives half-way
-between them; each window then says how much of that period it holds.
+Every pixel counts as its surroundings are quiet. Per frequency of the tile, what folding with
+alternating signs gives (the lattice half-way between) is the chance level, which the tile must exceed.
+How much of the tile is where is fitted at ever smaller scales, each pulled to the one before it.
 """
 
 from __future__ import annotations
@@ -12,188 +12,193 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .autocorrelation import box_mean, hann, window_starts
+from .autocorrelation import box_mean
 
-#: The power of a line must exceed its own error this many times to count, and is shrunk by as much.
-SHRINK = 3.0
+#: A frequency's power must exceed chance THRESHOLD times to survive, and loses SHRINK times of it.
+THRESHOLD, SHRINK = 6.0, 1.5
 
-#: Times that the period and the windows' gains are estimated in turn.
-ROUNDS = 5
+#: Box in which a pixel's surroundings are judged, px; least noise power, grey levels squared.
+QUIET_BOX, LEAST_NOISE = 9, 0.3
 
-#: Smallest window, in periods: fewer, and the half-way frequencies are not controls any more.
-PERIODS_PER_WINDOW = 4
+#: Side of the cells in which the gains are fitted, px, and the boxes in cells, large to small.
+CELL, SCALES = 8, (17, 9, 5, 3)
+
+#: Most of the average tile that a place may hold.
+LARGEST_GAIN = 4.0
+
+#: Times that tile and gains are estimated in turn.
+ROUNDS = 4
+
+#: Fewest periods on an axis that can be folded.
+FEWEST_PERIODS = 3
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Where the windows are, and the frequencies looked at: side (px), first px, cycles per px.
+class Phases:
+    """rows (H,), columns (W,) long: each px' place in the tile (count); signs (H,), (W,): +1 and -1 in turn by period."""
 
-    rows (2 K + 1,), columns (2 L + 1,): multiples of half the lattice's frequency, the middle one 0;
-    even offsets from the middle are the lattice's lines, odd ones the controls.
-    """
-
-    side: tuple[int, int]
-    tops: list[int]
-    lefts: list[int]
     rows: Tensor
     columns: Tensor
+    count: tuple[int, int]
+    signs: tuple[Tensor, Tensor]
+    period: tuple[float, float]
 
 
-def plan_windows(size: tuple[int, int], period: tuple[float, float], wish: int = 128) -> Windows:
-    """Windows for a picture (H, W) and a period in px (rows, columns; 0: does not vary along that axis)."""
-    sides = [_side(length, p, wish) for length, p in zip(size, period, strict=True)]
-    starts = [window_starts(length, side) for length, side in zip(size, sides, strict=True)]
-    return Windows((sides[0], sides[1]), starts[0], starts[1], frequencies(period[0]), frequencies(period[1]))
+def phases_of(size: tuple[int, int], period: tuple[float, float]) -> Phases:
+    """For a picture (H, W) and a period in px, whole or not; 0 on an axis along which nothing varies."""
+    places: list[Tensor] = []
+    signs: list[Tensor] = []
+    counts: list[int] = []
+    for length, p in zip(size, period, strict=True):
+        position = torch.arange(length, dtype=torch.float64)
+        if p <= 0:
+            places.append(torch.zeros(length, dtype=torch.long))
+            signs.append(torch.ones(length))
+            counts.append(1)
+            continue
+        count = max(2, round(p))
+        part = torch.remainder(position, p) / p
+        places.append((part * count).floor().long().clamp(max=count - 1))
+        signs.append(1.0 - 2.0 * torch.remainder((position / p).floor(), 2).float())
+        counts.append(count)
+    return Phases(places[0], places[1], (counts[0], counts[1]), (signs[0], signs[1]), period)
 
 
-def _side(length: int, period: float, wish: int) -> int:
-    return min(length // 2 * 2, max(wish, 2 * math.ceil(PERIODS_PER_WINDOW * period / 2)))
+def fold(plane: Tensor, phases: Phases) -> Tensor:
+    """(H, W) -> (p, q): the sum over all pixels of each place in the tile."""
+    rows = plane.new_zeros(phases.count[0], plane.shape[1]).index_add_(0, phases.rows, plane)
+    return plane.new_zeros(phases.count).index_add_(1, phases.columns, rows)
 
 
-def frequencies(period: float) -> Tensor:
-    """Multiples of 1 / (2 period), below 1/2 cycles per px in size, the middle one 0; (1,) of 0 for period 0."""
-    if period <= 0:
-        return torch.zeros(1)
-    count = math.ceil(period / 2) * 2 - 1
-    return torch.arange(-count, count + 1) / (2 * period)
+def unfold(tile: Tensor, phases: Phases) -> Tensor:
+    """(p, q) -> (H, W): the tile repeated."""
+    return tile[phases.rows][:, phases.columns]
 
 
-def _basis(frequency: Tensor, start: int, length: int, sign: int) -> Tensor:
-    """(F, length) complex64: exp(sign 2 pi i f x) at x = start, start + 1, ..."""
-    position = torch.arange(start, start + length, dtype=torch.float64)
-    turns = torch.remainder(frequency.double()[:, None] * position, 1.0)
-    return torch.polar(torch.ones_like(turns), sign * 2 * math.pi * turns).to(torch.complex64)
+def alternated(plane: Tensor, phases: Phases) -> Tensor:
+    """(H, W) with the sign of every other period turned, on both axes: what folds to chance."""
+    return plane * phases.signs[0][:, None] * phases.signs[1]
 
 
-def analyse(plane: Tensor, windows: Windows) -> Tensor:
-    """(H, W) -> amplitudes (rows, columns, F, G) complex64 per window, at all of its frequencies."""
-    tall, wide = windows.side
-    taper_y, taper_x = hann(tall, plane.device), hann(wide, plane.device)
-    scale = float(taper_y.sum() * taper_x.sum())
-    across = [(_basis(windows.columns, left, wide, -1) * taper_x).T.contiguous() for left in windows.lefts]
-    out: list[Tensor] = []
-    for top in windows.tops:
-        down = _basis(windows.rows, top, tall, -1) * taper_y
-        half = down @ plane[top : top + tall].to(torch.complex64)
-        row = [half[:, left : left + wide] @ x for left, x in zip(windows.lefts, across, strict=True)]
-        out.append(torch.stack(row) / scale)
-    return torch.stack(out)
+def quietness(detail: Tensor) -> Tensor:
+    """(H, W): 1 / noise power around each px, in 1 / grey levels squared."""
+    return 1 / (box_mean(detail.square(), QUIET_BOX).clamp(min=0) + LEAST_NOISE)
+
+
+def low_pass_response(phases: Phases, side: int) -> Tensor:
+    """(p, q): what a box mean of that side leaves of each frequency of the tile."""
+    parts: list[Tensor] = []
+    for count, period in zip(phases.count, phases.period, strict=True):
+        if count == 1:
+            parts.append(torch.ones(1))
+            continue
+        x = math.pi * torch.fft.fftfreq(count) * count / period
+        zero = x == 0
+        parts.append(torch.where(zero, torch.ones(()), torch.sin(side * x) / (side * torch.sin(x + zero))))
+    return parts[0][:, None] * parts[1]
+
+
+def shrunk_tile(detail: Tensor, weight: Tensor, shape: Tensor, phases: Phases) -> Tensor:
+    """(p, q) complex: spectrum of the tile t that makes shape * t nearest to the detail, chance taken off.
+
+    detail, weight, shape: (H, W); shape: how much of the tile is where (its gain and local contrast).
+    """
+    pull = weight * shape
+    total = fold(pull * shape, phases).clamp(min=1e-9)
+    pulled = pull * detail
+    tile = torch.fft.fft2(fold(pulled, phases) / total)
+    chance = _power(torch.fft.fft2(fold(alternated(pulled, phases), phases) / total))
+    for axis in (0, 1):
+        if phases.count[axis] > 1:
+            chance = (chance + chance.roll(1, axis) + chance.roll(-1, axis)) / 3
+    power = _power(tile)
+    keep = (1 - SHRINK * chance / power.clamp(min=1e-20)).clamp(min=0) * (power > THRESHOLD * chance)
+    keep[0, 0] = 0
+    return tile * keep
 
 
 def _power(z: Tensor) -> Tensor:
     return torch.view_as_real(z).square().sum(-1)
 
 
-def _lattice_part(count: int) -> slice:
-    return slice((count // 2) % 2, None, 2)
+def fit_gains(detail: Tensor, weight: Tensor, artifact: Tensor, phases: Phases) -> Tensor:
+    """(H, W) in [0, 4]: how much of the artifact is where; where it cannot be told, as much as around it."""
+    precision = _cells(weight * artifact.square()) + 1e-9
+    pulled = weight * detail * artifact
+    product, by_chance = _cells(pulled), _cells(alternated(pulled, phases))
+    prior = (product.sum() / precision.sum()).expand_as(product)
+    for side in SCALES:
+        sums = [box_mean(x, side) for x in (precision, product, by_chance)]
+        found = sums[0].clamp(min=1e-12)
+        fit, chance = sums[1] / found, sums[2] / found
+        variance = 2 * (chance.square() * found).mean() / found
+        trust = (found / (found + found.mean())).square()
+        spread = (((fit - prior).square() - variance) * trust).sum() / trust.sum()
+        spread = spread.clamp(min=0)
+        prior = prior + (fit - prior) * spread / (spread + variance + 1e-12)
+    gains = prior.clamp(0, LARGEST_GAIN)[None, None]
+    return F.interpolate(gains, detail.shape, mode="bilinear", align_corners=False)[0, 0]
 
 
-def _on_lattice(amplitudes: Tensor) -> Tensor:
-    """(..., F, G) -> (..., K, L): the lattice's lines of all frequencies."""
-    return amplitudes[..., _lattice_part(amplitudes.shape[-2]), :][..., _lattice_part(amplitudes.shape[-1])]
-
-
-def background(power: Tensor) -> Tensor:
-    """(..., F, G) -> the same: the power that the controls nearby have, at every frequency.
-
-    Off the axes from the odd, odd frequencies within 3 steps; on an axis from the odd ones along it.
-    """
-    rows, columns = power.shape[-2:]
-    middle_y, middle_x = rows // 2, columns // 2
-    odd_y = (torch.arange(rows) - middle_y) % 2 != 0
-    odd_x = (torch.arange(columns) - middle_x) % 2 != 0
-    if rows == 1 or columns == 1:
-        odd = odd_x if rows == 1 else odd_y
-        return _local_mean(power, (odd[None] if rows == 1 else odd[:, None]).to(power.dtype))
-    out = _local_mean(power, (odd_y[:, None] & odd_x).to(power.dtype))
-    out[..., middle_y, :] = _local_mean(power[..., middle_y : middle_y + 1, :], odd_x[None].to(power.dtype))[..., 0, :]
-    out[..., middle_x : middle_x + 1] = _local_mean(power[..., middle_x : middle_x + 1], odd_y[:, None].to(power.dtype))
-    return out
-
-
-def _local_mean(power: Tensor, mask: Tensor) -> Tensor:
-    """(..., F, G): mean over the masked bins within 3 bins."""
-    total, count = box_mean(power * mask, 7), box_mean(mask, 7)
-    return (total / count.clamp(min=1e-6)).clamp(min=1e-12)
+def _cells(plane: Tensor) -> Tensor:
+    """(H, W) -> means of 8 x 8 px."""
+    return F.avg_pool2d(plane[None, None], CELL, CELL, ceil_mode=True, count_include_pad=False)[0, 0]
 
 
 @dataclass(frozen=True)
-class Fold:
-    """lines (K', L') complex64: the shrunk amplitudes of one period; gains (rows, columns) per window, 1 = that much."""
+class Folded:
+    """artifact (H, W) in grey levels. explained: what it takes off the weighted energy of pixels it was not made from.
 
-    windows: Windows
-    lines: Tensor
-    gains: Tensor
-
-
-def estimate(plane: Tensor, windows: Windows, allowed: Tensor | None = None) -> Fold:
-    """The period that a plane (H, W) holds, and how much of it is where.
-
-    allowed (rows, columns) bool: windows that may be looked at and changed.
+    share: by that test, how much of what was estimated is real, in [0, 1].
     """
-    amplitudes = analyse(plane, windows)
-    weight = 1 / background(_power(amplitudes))
-    if allowed is not None:
-        weight = weight * allowed[..., None, None]
-    held, its_weight = _on_lattice(amplitudes), _on_lattice(weight)
-    gains = torch.ones(amplitudes.shape[:2])
-    lines = held[0, 0]
+
+    artifact: Tensor
+    explained: float
+    share: float
+
+
+def estimate_artifact(detail: Tensor, weight: Tensor, contrast: Tensor | None, phases: Phases, side: int) -> Folded:
+    """What repeats in a high-passed plane (H, W).
+
+    contrast: (H, W) that the artifact is proportional to; None: to nothing. side: of the box mean that
+    was taken off the plane, px; what it took of the artifact is put back. Raises nothing; where there
+    is nothing, share is 0.
+    """
+    shape = torch.ones_like(detail) if contrast is None else contrast
+    explained, share = _tested(detail, weight, shape, phases)
+    if share == 0:
+        return Folded(torch.zeros_like(detail), 0.0, 0.0)
+    gains = torch.ones_like(detail)
+    spectrum = shrunk_tile(detail, weight, shape, phases)
     for _ in range(ROUNDS):
-        lines = _shrunk_mean(amplitudes, weight, gains)
-        gains = _gains(held, its_weight, lines)
-    if allowed is not None:
-        gains = gains * allowed
-    return Fold(windows, lines, gains)
+        artifact = unfold(torch.fft.ifft2(spectrum).real, phases) * shape
+        if not bool(artifact.any()):
+            break
+        gains = fit_gains(detail, weight, artifact, phases)
+        spectrum = shrunk_tile(detail, weight, shape * gains.clamp(min=1e-3), phases)
+    restored = spectrum / (1 - low_pass_response(phases, side)).clamp(min=0.1)
+    artifact = unfold(torch.fft.ifft2(restored).real, phases) * shape * gains
+    return Folded(artifact, explained, share)
 
 
-def _shrunk_mean(amplitudes: Tensor, weight: Tensor, gains: Tensor) -> Tensor:
-    """(K, L): the windows' weighted mean at the lattice, shrunk by what the same mean gives at the controls."""
-    pull = gains[..., None, None]
-    total = (weight * pull.square()).sum((0, 1)).clamp(min=1e-20)
-    mean = (amplitudes * (weight * pull)).sum((0, 1)) / total
-    error = _on_lattice(background(_power(mean) * total) / total)
-    lines = _on_lattice(mean)
-    lines = lines * (1 - SHRINK * error / _power(lines).clamp(min=1e-20)).clamp(min=0)
-    lines[lines.shape[0] // 2, lines.shape[1] // 2] = 0
-    return lines
+def _tested(detail: Tensor, weight: Tensor, shape: Tensor, phases: Phases) -> tuple[float, float]:
+    """Made from one half of a checkerboard, tried on the other: (energy explained, share that is real)."""
+    board = _checkerboard(detail.shape[0], detail.shape[1], phases)
+    product = energy = 0.0
+    for half in (board, 1 - board):
+        tile = torch.fft.ifft2(shrunk_tile(detail, weight * half, shape, phases)).real
+        artifact = unfold(tile, phases) * shape
+        pull = weight * (1 - half) * artifact
+        product += float((pull * detail).sum())
+        energy += float((pull * artifact).sum())
+    if energy <= 0 or product <= 0:
+        return 0.0, 0.0
+    return 2 * product - energy, min(1.0, product / energy)
 
 
-def _gains(amplitudes: Tensor, weight: Tensor, lines: Tensor) -> Tensor:
-    """Each window's share of the period, pulled towards the mean where the window can hardly tell."""
-    power = _power(lines)
-    precision = (weight * power).sum((-2, -1))
-    fit = (amplitudes * lines.conj()).real.mul(weight).sum((-2, -1)) / precision.clamp(min=1e-20)
-    variance = 0.5 / precision.clamp(min=1e-20)
-    trust = 1 / (variance + 0.05)
-    mean = (fit * trust).sum() / trust.sum().clamp(min=1e-20)
-    spread = ((fit - mean).square() - variance).mul(trust.square()).sum() / trust.square().sum().clamp(min=1e-20)
-    spread = spread.clamp(min=0)
-    gains = mean + (fit - mean) * spread / (spread + variance)
-    return torch.where(precision > 0, gains.clamp(0, 4), gains.new_tensor(0.0))
-
-
-def lay(fold: Fold, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The artifact (H, W) that a fold describes, and its gain (H, W): between windows the gain is interpolated."""
-    windows = fold.windows
-    height, width = size
-    y, x = _lattice_part(len(windows.rows)), _lattice_part(len(windows.columns))
-    across = _basis(windows.columns[x], 0, width, 1)
-    gain_x = _blend(windows.lefts, windows.side[1], width)
-    artifact, gain = torch.empty(size), torch.empty(size)
-    gain_y = _blend(windows.tops, windows.side[0], height)
-    for top in range(0, height, 256):
-        rows = min(256, height - top)
-        down = _basis(windows.rows[y], top, rows, 1)
-        band = ((down.T @ fold.lines) @ across).real
-        gain[top : top + rows] = gain_y[top : top + rows] @ fold.gains @ gain_x.T
-        artifact[top : top + rows] = band * gain[top : top + rows]
-    return artifact, gain
-
-
-def _blend(starts: list[int], side: int, length: int) -> Tensor:
-    """(length, windows): weights of the windows' Hann tapers at each px; they sum to 1."""
-    position = torch.arange(length)[:, None] - torch.tensor(starts)[None] + 0.5
-    inside = (position > 0) & (position < side)
-    taper = torch.where(inside, torch.sin(math.pi * position / side).square() + 1e-4, torch.zeros(()))
-    return taper / taper.sum(1, keepdim=True).clamp(min=1e-12)
+def _checkerboard(height: int, width: int, phases: Phases) -> Tensor:
+    """(H, W) of 0 and 1, in squares of two periods."""
+    sides = [max(1, round(2 * p)) if p > 0 else 64 for p in phases.period]
+    return ((torch.arange(height)[:, None] // sides[0] + torch.arange(width) // sides[1]) % 2).float()
