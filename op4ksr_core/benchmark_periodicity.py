@@ -77,7 +77,7 @@ def half_of(photos: Sequence[Path], half: str) -> list[tuple[int, Path]]:
 
 
 def crops_of(place: int, path: Path, count: int) -> Iterator[Crop]:
-    """Crops of up to 512 px, each after shrinking by 0.72 to 0.94 (the photos were JPEGs: their grid moves off 8 px)."""
+    """Crops of up to 512 px, each after shrinking by 0.72 to 0.94 (photos were JPEGs: their grid moves off 8 px)."""
     photo = load_image(path).image
     height, width = photo.shape[-2:]
     for k in range(count):
@@ -99,6 +99,7 @@ def negatives(crop: Crop, k: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     if k >= POSITIVE_CROPS:
         return
     yield "jpeg90", jpeg(image, 90), low
+    yield "jpeg60", jpeg(image, 60), low
     rows, columns = image.shape[-2:]
     damaged = jpeg(low, 50)
     yield "lrjpeg50", to_8_bit(resize(damaged, rows, columns) + image - resize(low, rows, columns)), damaged
@@ -109,7 +110,7 @@ def negatives(crop: Crop, k: int) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def positives(crop: Crop) -> Iterator[tuple[str, float, Tensor]]:
-    """(kind, grey levels, picture) of what must alarm; "half ..." is shrunk by 2 afterwards, "jpeg90 ..." compressed."""
+    """(kind, grey levels, picture) of what must alarm; "half ...": shrunk by 2 afterwards, "jpeg90 ...": compressed."""
     for kind, levels in GREY_LEVELS.items():
         for level in levels:
             picture = to_8_bit(inject(crop.image, kind, level, crop.index))
@@ -149,7 +150,7 @@ def period_is_right(report: PeriodicityReport, case: str) -> bool:
 
 
 def detection_table(rows: Sequence[Row]) -> list[Row]:
-    """Per case, level and mode: share of alarms with its 95 % interval, AUC, TPR at 1 % of these negatives, periods right."""
+    """Per case, level and mode: alarms with 95 % interval, AUC, TPR at 1 % of these very negatives, periods right."""
     table: list[Row] = []
     for mode in ("alone", "reference"):
         mine = [r for r in rows if r["mode"] == mode]
@@ -181,7 +182,7 @@ def interval(rows: Sequence[Row], value: Callable[[Row], float], draws: int = 10
 
 
 def measure_suppression(photos: Sequence[tuple[int, Path]], on_photo: Callable[[str], None]) -> list[Row]:
-    """One row per picture and mode: dB nearer to the clean picture, score before and after; clean pictures also forced."""
+    """One row per picture and mode: dB nearer to the clean picture, scores; clean pictures are also forced."""
     rows: list[Row] = []
     for place, path in photos:
         (crop,) = crops_of(place, path, 1)
@@ -204,7 +205,7 @@ def measure_suppression(photos: Sequence[tuple[int, Path]], on_photo: Callable[[
 
 
 def suppression_table(rows: Sequence[Row]) -> list[Row]:
-    """Per case, level and mode: mean and worst gain in dB, share acted on, worst ratio of the scores, worst forced dB."""
+    """Per case, level and mode: mean and worst gain in dB, share acted on, ratios of the scores, worst forced dB."""
     table: list[Row] = []
     for mode, case, level in dict.fromkeys((r["mode"], r["case"], r["grey levels"]) for r in rows):
         chosen = [r for r in rows if (r["mode"], r["case"], r["grey levels"]) == (mode, case, level)]
@@ -219,7 +220,7 @@ def suppression_table(rows: Sequence[Row]) -> list[Row]:
 
 
 def measure_loss(photos: Sequence[tuple[int, Path]], on_photo: Callable[[str], None]) -> list[Row]:
-    """One row per photo: the loss of a bicubic x4 error alone, and with a tile of 0.5 to 8 grey levels; the descent's dB."""
+    """One row per photo: the loss of a bicubic x4 error, alone and with a tile of 0.5 to 8 grey levels; the descent."""
     rows: list[Row] = []
     loss = PeriodicityLoss()
     for place, path in photos:
@@ -284,7 +285,7 @@ def measure_cost(side: int = 4096) -> list[Row]:
 
 
 def loss_table(rows: Sequence[Row]) -> list[Row]:
-    """Mean, smallest and largest of each column over the photos, and in how many the loss rises from each level to the next."""
+    """Mean, smallest and largest of each column over the photos, and in how many the loss rises with the level."""
     names = [name for name in rows[0] if name != "photo"]
     table: list[Row] = []
     for i, name in enumerate(names):

@@ -115,7 +115,7 @@ def _coherent_statistics(statistics: dict[str, float], inside: Lines, along: lis
 def _local_statistics(
     statistics: dict[str, float], inside: Lines, along: list[Lines], suffix: str
 ) -> tuple[Tensor, Tensor]:
-    """Each window's own power, and neighbourhoods of windows; returns z of tiles per 2 x 2 windows, of lines per window."""
+    """Each window's power, and neighbourhoods of windows; returns maps of z: tiles per 2 x 2 windows, lines per one."""
     power = incoherent(inside)
     for period in PERIODS:
         statistics[f"tile_power{suffix}_{period}"] = float(excess(power, inside.own(period), inside.controls()))
@@ -192,11 +192,12 @@ def _block_statistics(statistics: dict[str, float], plane: Tensor, reference: Te
 
 
 def _forgive_jpeg(statistics: dict[str, float], steps: Steps) -> None:
-    """JPEG's blocks and its cosines of 16 px and less raise the powers there (not their coherent sums)."""
+    """JPEG's blocks and cosines raise the powers of its periods, and a little their coherent sums: less trust."""
     share = min(1.0, (JPEG_STEPS / max(steps.full[8], 1e-6)) ** 2)
     for name, z in statistics.items():
-        if name.startswith(("tile_power", "tile_local", "lines_power")) or name == "block_16":
-            statistics[name] = z * share if z > 0 else z
+        powers = name.startswith(("tile_power", "tile_local", "lines_power")) or name == "block_16"
+        if z > 0:
+            statistics[name] = z * (share if powers else share**0.25)
 
 
 def _forgive_known(
@@ -208,12 +209,9 @@ def _forgive_known(
             if name.startswith(("block", "free")):
                 statistics[name] = 0.0
     before, lines_before = tile_period(autocorrelation(known)), comb_period(mean_power(known))
-    if before.z > KNOWN_PERIOD:
-        if _same(before.rows, tile.rows) and _same(before.columns, tile.columns):
-            statistics["free_tile"] = 0.0
-    if lines_before.z > KNOWN_PERIOD:
-        if _same(lines_before.rows, lines.rows) and _same(lines_before.columns, lines.columns):
-            statistics["free_lines"] = 0.0
+    for name, old, new in (("free_tile", before, tile), ("free_lines", lines_before, lines)):
+        if old.z > KNOWN_PERIOD and _same(old.rows, new.rows) and _same(old.columns, new.columns):
+            statistics[name] = 0.0
 
 
 def _same(a: float, b: float) -> bool:

@@ -37,7 +37,7 @@ FEWEST_PERIODS = 3
 
 @dataclass(frozen=True)
 class Phases:
-    """rows (H,), columns (W,) long: each px' place in the tile (count); signs (H,), (W,): +1 and -1 in turn by period."""
+    """rows (H,), columns (W,) long: each px' place in the tile (count); signs: +1 and -1 in turn by period."""
 
     rows: Tensor
     columns: Tensor

@@ -73,14 +73,14 @@ class PeriodicityReport:
     @property
     def verdict(self) -> str:
         """One sentence for a person."""
-        rate = rate_in_words(self.false_alarm_rate)
         if min(self.size) < SMALLEST_SIDE:
             return f"Too small to tell: a picture of at least {SMALLEST_SIDE} px on each side is needed."
+        rate = rate_in_words(self.false_alarm_rate)
         if not self.alarm:
             grid = " Its JPEG compression left an 8 px grid." if self.kind == "jpeg" else ""
-            return f"No periodic artifact found (clean pictures score as much {rate}).{grid}"
+            return f"No periodic artifact found; {rate}.{grid}"
         what = {"tile": "A repeating mesh", "comb": "Repeating lines", "blocks": "A block grid"}[self.kind]
-        return f"{what} every {in_words(self.period, self.tokens)}; clean pictures score as much {rate}."
+        return f"{what} every {in_words(self.period, self.tokens)}; {rate}."
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values under the same names, for JSON; the heat map as rows of numbers."""
@@ -118,10 +118,12 @@ def _tokens(count: float) -> str:
 
 
 def rate_in_words(rate: float) -> str:
-    """ "1 time in 250"."""
+    """ "1 clean picture in 250 scores as high"."""
     if rate >= 0.5:
-        return "most times"
-    return f"1 time in {1 / rate:.0f}" if rate > 1e-4 else "less than 1 time in 10,000"
+        return "most clean pictures score as high"
+    if rate > 1e-4:
+        return f"1 clean picture in {1 / rate:.0f} scores as high"
+    return "fewer than 1 clean picture in 10,000 scores as high"
 
 
 def measure_periodicity(

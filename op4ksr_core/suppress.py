@@ -114,7 +114,7 @@ def _checked(
 
 
 def find_artifact(image: Tensor, reference: Tensor | None, period: tuple[float, float]) -> Tensor:
-    """(1, C, H, W), C as the image, in [-1, 1]: what repeats with that period in one picture (1, C, H, W); 0 where nothing.
+    """(1, C, H, W), as the image, in [-1, 1]: what repeats with that period in one picture; 0 where nothing.
 
     Luma and the two colour differences are looked at one by one.
     """
@@ -136,7 +136,7 @@ def find_artifact(image: Tensor, reference: Tensor | None, period: tuple[float, 
 
 
 def _artifact_of(detail: Tensor, contrast: Tensor, phases: Phases, side: int) -> Tensor:
-    """(H, W) grey levels: of the same strength everywhere, or in proportion to the contrast, whichever explains more."""
+    """(H, W) grey levels: equally strong everywhere, or in proportion to the contrast, whichever explains more."""
     weight = quietness(detail)
     best: Folded = estimate_artifact(detail, weight, None, phases, side)
     scaled = estimate_artifact(detail, weight, contrast, phases, side)
