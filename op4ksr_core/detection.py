@@ -210,11 +210,11 @@ def _forgive_known(
                 statistics[name] = 0.0
     before, lines_before = tile_period(autocorrelation(known)), comb_period(mean_power(known))
     for name, old, new in (("free_tile", before, tile), ("free_lines", lines_before, lines)):
-        if old.z > KNOWN_PERIOD and _same(old.rows, new.rows) and _same(old.columns, new.columns):
+        if old.z > KNOWN_PERIOD and same_period(old.rows, new.rows) and same_period(old.columns, new.columns):
             statistics[name] = 0.0
 
 
-def _same(a: float, b: float) -> bool:
+def same_period(a: float, b: float) -> bool:
     """Whether one period is a whole multiple of the other, within 3 %."""
     if a == 0 or b == 0:
         return a == b

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .autocorrelation import SMALLEST_SIDE, Autocorrelation
 from .calibration import evidence_scores, false_alarm_rate, score_of
-from .detection import JPEG_STEPS, PERIODS, Evidence, gather_evidence
+from .detection import JPEG_STEPS, PERIODS, Evidence, gather_evidence, same_period
 from .errors import ImageError, OptionError
 from .metrics import luma
 from .resize import resize
@@ -22,6 +22,9 @@ Period = tuple[float | None, float | None]
 
 #: False-alarm rate at which a picture is called periodic, unless the caller says otherwise.
 ALARM_RATE = 0.01
+
+#: Range in grey levels under which a picture is flat: nothing but rounding is in it.
+FLAT = 0.05
 
 #: Side of the heat map's cells, px: one token of a 16x autoencoder with 2x2 patches.
 HEAT_CELL = 32
@@ -196,7 +199,7 @@ def _measure(
 ) -> PeriodicityReport:
     plane = grey_plane(picture)
     height, width = plane.shape
-    if min(height, width) < SMALLEST_SIDE:
+    if min(height, width) < SMALLEST_SIDE or float(plane.max() - plane.min()) < FLAT:
         heat = torch.zeros(1, 1, -(-height // HEAT_CELL), -(-width // HEAT_CELL))
         none: Period = (None, None)
         return PeriodicityReport(
@@ -211,7 +214,7 @@ def _measure(
     kind: Kind = "none"
     period: Period = (None, None)
     if alarm:
-        kind = _kind(scores)
+        kind = _kind(scores, evidence)
         period = _period(kind, scores, evidence)
     elif evidence.steps.full[8] > JPEG_STEPS:
         kind, period = "jpeg", (8.0, 8.0)
@@ -242,9 +245,16 @@ def family(name: str) -> Kind:
     return next(kind for start, kind in _FAMILY.items() if name.startswith(start))
 
 
-def _kind(scores: dict[str, float]) -> Kind:
-    """Tiles show as lines too, and strong lines a little as tiles and steps: the strongest, tiles preferred."""
+def _kind(scores: dict[str, float], evidence: Evidence) -> Kind:
+    """Tiles show as lines too, and strong lines a little as tiles and steps: the strongest, tiles preferred.
+
+    Lines of an unforeseen period are also a tile of that period on one axis and of any on the other.
+    """
     best = {kind: max(v for name, v in scores.items() if family(name) == kind) for kind in ("tile", "comb", "blocks")}
+    lines, tile = evidence.lines, evidence.tile
+    shared = same_period(lines.rows, tile.rows) or same_period(lines.columns, tile.columns)
+    if shared and best["comb"] > 0.5 * best["tile"]:
+        best["tile"] = max(v for name, v in scores.items() if name.startswith("tile"))
     if best["tile"] >= 0.35 * best["comb"] and best["tile"] >= 0.35 * best["blocks"]:
         return "tile"
     return "comb" if best["comb"] >= 0.5 * best["blocks"] else "blocks"

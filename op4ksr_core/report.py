@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from .autocorrelation import box_mean
 from .periodicity import PeriodicityReport, grey_plane, in_words
 from .resize import resize
 
@@ -179,21 +180,27 @@ def _close_ups(picture: Tensor, before: Tensor | None, centre: tuple[float, floa
     top = min(max(0, round(centre[0] * height - side / 2)), height - side)
     left = min(max(0, round(centre[1] * width - side / 2)), width - side)
     crop = picture[:, top : top + side, left : left + side]
-    grey = grey_plane(crop)
+    grey = _detail(grey_plane(crop))
     low, high = (float(grey.quantile(q)) for q in (0.02, 0.98))
-    span = max(high - low, 12.0)
+    span = max(high - low, 8.0)
 
     def stretched(plane: Tensor) -> Image.Image:
         return _enlarged(((plane - (low + high - span) / 2) / span)[None])
 
-    title = f"Close-up, contrast x {255 / span:.1f}"
+    title = f"Its detail, contrast x {255 / span:.1f}"
     if before is None:
         return [("Close-up", _enlarged(crop)), (title, stretched(grey))]
     known = resize(grey_plane(before)[None, None], height, width)[0, 0, top : top + side, left : left + side]
+    known = _detail(known)
     return [
-        (f"Before, contrast x {255 / span:.1f}", stretched(known)),
-        (f"After, contrast x {255 / span:.1f}", stretched(grey)),
+        (f"Detail before, contrast x {255 / span:.1f}", stretched(known)),
+        (f"Detail after, contrast x {255 / span:.1f}", stretched(grey)),
     ]
+
+
+def _detail(plane: Tensor) -> Tensor:
+    """(h, w) minus its mean over 65 px: shading hides a mesh."""
+    return plane - box_mean(plane, 65)
 
 
 def _enlarged(crop: Tensor) -> Image.Image:
