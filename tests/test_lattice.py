@@ -24,7 +24,6 @@ def test_white_noise_is_chance(noise) -> None:
     for power in (coherent(lines), incoherent(lines)):
         for period in (64, 32, 16, 8):
             assert abs(float(excess(power, lines.own(period), lines.controls()))) < 4
-    assert float(coherent(lines).mean()) == pytest.approx(1, rel=0.3)
 
 
 @pytest.mark.parametrize("period", [64, 32, 16, 8])
@@ -32,7 +31,7 @@ def test_a_tile_shows_in_its_own_class_and_those_of_its_parts(noise, period: int
     tile = torch.randn(period, period, generator=torch.Generator().manual_seed(1))
     plane = noise + 0.3 * tile.repeat(512 // period, 512 // period)
     assert tile_z(plane, period) > 8
-    assert all(abs(tile_z(plane, longer)) < 4 for longer in (64, 32, 16) if longer > period)
+    assert all(tile_z(plane, longer) < 0.5 * tile_z(plane, period) for longer in (64, 32, 16) if longer > period)
 
 
 def test_lines_show_on_their_axis_alone(noise) -> None:

@@ -51,7 +51,7 @@ def test_more_costs_more_from_half_a_grey_level_on(clean, kind: str) -> None:
     grey = torch.full_like(clean, 0.5)
     tile = inject(grey, kind, 1.0, seed=1) - grey
     costs = [float(PeriodicityLoss()(clean + error + a * tile, clean)) for a in (0.5, 1, 2, 4, 8)]
-    assert 0 < costs[0] and all(a < b for a, b in zip(costs, costs[1:], strict=False)) and costs[-1] > 0.1
+    assert costs[0] > 0 and all(a < b for a, b in zip(costs, costs[1:], strict=False)) and costs[-1] > 0.1
 
 
 def test_other_periods_cost_far_less(generator) -> None:
