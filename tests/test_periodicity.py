@@ -247,7 +247,8 @@ def test_names_lead_to_the_table() -> None:
 
 def test_fit_finds_an_exponential_tail(generator) -> None:
     values = -torch.rand(4000, generator=generator).log() * 2
-    table, start, scale = fit([{"tile_32": float(v)} for v in values])
+    samples = [{"tile_32": float(v)} for v in values]
+    table, start, scale = fit(samples, [str(i // 10) for i in range(len(samples))])
     u, b = table["tile"][32]
     assert u == pytest.approx(2 * math.log(10), rel=0.1) and b == pytest.approx(2, rel=0.15)
     assert scale == pytest.approx(1, rel=0.15) and start == pytest.approx((2 * math.log(5) - u) / b, abs=0.15)
