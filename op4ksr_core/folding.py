@@ -159,25 +159,28 @@ class Folded:
     share: float
 
 
-def estimate_artifact(detail: Tensor, weight: Tensor, contrast: Tensor | None, phases: Phases, side: int) -> Folded:
+def estimate_artifact(
+    detail: Tensor, weight: Tensor, place: Tensor | None, contrast: Tensor | None, phases: Phases, side: int
+) -> Folded:
     """What repeats in a high-passed plane (H, W).
 
-    contrast: (H, W) that the artifact is proportional to; None: to nothing. side: of the box mean that
-    was taken off the plane, px; what it took of the artifact is put back. Raises nothing; where there
-    is nothing, share is 0.
+    place: (H, W) in [0, 1], where to look for it; None: everywhere. contrast: (H, W) that it is
+    proportional to; None: to nothing. side: of the box mean that was taken off the plane, px; what it
+    took of the artifact is put back. Where nothing repeats, share is 0.
     """
     shape = torch.ones_like(detail) if contrast is None else contrast
-    explained, share = _tested(detail, weight, shape, phases)
+    looked = weight if place is None else weight * place
+    explained, share = _tested(detail, looked, shape, phases)
     if share == 0:
         return Folded(torch.zeros_like(detail), 0.0, 0.0)
     gains = torch.ones_like(detail)
-    spectrum = shrunk_tile(detail, weight, shape, phases)
+    spectrum = shrunk_tile(detail, looked, shape, phases)
     for _ in range(ROUNDS):
         artifact = unfold(torch.fft.ifft2(spectrum).real, phases) * shape
         if not bool(artifact.any()):
             break
         gains = fit_gains(detail, weight, artifact, phases)
-        spectrum = shrunk_tile(detail, weight, shape * gains.clamp(min=1e-3), phases)
+        spectrum = shrunk_tile(detail, looked, shape * gains.clamp(min=1e-3), phases)
     restored = spectrum / (1 - low_pass_response(phases, side)).clamp(min=0.1)
     artifact = unfold(torch.fft.ifft2(restored).real, phases) * shape * gains
     return Folded(artifact, explained, share)

@@ -253,11 +253,13 @@ def _kind(scores: dict[str, float], evidence: Evidence) -> Kind:
     best = {kind: max(v for name, v in scores.items() if family(name) == kind) for kind in ("tile", "comb", "blocks")}
     lines, tile = evidence.lines, evidence.tile
     shared = same_period(lines.rows, tile.rows) or same_period(lines.columns, tile.columns)
+    share = 0.35
     if shared and best["comb"] > 0.5 * best["tile"]:
         best["tile"] = max(v for name, v in scores.items() if name.startswith("tile"))
-    if best["tile"] >= 0.35 * best["comb"] and best["tile"] >= 0.35 * best["blocks"]:
+        share = 0.6
+    if best["tile"] >= share * best["comb"] and best["tile"] >= 0.35 * best["blocks"]:
         return "tile"
-    return "comb" if best["comb"] >= 0.5 * best["blocks"] else "blocks"
+    return "comb" if best["comb"] >= best["blocks"] else "blocks"
 
 
 def _period(kind: Kind, scores: dict[str, float], evidence: Evidence) -> Period:

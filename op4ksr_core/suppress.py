@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .autocorrelation import BOX, box_mean
 from .errors import OptionError
@@ -21,6 +22,9 @@ SMALLEST_SHARE = 0.5
 
 #: How much more an artifact in proportion to the local contrast must explain to be believed.
 CONTRAST_MARGIN = 1.2
+
+#: What must be left of the score at most for the result to be kept.
+LARGEST_RATIO = 0.7
 
 #: Grey levels at which the mask is 1.
 MASK_FULL = 1.0
@@ -80,7 +84,8 @@ def suppress_with_report(
                 notes[i] = f"Nothing changed: fewer than {FEWEST_PERIODS} periods fit into the picture."
                 continue
             before = None if reference is None else reference[min(i, len(reference) - 1)][None]
-            artifact = find_artifact(image[i : i + 1], before, (wanted[0], wanted[1]))
+            place = _place(found) if period is None else None
+            artifact = find_artifact(image[i : i + 1], before, (wanted[0], wanted[1]), place)
             if not bool(artifact.any()) or strength == 0:
                 notes[i] = "Nothing changed: what repeats could not be told from the picture."
                 continue
@@ -110,38 +115,51 @@ def _checked(
     if forced:
         return cleaned
     after = measure_periodicity(cleaned, before, alarm_rate=found.alarm_rate)
-    return cleaned if after.score < found.score else None
+    return cleaned if after.score < LARGEST_RATIO * found.score else None
 
 
-def find_artifact(image: Tensor, reference: Tensor | None, period: tuple[float, float]) -> Tensor:
+def _place(report: PeriodicityReport) -> Tensor | None:
+    """(H, W) in [0.02, 1]: where the artifact shows, if it shows clearly anywhere; else None."""
+    heat = report.heatmap
+    if float(heat.max()) < 0.5:
+        return None
+    heat = (heat / heat.max()).clamp(min=0.02)
+    return F.interpolate(heat, report.size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def find_artifact(
+    image: Tensor, reference: Tensor | None, period: tuple[float, float], place: Tensor | None = None
+) -> Tensor:
     """(1, C, H, W), as the image, in [-1, 1]: what repeats with that period in one picture; 0 where nothing.
 
-    Luma and the two colour differences are looked at one by one.
+    place: (H, W) in [0, 1], where to look for it. Luma and the two colour differences are looked at one
+    by one.
     """
     size = (image.shape[-2], image.shape[-1])
     phases = phases_of(size, period)
     planes = _opponent(image)
     known = None if reference is None else [resize(p[None, None], *size)[0, 0] for p in _opponent(reference)]
-    contrast = _contrast(planes[0])
+    contrast = None if known is None else _contrast(planes[0])  # alone, texture itself is what it would fit
     side = TREND_ALONE if known is None else TREND_BESIDE
     found: list[Tensor] = []
     for i, plane in enumerate(planes):
         detail = plane if known is None or i >= len(known) else plane - known[i]
         detail = detail - detail.mean()
-        found.append(_artifact_of(detail - box_mean(detail, side), contrast, phases, side))
+        found.append(_artifact_of(detail - box_mean(detail, side), place, contrast, phases, side))
     if len(found) == 1:
         return found[0][None, None].expand_as(image) / 255
     back = torch.linalg.inv(torch.tensor(_TO_OPPONENT, dtype=torch.float64)).float()
     return torch.einsum("ij,jhw->ihw", back, torch.stack(found))[None] / 255
 
 
-def _artifact_of(detail: Tensor, contrast: Tensor, phases: Phases, side: int) -> Tensor:
+def _artifact_of(detail: Tensor, place: Tensor | None, contrast: Tensor | None, phases: Phases, side: int) -> Tensor:
     """(H, W) grey levels: equally strong everywhere, or in proportion to the contrast, whichever explains more."""
     weight = quietness(detail)
-    best: Folded = estimate_artifact(detail, weight, None, phases, side)
-    scaled = estimate_artifact(detail, weight, contrast, phases, side)
-    if scaled.explained > CONTRAST_MARGIN * best.explained:
-        best = scaled
+    best: Folded = estimate_artifact(detail, weight, place, None, phases, side)
+    if contrast is not None:
+        scaled = estimate_artifact(detail, weight, place, contrast, phases, side)
+        if scaled.explained > CONTRAST_MARGIN * best.explained:
+            best = scaled
     return best.artifact * best.share if best.share >= SMALLEST_SHARE else torch.zeros_like(detail)
 
 
