@@ -199,8 +199,8 @@ def _close_ups(picture: Tensor, before: Tensor | None, centre: tuple[float, floa
 
 
 def _detail(plane: Tensor) -> Tensor:
-    """(h, w) minus its mean over 65 px: shading hides a mesh."""
-    return plane - box_mean(plane, 65)
+    """(h, w) minus its mean over 25 px: shading hides a mesh."""
+    return plane - box_mean(plane, 25)
 
 
 def _enlarged(crop: Tensor) -> Image.Image:
