@@ -132,18 +132,22 @@ def mean_power(plane: Tensor) -> Tensor:
     return total
 
 
-def autocorrelation(plane: Tensor, clip: float = 10.0, reference: Tensor | None = None) -> Autocorrelation:
-    """Of a whitened plane (H, W), with each spectral line weighed against its neighbourhood and clipped.
+def autocorrelation(plane: Tensor, clip: float = 10.0) -> Autocorrelation:
+    """Of a whitened plane (H, W); see ``from_power``."""
+    return from_power(mean_power(plane), clip)
+
+
+def from_power(power: Tensor, clip: float = 10.0, known: Tensor | None = None) -> Autocorrelation:
+    """From ``mean_power``, each spectral line weighed against its neighbourhood and clipped.
 
     Clipping is why textures count little: they have few strong lines, an artifact has many weak ones.
+    known: power of what was there before; its lines do not count.
     """
-    power = mean_power(plane)
     tall, wide = power.shape[0], (power.shape[1] - 1) * 2
     ratio = flatten(power, clip)
-    if reference is not None:  # lines that were there before do not count
-        known = flatten(mean_power(reference), clip)
-        ratio = torch.where(known > 4, ratio.clamp(max=1), ratio)
-    low = _low_bins(tall, wide, plane.device)
+    if known is not None:
+        ratio = torch.where(flatten(known, clip) > 4, ratio.clamp(max=1), ratio)
+    low = _low_bins(tall, wide, power.device)
     ratio = torch.where(low, ratio.new_tensor(1.0), ratio)
     full = torch.fft.irfft2(ratio - ratio.mean(), s=(tall, wide))
     ly, lx = min(tall // 2 - 1, 256), min(wide // 2 - 1, 256)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .autocorrelation import Autocorrelation, autocorrelation, folded_spectra, high_pass, local_energy, mean_power
+from .autocorrelation import Autocorrelation, folded_spectra, from_power, high_pass, local_energy, mean_power
 from .blocks import Steps, block_steps
 from .lattice import (
     AXIS_CLIP,
@@ -68,11 +68,12 @@ def gather_evidence(plane: Tensor, reference: Tensor | None = None) -> Evidence:
     heat, heat_lines, kept = _line_statistics(statistics, white, known)
     steps = block_steps(plane)
     _block_statistics(statistics, plane, reference, steps)
-    correlation = autocorrelation(white, reference=known)
-    tile, lines = tile_period(correlation), comb_period(mean_power(white))
+    power, known_power = mean_power(white), None if known is None else mean_power(known)
+    correlation = from_power(power, known=known_power)
+    tile, lines = tile_period(correlation), comb_period(power)
     statistics["free_tile"], statistics["free_lines"] = tile.z, lines.z
-    if known is not None:
-        _forgive_known(statistics, known, tile, lines, kept)
+    if known_power is not None:
+        _forgive_known(statistics, known_power, tile, lines, kept)
     _forgive_jpeg(statistics, steps)
     return Evidence(statistics, heat, heat_lines, tile, lines, steps, correlation, kept)
 
@@ -201,14 +202,14 @@ def _forgive_jpeg(statistics: dict[str, float], steps: Steps) -> None:
 
 
 def _forgive_known(
-    statistics: dict[str, float], known: Tensor, tile: FoundPeriod, lines: FoundPeriod, kept: float
+    statistics: dict[str, float], known_power: Tensor, tile: FoundPeriod, lines: FoundPeriod, kept: float
 ) -> None:
     """A period that the reference has too is no artifact; nor are steps where much of the reference is periodic."""
     if kept < 1 - TOO_MUCH_KNOWN:
         for name in statistics:
             if name.startswith(("block", "free")):
                 statistics[name] = 0.0
-    before, lines_before = tile_period(autocorrelation(known)), comb_period(mean_power(known))
+    before, lines_before = tile_period(from_power(known_power)), comb_period(known_power)
     for name, old, new in (("free_tile", before, tile), ("free_lines", lines_before, lines)):
         if old.z > KNOWN_PERIOD and same_period(old.rows, new.rows) and same_period(old.columns, new.columns):
             statistics[name] = 0.0
