@@ -80,7 +80,7 @@ class PeriodicityReport:
             return f"Too small to tell: a picture of at least {SMALLEST_SIDE} px on each side is needed."
         rate = rate_in_words(self.false_alarm_rate)
         if not self.alarm:
-            grid = " Its JPEG compression left an 8 px grid." if self.kind == "jpeg" else ""
+            grid = " It has an 8 px grid, as JPEG leaves." if self.kind == "jpeg" else ""
             return f"No periodic artifact found; {rate}.{grid}"
         what = {"tile": "A repeating mesh", "comb": "Repeating lines", "blocks": "A block grid"}[self.kind]
         return f"{what} every {in_words(self.period, self.tokens)}; {rate}."

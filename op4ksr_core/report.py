@@ -46,7 +46,7 @@ _CIVIDIS = (
 
 _NEXT = {
     "none": "Nothing to do.",
-    "jpeg": "The 8 px grid is JPEG's own: start from a less compressed file, or save as PNG.",
+    "jpeg": "An 8 px grid is what JPEG leaves: start from a less compressed file, and save as PNG.",
     "tile": "Take it out of this picture with 'suppress'. If you train: the loss L_AP (PeriodicityLoss) punishes it;"
     " another RoPE base (RFR) removes a cause.",
     "comb": "Take the lines out with 'suppress'. If you train: the loss L_AP (PeriodicityLoss) punishes them;"
