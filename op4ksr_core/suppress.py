@@ -153,14 +153,20 @@ def find_artifact(
 
 
 def _artifact_of(detail: Tensor, place: Tensor | None, contrast: Tensor | None, phases: Phases, side: int) -> Tensor:
-    """(H, W) grey levels: equally strong everywhere, or in proportion to the contrast, whichever explains more."""
+    """(H, W) grey levels: equally strong everywhere, or in proportion to the contrast, whichever explains more.
+
+    0 where too little of it is real, and where taking it out would add detail to the picture.
+    """
     weight = quietness(detail)
     best: Folded = estimate_artifact(detail, weight, place, None, phases, side)
     if contrast is not None:
         scaled = estimate_artifact(detail, weight, place, contrast, phases, side)
         if scaled.explained > CONTRAST_MARGIN * best.explained:
             best = scaled
-    return best.artifact * best.share if best.share >= SMALLEST_SHARE else torch.zeros_like(detail)
+    artifact = best.artifact * best.share
+    fine = artifact - box_mean(artifact, side)
+    adds = float((detail - fine).square().sum()) >= float(detail.square().sum())
+    return torch.zeros_like(detail) if adds or best.share < SMALLEST_SHARE else artifact
 
 
 def _contrast(plane: Tensor) -> Tensor:
