@@ -5,11 +5,21 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR
+from .periodicity import PeriodicityDiagnostic, SuppressPeriodicity
 from .plan import PlanRun
 from .rope import ApplyRFR
 from .upscale import OneStepUpscale
 
-NODES: list[type[io.ComfyNode]] = [LoadF16VAE, ExactVAENode, LoadFluxSR, ApplyRFR, PlanRun, OneStepUpscale]
+NODES: list[type[io.ComfyNode]] = [
+    LoadF16VAE,
+    ExactVAENode,
+    LoadFluxSR,
+    ApplyRFR,
+    PlanRun,
+    OneStepUpscale,
+    PeriodicityDiagnostic,
+    SuppressPeriodicity,
+]
 
 
 class Op4ksrExtension(ComfyExtension):

@@ -23,9 +23,12 @@ from .errors import (
     UnsupportedCheckpointError,
 )
 from .flux import Flux, FluxParams, OneStepSettings
+from .losses import PeriodicityLoss
 from .one_step import OneStepOptions, upscale
+from .periodicity import PeriodicityReport, measure_periodicity
 from .resize import Target
 from .rope import RescaledEmbedND, Rfr
+from .suppress import suppress_periodicity
 
 __version__ = "0.1.0"
 
@@ -43,6 +46,8 @@ __all__ = [
     "OptionError",
     "OutOfMemoryError",
     "OutputError",
+    "PeriodicityLoss",
+    "PeriodicityReport",
     "RescaledEmbedND",
     "Rfr",
     "Target",
@@ -50,7 +55,9 @@ __all__ = [
     "__version__",
     "load_autoencoder",
     "load_flux",
+    "measure_periodicity",
     "save_autoencoder",
     "save_flux",
+    "suppress_periodicity",
     "upscale",
 ]

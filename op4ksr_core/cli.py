@@ -12,20 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, cli_periodicity
 from .autoencoder import AutoEncoder
 from .cli_benchmark import add_benchmark
-from .cli_options import add_models, add_size, gather, load_models, parse_device, target_of
+from .cli_options import add_models, add_size, load_models, parse_device, target_of
 from .cli_plan import Planner, add_plan
 from .color import COLOR_FIXES
 from .demo import SAMPLE_PHOTO, before_after
-from .errors import Op4ksrError, OutputError
+from .errors import Op4ksrError
 from .flux import Flux
-from .image_io import IMAGE_SUFFIXES, Picture, check_output, from_pil, holds_alpha, load_image, save_image
+from .image_io import Picture, from_pil, holds_alpha, load_image, save_image
 from .inspection import inspect_file
 from .machine import peak_memory
 from .memory import out_of_memory_told
 from .one_step import OneStepOptions, upscale, upscale_alpha
+from .paths import gather, make_folder, output_paths
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan(commands.add_parser("plan", help="what a run will need, before anything is computed"))
     _add_inspect(commands.add_parser("inspect", help="what is this weights file, and will it work"))
     add_benchmark(commands.add_parser("benchmark", help="measure, and write the table as JSON and Markdown"))
+    cli_periodicity.add_commands(commands)
     _add_demo(commands.add_parser("demo", help="upscale the bundled photo to 4096 px and show what changed"))
     return parser
 
@@ -111,45 +113,6 @@ def run_upscale(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"pictures": reports, **_models_report(options, autoencoder, flux)}, indent=2))
     return 1 if failures else 0
-
-
-def output_paths(sources: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
-    """Each input with its output: OUT itself for one input, OUT/<name>.png for several or a folder.
-
-    Raises OutputError before anything is computed where OUT cannot be.
-    """
-    if len(sources) == 1 and not output.is_dir() and output.suffix:
-        if not output.parent.is_dir():
-            raise OutputError(f"{output.parent}: no such folder; create it first")
-        check_output(output)
-        return _apart([(sources[0], output)])
-    if output.is_file() or (output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir()):
-        raise OutputError(f"{output}: is the name of one file, but {len(sources)} pictures need a folder; name one")
-    taken: dict[str, Path] = {}
-    for source in sources:
-        if source.stem in taken:
-            raise OutputError(f"{source} and {taken[source.stem]} would both become {source.stem}.png; rename one")
-        taken[source.stem] = source
-    pairs = _apart([(source, output / f"{source.stem}.png") for source in sources])
-    make_folder(output)
-    check_output(pairs[0][1])
-    return pairs
-
-
-def make_folder(path: Path) -> None:
-    """Create the folder if there is none. Raises OutputError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
-
-
-def _apart(pairs: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
-    """The pairs, unless one would overwrite its own input: nobody shall lose a photo."""
-    for source, output in pairs:
-        if source.resolve() == output.resolve():
-            raise OutputError(f"{output}: is the input itself and would be overwritten; choose another name or folder")
-    return pairs
 
 
 def _upscale_file(

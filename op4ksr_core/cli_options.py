@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +11,6 @@ from .autoencoder import AutoEncoder
 from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, describe_autoencoder, load_autoencoder, load_flux
 from .errors import OptionError, UnsupportedCheckpointError
 from .flux import Flux
-from .image_io import IMAGE_SUFFIXES
 from .machine import default_device
 from .probe import doubt
 from .resize import DEFAULT_CEILING_MEGAPIXELS, Target
@@ -86,17 +84,3 @@ def load_models(
     if options.vae_only:
         return autoencoder, None
     return autoencoder, load_flux(options.model, theta=options.theta, sigma=options.sigma, device=device, dtype=dtype)
-
-
-def gather(inputs: Sequence[Path]) -> list[Path]:
-    """The pictures meant: files as they are, folders by what is in them, in order."""
-    found: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not inside:
-                raise OptionError(f"{path}: no pictures in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
-            found += inside
-        else:
-            found.append(path)
-    return found

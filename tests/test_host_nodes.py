@@ -16,6 +16,8 @@ NODES = {
     "OP4KSR_ApplyRFR",
     "OP4KSR_Plan",
     "OP4KSR_OneStepUpscale",
+    "OP4KSR_PeriodicityDiagnostic",
+    "OP4KSR_SuppressPeriodicity",
 }
 
 #: Of images in [0, 1]. Less than a tenth of an 8-bit step: the same fp32 numbers in another order.

@@ -23,6 +23,8 @@ NODES = [
     "OP4KSR_ApplyRFR",
     "OP4KSR_Plan",
     "OP4KSR_OneStepUpscale",
+    "OP4KSR_PeriodicityDiagnostic",
+    "OP4KSR_SuppressPeriodicity",
 ]
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
 STEP = "4"

@@ -1,0 +1,196 @@
+"""Take a periodic artifact out of a picture again, without training; clean pictures and real texture stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .autocorrelation import BOX, box_mean
+from .errors import OptionError
+from .folding import FEWEST_PERIODS, Folded, Phases, estimate_artifact, phases_of, quietness
+from .periodicity import ALARM_RATE, PeriodicityReport, measure_each, measure_periodicity
+from .resize import resize
+
+#: Box mean taken off first, px: what a reference explains needs little; a picture alone, much.
+TREND_ALONE, TREND_BESIDE = BOX, 65
+
+#: Share of the estimate that must hold on pixels it was not made from.
+SMALLEST_SHARE = 0.5
+
+#: How much more an artifact in proportion to the local contrast must explain to be believed.
+CONTRAST_MARGIN = 1.2
+
+#: What must be left of the score at most for the result to be kept.
+LARGEST_RATIO = 0.7
+
+#: Box, px, in which the picture must bear the estimate out.
+BORNE_OUT_BOX = 65
+
+#: Grey levels at which the mask is 1.
+MASK_FULL = 1.0
+
+_TO_OPPONENT = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """image: as given, the artifact taken out; the very same tensor where nothing was done.
+
+    mask: (B, 1, H, W) in [0, 1]: where something was changed, 1 from a whole grey level (of 255) on.
+    report: on the picture as it came (of a batch, the worst one). acted: whether anything was changed.
+    note: one sentence that says what was done, or why nothing was.
+    """
+
+    image: Tensor
+    mask: Tensor
+    report: PeriodicityReport
+    acted: bool
+    note: str
+
+
+def suppress_periodicity(image: Tensor, reference: Tensor | None = None, strength: float = 1.0) -> Tensor:
+    """The image without its periodic artifact; the image itself where none raises the alarm (at 1 %).
+
+    image: (B, 3, H, W) or (B, 1, H, W) float in [0, 1]; reference: what it was made from, any size not
+    larger; strength: share of the estimate that is taken out, 0 to 1. Raises ImageError, OptionError.
+    """
+    return suppress_with_report(image, reference, strength).image
+
+
+def suppress_with_report(
+    image: Tensor,
+    reference: Tensor | None = None,
+    strength: float = 1.0,
+    *,
+    alarm_rate: float = ALARM_RATE,
+    period: tuple[float, float] | None = None,
+) -> Suppression:
+    """As ``suppress_periodicity``, and what was found and done.
+
+    period: px (rows, columns; 0: does not vary along it) to take out whether or not there is an alarm.
+    """
+    if not 0 <= strength <= 1:
+        raise OptionError(f"strength: expected 0 to 1, got {strength}")
+    reports = measure_each(image, reference, alarm_rate=alarm_rate)
+    report = max(reports, key=lambda r: r.score)
+    out, masks, notes = image, image.new_zeros(len(image), 1, *image.shape[-2:]), [""] * len(image)
+    with torch.no_grad():
+        for i, found in enumerate(reports):
+            wanted = period or tuple(p or 0.0 for p in found.period)
+            if period is None and (not found.alarm or found.kind == "blocks"):
+                notes[i] = _refusal(found)
+                continue
+            if any(p and n < FEWEST_PERIODS * p for p, n in zip(wanted, image.shape[-2:], strict=True)):
+                notes[i] = f"Nothing changed: fewer than {FEWEST_PERIODS} periods fit into the picture."
+                continue
+            before = None if reference is None else reference[min(i, len(reference) - 1)][None]
+            place = _place(found) if period is None else None
+            artifact = find_artifact(image[i : i + 1], before, (wanted[0], wanted[1]), place)
+            if not bool(artifact.any()) or strength == 0:
+                notes[i] = "Nothing changed: what repeats could not be told from the picture."
+                continue
+            cleaned = _checked(image[i : i + 1], before, artifact * strength, found, forced=period is not None)
+            if cleaned is None:
+                notes[i] = "Nothing changed: taking it out would not have lowered the score."
+                continue
+            out = image.clone() if out is image else out
+            out[i : i + 1] = cleaned
+            masks[i] = ((cleaned - image[i : i + 1]).abs().amax(1) * 255 / MASK_FULL).clamp(0, 1)
+            rms = float((cleaned - image[i : i + 1]).square().mean().sqrt()) * 255
+            notes[i] = f"Took out {rms:.2f} grey levels (RMS) of what repeats."
+    return Suppression(out, masks, report, out is not image, notes[report.picture])
+
+
+def _refusal(report: PeriodicityReport) -> str:
+    if report.alarm:
+        return "Nothing changed: block steps do not repeat, so no tile can be taken out."
+    return "Nothing changed: no periodic artifact found."
+
+
+def _checked(
+    image: Tensor, before: Tensor | None, artifact: Tensor, found: PeriodicityReport, *, forced: bool
+) -> Tensor | None:
+    """The picture without the artifact, or None where its score did not fall."""
+    cleaned = (image - artifact.to(image)).clamp(0, 1)
+    if forced:
+        return cleaned
+    after = measure_periodicity(cleaned, before, alarm_rate=found.alarm_rate)
+    return cleaned if after.score < LARGEST_RATIO * found.score else None
+
+
+def _place(report: PeriodicityReport) -> Tensor | None:
+    """(H, W) in [0.02, 1]: where the artifact shows, if it shows clearly anywhere; else None."""
+    heat = report.heatmap
+    if float(heat.max()) < 0.5:
+        return None
+    heat = (heat / heat.max()).clamp(min=0.02)
+    return F.interpolate(heat, report.size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def find_artifact(
+    image: Tensor, reference: Tensor | None, period: tuple[float, float], place: Tensor | None = None
+) -> Tensor:
+    """(1, C, H, W), as the image, in [-1, 1]: what repeats with that period in one picture; 0 where nothing.
+
+    place: (H, W) in [0, 1], where to look for it. Luma and the two colour differences are looked at one
+    by one.
+    """
+    size = (image.shape[-2], image.shape[-1])
+    phases = phases_of(size, period)
+    planes = _opponent(image)
+    known = None if reference is None else [resize(p[None, None], *size)[0, 0] for p in _opponent(reference)]
+    contrast = None if known is None else _contrast(planes[0])  # alone, texture itself is what it would fit
+    side = TREND_ALONE if known is None else TREND_BESIDE
+    found: list[Tensor] = []
+    for i, plane in enumerate(planes):
+        detail = plane if known is None or i >= len(known) else plane - known[i]
+        detail = detail - detail.mean()
+        found.append(_artifact_of(detail - box_mean(detail, side), place, contrast, phases, side))
+    if len(found) == 1:
+        return found[0][None, None].expand_as(image) / 255
+    back = torch.linalg.inv(torch.tensor(_TO_OPPONENT, dtype=torch.float64)).float()
+    return torch.einsum("ij,jhw->ihw", back, torch.stack(found))[None] / 255
+
+
+def _artifact_of(detail: Tensor, place: Tensor | None, contrast: Tensor | None, phases: Phases, side: int) -> Tensor:
+    """(H, W) grey levels: equally strong everywhere, or in proportion to the contrast, whichever explains more.
+
+    0 where too little of it is real, and where taking it out would add detail to the picture.
+    """
+    weight = quietness(detail)
+    best: Folded = estimate_artifact(detail, weight, place, None, phases, side)
+    if contrast is not None:
+        scaled = estimate_artifact(detail, weight, place, contrast, phases, side)
+        if scaled.explained > CONTRAST_MARGIN * best.explained:
+            best = scaled
+    artifact = _borne_out(best.artifact * best.share, detail, side)
+    fine = artifact - box_mean(artifact, side)
+    adds = float((detail - fine).square().sum()) >= float(detail.square().sum())
+    return torch.zeros_like(detail) if adds or best.share < SMALLEST_SHARE else artifact
+
+
+def _borne_out(artifact: Tensor, detail: Tensor, side: int) -> Tensor:
+    """The artifact, around each place no stronger than the picture itself bears out, so that none can be added.
+
+    The estimate trusts quiet pixels most, and lays what they show over textures too.
+    """
+    fine = artifact - box_mean(artifact, side)
+    shown = box_mean(detail * fine, BORNE_OUT_BOX) / box_mean(fine.square(), BORNE_OUT_BOX).clamp(min=1e-6)
+    return artifact * shown.clamp(0, 1)
+
+
+def _contrast(plane: Tensor) -> Tensor:
+    """(H, W): local standard deviation over 17 px, mean 1."""
+    deviation = box_mean((plane - box_mean(plane - plane.mean()) - plane.mean()).square()).clamp(min=0).sqrt()
+    return deviation / deviation.mean().clamp(min=1e-6)
+
+
+def _opponent(picture: Tensor) -> list[Tensor]:
+    """(1, 3 or 1, H, W) in [0, 1] -> luma and, unless it is grey, two colour differences, each (H, W), 255 = full."""
+    picture = picture.detach().cpu().float()[0] * 255
+    if len(picture) == 1 or bool((picture[0] == picture[1]).all() and (picture[1] == picture[2]).all()):
+        return [picture[0]]
+    return list(torch.einsum("ij,jhw->ihw", torch.tensor(_TO_OPPONENT), picture))

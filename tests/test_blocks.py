@@ -1,0 +1,42 @@
+"""Steps at block borders: found where they are, by period; slopes, noise and tiles are none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from op4ksr_core.blocks import block_steps, step_profile
+
+
+def blocky(side: int, period: int, strength: float, generator: torch.Generator) -> torch.Tensor:
+    count = side // period + 1
+    offsets = torch.randn(count, count, generator=generator) * strength
+    index = (torch.arange(side) + 5) // period
+    return offsets[index][:, index] + torch.randn(side, side, generator=generator)
+
+
+@pytest.mark.parametrize("period", [64, 32, 16])
+def test_blocks_are_found_at_their_period(period: int, generator) -> None:
+    steps = block_steps(blocky(320, period, 3.0, generator))
+    assert steps.exclusive[period] > 6
+    assert steps.exclusive[period] == max(steps.exclusive.values())
+
+
+def test_noise_and_slopes_have_no_steps(generator) -> None:
+    noise = torch.randn(320, 320, generator=generator)
+    slope = torch.arange(320.0)[None] * 3 + noise
+    for plane in (noise, slope):
+        assert max(block_steps(plane).exclusive.values()) < 5 and block_steps(plane).full[8] < 4
+
+
+def test_the_profile_marks_the_border_columns(generator) -> None:
+    profile = step_profile(blocky(256, 32, 3.0, generator))
+    assert profile.shape == (255,)
+    borders = [26 + 32 * k for k in range(1, 6)]
+    assert min(float(profile[b]) for b in borders) > 2 * float(profile.abs().median())
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 20), (30, 300), (64, 64)])
+def test_small_planes_give_zeros_not_errors(size, generator) -> None:
+    steps = block_steps(torch.randn(*size, generator=generator))
+    assert all(z == z and z < 6 for z in steps.full.values())

@@ -1,0 +1,254 @@
+"""The report: alarms on what was injected, quiet on what was not, periods found without being told."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from op4ksr_core import ImageError, OptionError, measure_periodicity
+from op4ksr_core.artifacts import inject, jpeg, random_tile, real_texture, tiled, to_8_bit
+from op4ksr_core.calibration import ALONE, BESIDE, evidence_scores, false_alarm_rate, fit, score_of, split_name
+from op4ksr_core.periodicity import measure_each
+from op4ksr_core.resize import resize
+
+
+@pytest.fixture(scope="module")
+def scenes(natural) -> list[Tensor]:
+    return [to_8_bit(natural(320, 384, seed)) for seed in (3, 4, 5, 6)]
+
+
+def with_period(picture: Tensor, period: tuple[float, float], grey_levels: float) -> Tensor:
+    """A white tile of any period, as resizing makes it: drawn with whole periods, then enlarged a little."""
+    height, width = picture.shape[-2:]
+    tall, wide = (max(4, int(p * 0.8)) for p in period)
+    tile = random_tile(max(tall, wide), False, torch.Generator().manual_seed(0))[:tall, :wide]
+    size = (round(height * tall / period[0]), round(width * wide / period[1]))
+    rows, columns = (torch.arange(n, dtype=torch.float32) for n in size)
+    field = resize(tiled(tile, *torch.meshgrid(rows, columns, indexing="ij"))[None, None], height, width)
+    return to_8_bit(picture + (field - field.mean()) / field.std() * grey_levels / 255)
+
+
+# --- alarms -----------------------------------------------------------------------------------
+
+
+def test_clean_scenes_raise_no_alarm(scenes) -> None:
+    for picture in scenes:
+        assert not measure_periodicity(picture).alarm
+        assert not measure_periodicity(picture, resize(picture, 80, 96)).alarm
+
+
+@pytest.mark.parametrize(
+    ("kind", "grey_levels", "told", "period"),
+    [
+        ("white32", 2, "tile", (32, 32)),
+        ("pink16", 2, "tile", (16, 16)),
+        ("pink8", 2, "tile", (8, 8)),
+        ("mult32", 3, "tile", (32, 32)),
+        ("region32", 4, "tile", (32, 32)),
+        ("pink64", 4, "tile", (64, 64)),
+        ("white24", 2, "tile", (24, 24)),
+        ("block32", 8, "blocks", (32, 32)),
+    ],
+)
+def test_injected_artifacts_are_found_and_named(scenes, kind, grey_levels, told, period) -> None:
+    picture = to_8_bit(inject(scenes[0], kind, grey_levels, seed=1))
+    for reference in (None, resize(scenes[0], 80, 96)):
+        report = measure_periodicity(picture, reference)
+        assert report.alarm and report.kind == told and report.score > 2
+        assert report.period == pytest.approx(period, rel=0.03)
+
+
+def test_a_comb_has_a_period_on_one_axis_only(scenes) -> None:
+    line = random_tile(20, False, torch.Generator().manual_seed(0))[0]
+    standing = to_8_bit(scenes[0] + 3 / 255 * line.repeat(20)[:384])
+    lying = to_8_bit(scenes[0] + 3 / 255 * line.repeat(16)[:320, None])
+    assert measure_periodicity(standing).kind == measure_periodicity(lying).kind == "comb"
+    assert measure_periodicity(standing).period == (None, pytest.approx(20, rel=0.03))
+    assert measure_periodicity(lying).period == (pytest.approx(20, rel=0.03), None)
+
+
+@pytest.mark.parametrize(
+    "period", [(5, 5), (11, 11), (18.5, 18.5), (27.3, 27.3), (41, 41), (57, 57), (80, 80), (20, 28)]
+)
+def test_any_period_is_found_without_being_told(scenes, period) -> None:
+    report = measure_periodicity(with_period(scenes[1], period, 6))
+    assert report.alarm and report.kind == "tile"
+    assert report.period == pytest.approx(period, rel=0.03)
+
+
+def test_more_of_it_scores_higher(scenes) -> None:
+    scores = [measure_periodicity(to_8_bit(inject(scenes[2], "white32", a, 1))).score for a in (0, 1, 2, 4)]
+    assert scores == sorted(scores) and scores[0] < 2 < scores[1] < scores[3]
+
+
+def test_what_the_reference_has_too_is_not_blamed() -> None:
+    wall = to_8_bit(real_texture(320, 384, 32, seed=2))
+    assert measure_periodicity(wall).alarm
+    assert not measure_periodicity(wall, to_8_bit(resize(wall, 80, 96))).alarm
+
+
+def test_jpeg_is_reported_apart(scenes) -> None:
+    reports = [measure_periodicity(jpeg(picture, 60)) for picture in scenes]
+    assert not any(report.alarm for report in reports)
+    assert {report.kind for report in reports} == {"jpeg"}
+    assert all(report.period == (8, 8) and report.jpeg_grid > 4 for report in reports)
+    assert all(measure_periodicity(picture).jpeg_grid < 4 for picture in scenes)
+
+
+def test_the_heat_is_where_it_is(scenes) -> None:
+    spoilt = scenes[3].clone()
+    spoilt[..., 192:] = inject(scenes[3], "white32", 4, 1)[..., 192:]
+    heat = measure_periodicity(to_8_bit(spoilt)).heatmap
+    assert heat.shape == (1, 1, 10, 12) and float(heat.min()) >= 0 and float(heat.max()) == 1
+    assert float(heat[..., 8:].mean()) > 0.9 and float(heat[..., :4].mean()) < 0.3
+    assert not measure_periodicity(scenes[3]).heatmap.any()
+
+
+# --- what must not matter ---------------------------------------------------------------------
+
+
+def test_float_and_8_bit_agree(scenes) -> None:
+    spoilt = inject(scenes[0], "white32", 3, seed=1)
+    exact, rounded = measure_periodicity(spoilt), measure_periodicity(to_8_bit(spoilt))
+    assert rounded.score == pytest.approx(exact.score, rel=0.1)
+    assert (rounded.kind, rounded.period) == (exact.kind, exact.period)
+
+
+@pytest.mark.parametrize("shift", [(1, 0), (5, 11), (16, 16)])
+def test_a_shift_leaves_the_score_alone(scenes, shift) -> None:
+    spoilt = to_8_bit(inject(scenes[0], "white32", 3, seed=1))
+    whole = measure_periodicity(spoilt[..., :304, :368])
+    moved = measure_periodicity(spoilt[..., shift[0] : shift[0] + 304, shift[1] : shift[1] + 368])
+    assert moved.score == pytest.approx(whole.score, rel=0.1) and moved.period == whole.period
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.25])
+def test_brightness_leaves_the_score_alone(scenes, factor: float) -> None:
+    spoilt = inject(scenes[0], "white32", 3, seed=1)
+    bright, dark = measure_periodicity(spoilt), measure_periodicity(spoilt * factor)
+    assert dark.score == pytest.approx(bright.score, rel=0.02) and dark.period == bright.period
+
+
+def test_one_channel_is_the_grey_picture(scenes) -> None:
+    grey = to_8_bit(inject(scenes[0], "white32", 3, seed=1)).mean(1, keepdim=True)
+    one, three = measure_periodicity(grey), measure_periodicity(grey.expand(1, 3, -1, -1))
+    assert one.alarm and one.score == pytest.approx(three.score, rel=1e-3)
+
+
+def test_a_batch_is_its_pictures_and_the_report_its_worst(scenes) -> None:
+    batch = torch.cat([scenes[1], to_8_bit(inject(scenes[1], "white32", 3, 1)), scenes[2]])
+    each = measure_each(batch)
+    alone = [measure_periodicity(picture[None]) for picture in batch]
+    assert [r.score for r in each] == pytest.approx([r.score for r in alone])
+    worst = measure_periodicity(batch)
+    assert worst.picture == 1 and worst.alarm and worst.score == max(r.score for r in each)
+
+
+# --- odd pictures -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_flat_pictures_are_clean(value: float) -> None:
+    for size in ((16, 16), (100, 100), (300, 260)):
+        for reference in (None, torch.full((1, 3, 8, 8), value)):
+            report = measure_periodicity(torch.full((1, 3, *size), value), reference)
+            assert not report.alarm and report.kind == "none" and math.isfinite(report.score)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (63, 500)])
+def test_tiny_pictures_cannot_be_judged(size, generator) -> None:
+    report = measure_periodicity(torch.rand(1, 3, *size, generator=generator))
+    assert (report.score, report.false_alarm_rate, report.alarm) == (0, 1, False)
+    assert "Too small" in report.verdict
+
+
+def test_huge_aspects_work(natural) -> None:
+    strip = natural(64, 1500, 7)
+    assert not measure_periodicity(strip).alarm
+    tile = random_tile(16, False, torch.Generator().manual_seed(1)).repeat(4, 94)[:, :1500]
+    report = measure_periodicity(strip + tile * 4 / 255)
+    assert report.alarm and report.period == pytest.approx((16, 16), rel=0.03)
+
+
+def test_a_flat_picture_with_a_mesh_is_periodic() -> None:
+    report = measure_periodicity(to_8_bit(inject(torch.full((1, 3, 256, 256), 0.4), "white32", 1.0)))
+    assert report.alarm and report.period == pytest.approx((32, 32))
+
+
+@pytest.mark.parametrize(
+    ("image", "reference", "said"),
+    [
+        (torch.full((1, 3, 80, 80), torch.nan), None, "NaN"),
+        (torch.zeros(1, 3, 80, 80), torch.full((1, 3, 20, 20), torch.inf), "reference: holds NaN"),
+        (torch.zeros(3, 80, 80), None, "expected"),
+        (torch.zeros(1, 4, 80, 80), None, "expected"),
+        (torch.zeros(1, 3, 0, 80), None, "expected"),
+        (torch.zeros(1, 3, 80, 80, dtype=torch.uint8), None, "255"),
+        (torch.zeros(1, 3, 80, 80), torch.zeros(1, 3, 81, 20), "swapped"),
+        (torch.zeros(3, 3, 80, 80), torch.zeros(2, 3, 20, 20), "1 or 3"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(image, reference, said: str) -> None:
+    with pytest.raises(ImageError, match=said):
+        measure_periodicity(image, reference)
+
+
+def test_rates_and_tokens_must_make_sense() -> None:
+    with pytest.raises(OptionError, match="alarm rate"):
+        measure_periodicity(torch.zeros(1, 3, 80, 80), alarm_rate=0)
+    with pytest.raises(OptionError, match="token"):
+        measure_periodicity(torch.zeros(1, 3, 80, 80), token=0)
+
+
+# --- the report's words -----------------------------------------------------------------------
+
+
+def test_tokens_and_words(scenes) -> None:
+    spoilt = to_8_bit(inject(scenes[0], "white32", 3, 1))
+    report = measure_periodicity(spoilt, token=16)
+    assert report.tokens == (2, 2) and "32 px (2 tokens)" in report.verdict
+    assert measure_periodicity(spoilt).tokens == (None, None)
+
+
+def test_the_alarm_is_where_the_caller_wants_it(scenes) -> None:
+    report = measure_periodicity(scenes[0], alarm_rate=0.999)
+    assert report.alarm == (report.false_alarm_rate <= 0.999)
+    spoilt = to_8_bit(inject(scenes[0], "white32", 3, 1))
+    assert measure_periodicity(spoilt, alarm_rate=1e-9).alarm
+
+
+def test_a_report_is_json(scenes) -> None:
+    fields = json.loads(json.dumps(measure_periodicity(scenes[0]).as_dict(), allow_nan=False))
+    assert {"score", "false_alarm_rate", "alarm", "period", "kind", "heatmap"} <= set(fields)
+    assert len(fields["heatmap"]) == 10 and len(fields["heatmap"][0]) == 12
+
+
+# --- calibration ------------------------------------------------------------------------------
+
+
+def test_rate_and_score_are_one_thing() -> None:
+    assert false_alarm_rate(2.0) == pytest.approx(0.01) and false_alarm_rate(0) == 1
+    for beside in (False, True):
+        scores = [score_of({"tile_32": s}, beside) for s in (0.0, 3.0, 4.0, 9.0)]
+        assert scores == sorted(scores) and scores[1] < scores[3]
+
+
+def test_names_lead_to_the_table() -> None:
+    assert split_name("lines_power_small_rows_32") == ("lines_power_small", 32)
+    assert split_name("free_tile") == ("free_tile", 0)
+    assert set(ALONE) == set(BESIDE)
+    scores = evidence_scores({"tile_32": ALONE["tile"][32][0], "no_such_8": 3.0}, beside=False)
+    assert scores == {"tile_32": 0}
+
+
+def test_fit_finds_an_exponential_tail(generator) -> None:
+    values = -torch.rand(4000, generator=generator).log() * 2
+    samples = [{"tile_32": float(v)} for v in values]
+    table, start, scale = fit(samples, [str(i // 10) for i in range(len(samples))])
+    u, b = table["tile"][32]
+    assert u == pytest.approx(2 * math.log(10), rel=0.1) and b == pytest.approx(2, rel=0.15)
+    assert scale == pytest.approx(1, rel=0.15) and start == pytest.approx((2 * math.log(5) - u) / b, abs=0.15)

@@ -1,0 +1,104 @@
+"""The suppressor gives back what was injected, and otherwise keeps its hands off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import op4ksr_core
+from op4ksr_core import OptionError, measure_periodicity, suppress_periodicity
+from op4ksr_core.artifacts import inject, random_tile, real_texture, to_8_bit
+from op4ksr_core.folding import fold, phases_of, unfold
+from op4ksr_core.metrics import psnr
+from op4ksr_core.resize import resize
+from op4ksr_core.suppress import suppress_with_report
+
+
+@pytest.fixture(scope="module")
+def clean(natural) -> torch.Tensor:
+    return to_8_bit(natural(288, 320, 5))
+
+
+@pytest.fixture(scope="module")
+def low(clean) -> torch.Tensor:
+    return to_8_bit(resize(clean, 72, 80))
+
+
+@pytest.mark.parametrize(
+    ("kind", "beside"),
+    [("white32", False), ("comb32", False), ("white24", False), ("pink16", True), ("comb32", True), ("mult32", True)],
+)
+def test_what_was_injected_goes(clean, low, kind: str, beside: bool) -> None:
+    spoilt = to_8_bit(inject(clean, kind, 4.0, seed=1))
+    reference = low if beside else None
+    result = suppress_with_report(spoilt, reference)
+    assert result.acted and psnr(result.image, clean) > psnr(spoilt, clean) + 3
+    assert measure_periodicity(result.image, reference).score < 0.5 * result.report.score
+    assert result.mask.shape == (1, 1, 288, 320) and float(result.mask.mean()) > 0.2
+
+
+def test_clean_pictures_come_back_as_they_are(clean, low) -> None:
+    assert suppress_periodicity(clean) is clean
+    result = suppress_with_report(clean, low)
+    assert result.image is clean and not result.acted and not result.mask.any()
+    assert "no periodic artifact" in result.note
+
+
+def test_real_texture_stays_beside_its_reference() -> None:
+    wall = to_8_bit(real_texture(256, 320, 32, seed=2))
+    assert suppress_periodicity(wall, to_8_bit(resize(wall, 64, 80))) is wall
+
+
+@pytest.mark.parametrize("grey_levels", [0.25, 0.5, 1, 2, 8])
+def test_nothing_gets_worse(clean, low, grey_levels: float) -> None:
+    spoilt = to_8_bit(inject(clean, "pink32", grey_levels, seed=2))
+    assert psnr(suppress_periodicity(spoilt, low), clean) >= psnr(spoilt, clean) - 0.1
+
+
+def test_forced_on_a_clean_picture_it_does_next_to_nothing(clean, low) -> None:
+    forced = suppress_with_report(clean, low, period=(32.0, 32.0))
+    assert psnr(forced.image, clean) > 45
+
+
+def test_a_coloured_mesh_goes_too(clean, low) -> None:
+    colour = torch.tensor([1.0, 0.1, -0.3])[None, :, None, None]
+    tile = random_tile(16, True, torch.Generator().manual_seed(3)).repeat(18, 20)
+    spoilt = to_8_bit(clean + colour * tile * 6 / 255)
+    assert psnr(suppress_periodicity(spoilt, low), clean) > psnr(spoilt, clean) + 3
+
+
+def test_one_channel_and_batches(clean) -> None:
+    grey = clean.mean(1, keepdim=True)
+    spoilt = inject(grey, "white16", 4.0, seed=1)[:, :1]
+    assert psnr(suppress_periodicity(spoilt), grey) > psnr(spoilt, grey) + 3
+    both = torch.cat([clean, to_8_bit(inject(clean, "white32", 4.0, seed=1))])
+    result = suppress_with_report(both)
+    assert torch.equal(result.image[0], both[0]) and not torch.equal(result.image[1], both[1])
+    assert not result.mask[0].any() and result.mask[1].any() and result.report.picture == 1
+
+
+def test_strength_is_a_share(clean) -> None:
+    spoilt = to_8_bit(inject(clean, "white32", 4.0, seed=1))
+    whole, half = (suppress_periodicity(spoilt, strength=s) - spoilt for s in (1.0, 0.5))
+    assert float(half.square().mean().sqrt()) == pytest.approx(0.5 * float(whole.square().mean().sqrt()), rel=0.05)
+    assert suppress_periodicity(spoilt, strength=0) is spoilt
+    with pytest.raises(OptionError, match="strength"):
+        suppress_periodicity(spoilt, strength=1.5)
+
+
+def test_blocks_are_left_and_the_note_says_so(clean) -> None:
+    spoilt = to_8_bit(inject(clean, "block32", 10.0, seed=1))
+    result = suppress_with_report(spoilt)
+    assert result.report.kind == "blocks" and result.image is spoilt and "block" in result.note
+
+
+def test_it_is_one_import() -> None:
+    assert op4ksr_core.suppress_periodicity is suppress_periodicity
+
+
+@pytest.mark.parametrize("period", [(5.0, 7.0), (12.5, 12.5), (0.0, 9.0)])
+def test_folding_and_unfolding_agree(period, generator) -> None:
+    phases = phases_of((60, 70), period)
+    tile = torch.randn(phases.count, generator=generator)
+    count = fold(torch.ones(60, 70), phases)
+    assert float(count.sum()) == 60 * 70 and torch.allclose(fold(unfold(tile, phases), phases), tile * count, atol=1e-4)
