@@ -5,6 +5,7 @@ Weights of full width are random (seeded): they prove exactness and memory, neve
 
 from __future__ import annotations
 
+import copy
 import logging
 import multiprocessing
 from collections.abc import Iterator
@@ -97,7 +98,8 @@ def exactness(cases: tuple[Case, ...] = CASES) -> list[Row]:
     """Strips (each thrift, and another height) and tiles against the plain pass; float32 is the truth for bfloat16.
 
     ``max`` is the largest difference from the plain pass of the same dtype, ``rms`` the distance from
-    the plain float32 pass, ``rms of plain`` the plain pass's own distance from it.
+    the plain float32 pass, ``rms of plain`` the plain pass's own distance from it; outputs are scaled
+    into [-1, 1].
     """
     rows: list[Row] = []
     for case in cases:
@@ -107,11 +109,21 @@ def exactness(cases: tuple[Case, ...] = CASES) -> list[Row]:
         latent = uneven(1, params.latent_channels, *(side // params.ratio for side in case.size))
         pixels = model.decode_strips(latent).clamp(-1, 1)
         for stage, given in (("encode", pixels), ("decode", latent)):
-            truth = _plain(model, stage, given)
+            truth = _into_unit_range(model, stage, _plain(model, stage, given))
             rows += _compare(case, model, stage, given, truth, _ways(case.tiles and max(case.size) > TILE))
-            half = random_autoencoder(params).to(torch.bfloat16)
+            half = copy.deepcopy(model).to(torch.bfloat16)
             rows += _compare(case, half, stage, given.to(torch.bfloat16), truth, _ways(tiles=False))
     return rows
+
+
+def _into_unit_range(model: AutoEncoder, stage: str, output: Tensor) -> Tensor:
+    """Scale the last convolution so that the output becomes [-1, 1] at most; returns it so."""
+    largest = output.abs().max()
+    last = model.decoder.conv_out if stage == "decode" else model.encoder.conv_out
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.div_(largest)
+    return output / largest
 
 
 def _ways(tiles: bool) -> dict[str, StripSettings | None]:

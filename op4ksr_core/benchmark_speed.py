@@ -15,7 +15,7 @@ from .strips import THRIFTS, StripSettings
 #: (geometry, side in px, dtype).
 CASES = (
     ("F16, full width", 1024, torch.bfloat16),
-    ("F16, full width", 1024, torch.float32),
+    ("F16, full width", 512, torch.float32),
     ("F8, full width", 512, torch.bfloat16),
     ("F16, small", 2048, torch.float32),
 )

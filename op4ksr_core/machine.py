@@ -40,6 +40,11 @@ def peak_memory(device: torch.device) -> int | None:
     """Bytes: the device allocator's peak on CUDA, else the process's peak; None where unknown (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")  # Linux; getrusage there counts what the parent held at the start too
+    if status.exists():
+        held = [line for line in status.read_text("ascii", "replace").splitlines() if line.startswith("VmHWM:")]
+        if held:
+            return int(held[0].split()[1]) * 1024
     try:
         import resource
     except ImportError:
