@@ -124,9 +124,9 @@ def rate_in_words(rate: float) -> str:
     """ "1 clean picture in 250 scores as high"."""
     if rate >= 0.5:
         return "most clean pictures score as high"
-    if rate > 1e-4:
+    if rate > 1e-3:
         return f"1 clean picture in {1 / rate:.0f} scores as high"
-    return "fewer than 1 clean picture in 10,000 scores as high"
+    return "fewer than 1 clean picture in 1,000 scores as high"
 
 
 def measure_periodicity(
