@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,16 +25,20 @@ def wavelet_levels(factor: float) -> int:
 
 def blur_a_trous(image: Tensor, levels: int) -> Tensor:
     """(B, C, H, W) blurred by 3x3 binomials of dilation 1, 2, ... 2^(levels-1); edges repeated."""
-    channels = image.shape[1]
-    taps = torch.tensor([0.25, 0.5, 0.25], dtype=image.dtype, device=image.device)
-    across, down = taps.view(1, 1, 1, 3), taps.view(1, 1, 3, 1)
     for level in range(levels):
-        reach = 2**level
-        image = F.pad(image, (reach, reach, 0, 0), mode="replicate")
-        image = F.conv2d(image, across.expand(channels, 1, 1, 3), dilation=(1, reach), groups=channels)
-        image = F.pad(image, (0, 0, reach, reach), mode="replicate")
-        image = F.conv2d(image, down.expand(channels, 1, 3, 1), dilation=(reach, 1), groups=channels)
+        for axis in (-1, -2):
+            image = _binomial(image, 2**level, axis)
     return image
+
+
+def _binomial(image: Tensor, reach: int, axis: int) -> Tensor:
+    """1/4, 1/2, 1/4 at distance ``reach`` along one axis. By shifts: a convolution of 3 channels takes 2.4 GB of
+    scratch memory at 4096 x 4096 px on a CPU (measured)."""
+    length = image.shape[axis]
+    wide = F.pad(image, (reach, reach, 0, 0) if axis == -1 else (0, 0, reach, reach), mode="replicate")
+    out = wide.narrow(axis, reach, length).mul(0.5)
+    out.add_(wide.narrow(axis, 0, length), alpha=0.25)
+    return out.add_(wide.narrow(axis, 2 * reach, length), alpha=0.25)
 
 
 def wavelet_fix(image: Tensor, reference: Tensor, levels: int) -> Tensor:
