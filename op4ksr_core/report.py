@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .autocorrelation import box_mean
 from .periodicity import PeriodicityReport, grey_plane, in_words
 from .resize import resize
+from .suppress import find_artifact
 
 #: Size of the report, px.
 WIDTH, HEIGHT = 1280, 1096
@@ -26,6 +27,12 @@ PANEL, MARGIN, GAP = 390, 26, 29
 
 #: Largest lag drawn, px; side of the close-up, px of the picture.
 REACH, CLOSE_UP = 96, 130
+
+#: Side of the crop around the close-up in which the strength is estimated, px.
+STRENGTH_CROP = 640
+
+#: Grey levels (RMS) above which what repeats may well be the motif. Our choice.
+MAYBE_REAL = 12.0
 
 _BACK, _INK, _FAINT, _FRAME = (250, 250, 247), (28, 32, 38), (104, 110, 118), (206, 208, 205)
 _ALARM, _CLEAR, _MARK = (190, 75, 0), (0, 92, 150), (255, 255, 255)
@@ -48,12 +55,14 @@ _NEXT = {
     "none": "Nothing to do.",
     "jpeg": "An 8 px grid is what JPEG leaves: start from a less compressed file, and save as PNG.",
     "tile": "Take it out of this picture with 'suppress'. If you train: the loss L_AP (PeriodicityLoss) punishes it;"
-    " another RoPE base (RFR) removes a cause.",
+    " another RoPE base (RFR) is the paper's other cure.",
     "comb": "Take the lines out with 'suppress'. If you train: the loss L_AP (PeriodicityLoss) punishes them;"
-    " another RoPE base (RFR) removes a cause.",
+    " another RoPE base (RFR) is the paper's other cure.",
     "blocks": "Steps at block borders: decode without tiles or with more overlap, and try another autoencoder; if you"
     " train, add the loss L_AP.",
 }
+
+_REAL = "So strong, it may be real (bricks, cloth): give the small picture as reference, and it is not blamed."
 
 
 def colours(values: Tensor) -> Image.Image:
@@ -73,10 +82,12 @@ def draw_report(image: Tensor, report: PeriodicityReport, reference: Tensor | No
     draw = ImageDraw.Draw(canvas)
     picture = image[report.picture].detach().cpu().float()
     before = None if reference is None else reference[min(report.picture, len(reference) - 1)].detach().cpu().float()
+    centre = _best_seen(report, picture)
     _headline(draw, report)
     top = 184
     _where(canvas, (MARGIN, top), picture, report)
-    views = _close_ups(picture, before, _hottest(report))
+    repeats = _what_repeats(picture, before, report, centre)
+    views = _close_ups(picture, before, centre, repeats)
     for i, (title, view) in enumerate(views):
         left = MARGIN + (i + 1) * (PANEL + GAP)
         _title(draw, left, top, title)
@@ -87,7 +98,7 @@ def draw_report(image: Tensor, report: PeriodicityReport, reference: Tensor | No
         _spectrum_panel(canvas, (MARGIN + 44 + PANEL + 70, top), report)
     else:
         _paragraph(draw, MARGIN, top, WIDTH - 2 * MARGIN, "The picture is too small for a spectrum.", 20, _FAINT)
-    _legend(draw, (MARGIN + 2 * (PANEL + 70) + 20, top), report)
+    _legend(draw, (MARGIN + 2 * (PANEL + 70) + 20, top), report, repeats)
     return canvas
 
 
@@ -163,39 +174,81 @@ def _colour_bar(canvas: Image.Image, at: tuple[int, int], ends: tuple[str, str])
     draw.text((at[0] + 176, at[1] - 2), ends[1], fill=_FAINT, font=_font(15))
 
 
-def _hottest(report: PeriodicityReport) -> tuple[float, float]:
-    """Centre of the hottest cell as shares of height and width; the middle where nothing is hot."""
+def _best_seen(report: PeriodicityReport, picture: Tensor) -> tuple[float, float]:
+    """Where to look, as shares of height and width: of the hot places the one with least else in it.
+
+    The middle where nothing is hot.
+    """
     heat = report.heatmap[0, 0]
-    if float(heat.max()) <= 0 or float(heat.min()) == 1:
+    if float(heat.max()) <= 0:
         return 0.5, 0.5
-    hot = (heat >= 0.95 * heat.max()).nonzero().float()
-    y, x = hot[(hot - hot.mean(0)).square().sum(1).argmin()].tolist()
+    plane = grey_plane(picture)
+    clipped = ((plane < 4) | (plane > 251)).float() * 1e4
+    energy = F.adaptive_avg_pool2d((_detail(plane).square() + clipped)[None, None], (heat.shape[0], heat.shape[1]))[
+        0, 0
+    ]
+    around = F.avg_pool2d(energy[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
+    around = around.masked_fill(heat < 0.95 * heat.max(), math.inf)
+    y, x = divmod(int(around.argmin()), heat.shape[1])
     return (y + 0.5) / heat.shape[0], (x + 0.5) / heat.shape[1]
 
 
-def _close_ups(picture: Tensor, before: Tensor | None, centre: tuple[float, float]) -> list[tuple[str, Image.Image]]:
-    """Titles and panels: 130 px around a place; the reference's and the picture's, or the picture's twice."""
-    height, width = picture.shape[-2:]
-    side = min(CLOSE_UP, height, width)
-    top = min(max(0, round(centre[0] * height - side / 2)), height - side)
-    left = min(max(0, round(centre[1] * width - side / 2)), width - side)
+def _box_around(size: tuple[int, int], centre: tuple[float, float], side: int) -> tuple[int, int, int]:
+    """(top, left, side) of a square around a place, moved and shrunk to lie inside."""
+    side = min(side, *size)
+    top, left = (min(max(0, round(c * n - side / 2)), n - side) for c, n in zip(centre, size, strict=True))
+    return top, left, side
+
+
+def _what_repeats(
+    picture: Tensor, before: Tensor | None, report: PeriodicityReport, centre: tuple[float, float]
+) -> Tensor | None:
+    """(h, w) in grey levels, of up to 640 px around a place: the artifact alone; None where it cannot be told."""
+    if report.kind not in ("tile", "comb"):
+        return None
+    size = (picture.shape[-2], picture.shape[-1])
+    top, left, side = _box_around(size, centre, STRENGTH_CROP)
+    known = None if before is None else resize(before[None], *size)[..., top : top + side, left : left + side]
+    crop = picture[None, :, top : top + side, left : left + side]
+    artifact = grey_plane(find_artifact(crop, known, (report.period[0] or 0.0, report.period[1] or 0.0))[0])
+    return artifact if bool(artifact.any()) else None
+
+
+def _close_ups(
+    picture: Tensor, before: Tensor | None, centre: tuple[float, float], repeats: Tensor | None
+) -> list[tuple[str, Image.Image]]:
+    """Two titles and panels, 130 px around a place.
+
+    The detail before and after where there is a reference; else the picture, and what repeats in it
+    (or, where that cannot be told, its detail).
+    """
+    size = (picture.shape[-2], picture.shape[-1])
+    top, left, side = _box_around(size, centre, CLOSE_UP)
     crop = picture[:, top : top + side, left : left + side]
     grey = _detail(grey_plane(crop))
-    low, high = (float(grey.quantile(q)) for q in (0.02, 0.98))
-    span = max(high - low, 8.0)
+    if before is not None:
+        known = resize(grey_plane(before)[None, None], *size)[0, 0, top : top + side, left : left + side]
+        span = _span(grey)
+        name = f", contrast x {255 / span:.1f}"
+        return [
+            ("Detail before" + name, _stretched(_detail(known), span)),
+            ("Detail after" + name, _stretched(grey, span)),
+        ]
+    shown, name = grey, "Its detail"
+    if repeats is not None:
+        y, x, _ = _box_around(size, centre, STRENGTH_CROP)
+        shown, name = repeats[top - y : top - y + side, left - x : left - x + side], "What repeats in it"
+    span = _span(shown)
+    return [("Close-up", _enlarged(crop)), (f"{name}, contrast x {255 / span:.1f}", _stretched(shown, span))]
 
-    def stretched(plane: Tensor) -> Image.Image:
-        return _enlarged(((plane - (low + high - span) / 2) / span)[None])
 
-    title = f"Its detail, contrast x {255 / span:.1f}"
-    if before is None:
-        return [("Close-up", _enlarged(crop)), (title, stretched(grey))]
-    known = resize(grey_plane(before)[None, None], height, width)[0, 0, top : top + side, left : left + side]
-    known = _detail(known)
-    return [
-        (f"Detail before, contrast x {255 / span:.1f}", stretched(known)),
-        (f"Detail after, contrast x {255 / span:.1f}", stretched(grey)),
-    ]
+def _span(plane: Tensor) -> float:
+    """Grey levels that are drawn from black to white, about 0."""
+    return max(2 * float(plane.abs().quantile(0.98)), 4.0)
+
+
+def _stretched(plane: Tensor, span: float) -> Image.Image:
+    return _enlarged((plane / span + 0.5)[None])
 
 
 def _detail(plane: Tensor) -> Tensor:
@@ -236,13 +289,22 @@ def _correlation_panel(canvas: Image.Image, at: tuple[int, int], report: Periodi
             for x in _marks(report.period[1], reach):
                 if x or y:
                     _ring(draw, middle[0] + x * scale, middle[1] + y * scale, 9)
-    ticks = [(lag, f"{lag:g}") for lag in range(-reach // 32 * 32, reach + 1, 32) if abs(lag) <= reach]
-    _axes(draw, at, [(middle[0] - at[0] + lag * scale, text) for lag, text in ticks], "moved by, px")
-    if report.tokens[0] or report.tokens[1]:
-        sizes = zip(report.period, report.tokens, strict=True)
-        token = next(p / t for p, t in sizes if p is not None and t)
-        text = f"1 token = {token:g} px"
-        draw.text((at[0] + PANEL, at[1] + PANEL + 24), text, fill=_FAINT, font=_font(15), anchor="ra")
+    token = _token(report)
+    step = 32.0 if token is None else token * max(1, math.ceil(16 / token))
+    count = int(reach / step)
+    lags = [k * step for k in range(-count, count + 1)]
+    ticks = [(middle[0] - at[0] + lag * scale, _tick(lag, token and lag / token)) for lag in lags]
+    _axes(draw, at, ticks, "moved by, px" if token is None else "moved by: px, under it tokens")
+
+
+def _token(report: PeriodicityReport) -> float | None:
+    """px per token, where it was told and a period was found."""
+    sizes = zip(report.period, report.tokens, strict=True)
+    return next((p / t for p, t in sizes if p is not None and t), None)
+
+
+def _tick(value: float, tokens: float | None) -> str:
+    return f"{value:g}" if tokens is None else f"{value:g}\n{tokens:g}"
 
 
 def _spectrum_panel(canvas: Image.Image, at: tuple[int, int], report: PeriodicityReport) -> None:
@@ -263,8 +325,12 @@ def _spectrum_panel(canvas: Image.Image, at: tuple[int, int], report: Periodicit
             for x in columns:
                 if x or y:
                     _ring(draw, middle[0] + x * PANEL, middle[1] + y * PANEL, 6)
-    names = ((-0.5, "2"), (-0.25, "4"), (-0.125, "8"), (0, "mean"), (0.125, "8"), (0.25, "4"), (0.5, "2"))
-    _axes(draw, at, [(PANEL / 2 + f * PANEL, text) for f, text in names], "wavelength, px")
+    token = _token(report)
+    frequencies = (-0.5, -0.25, -0.125, 0.0, 0.125, 0.25, 0.5)
+    waves = ("2", "4", "8", "mean", "8", "4", "2")
+    rates = ["" if token is None else f"\n{abs(f) * token:g}" for f in frequencies]
+    ticks = [(PANEL / 2 + f * PANEL, wave + rate) for f, wave, rate in zip(frequencies, waves, rates, strict=True)]
+    _axes(draw, at, ticks, "wavelength, px" if token is None else "wavelength, px; under it waves per token")
 
 
 def _ring(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float) -> None:
@@ -273,28 +339,36 @@ def _ring(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float) -> None:
 
 
 def _axes(draw: ImageDraw.ImageDraw, at: tuple[int, int], ticks: Sequence[tuple[float, str]], name: str) -> None:
-    """The same ticks (px from the panel's corner, text) along the left and the bottom."""
+    """The same ticks (px from the panel's corner; px, or px and tokens in two lines) along the left and the bottom."""
     left, top = at
     draw.rectangle((left, top, left + PANEL, top + PANEL), outline=_FRAME)
     for place, text in ticks:
         draw.line((left + place, top + PANEL, left + place, top + PANEL + 5), fill=_INK)
-        draw.text((left + place, top + PANEL + 7), text, fill=_FAINT, font=_font(15), anchor="ma")
+        for i, line in enumerate(text.split("\n")):
+            draw.text((left + place, top + PANEL + 7 + 17 * i), line, fill=_FAINT, font=_font(15), anchor="ma")
         draw.line((left - 5, top + place, left, top + place), fill=_INK)
-        draw.text((left - 8, top + place), text, fill=_FAINT, font=_font(15), anchor="rm")
-    draw.text((left, top + PANEL + 24), name, fill=_FAINT, font=_font(15))
+        draw.text((left - 8, top + place), text.split("\n")[0], fill=_FAINT, font=_font(15), anchor="rm")
+    below = 24 if all("\n" not in text for _, text in ticks) else 43
+    draw.text((left, top + PANEL + below), name, fill=_FAINT, font=_font(15))
 
 
-def _legend(draw: ImageDraw.ImageDraw, at: tuple[int, int], report: PeriodicityReport) -> None:
+def _legend(draw: ImageDraw.ImageDraw, at: tuple[int, int], report: PeriodicityReport, repeats: Tensor | None) -> None:
     """What was found in figures, how to read the panels, and what to try next."""
     left, top = at
     width = WIDTH - MARGIN - left
     found = in_words(report.period, report.tokens) if any(report.period) else "none"
     kind = {"none": "no artifact", "jpeg": "JPEG grid", "comb": "lines in one direction"}.get(report.kind, report.kind)
-    facts = (("kind", kind), ("period", found), ("reference", "used" if report.with_reference else "none given"))
+    facts = [("kind", kind), ("period", found), ("reference", "used" if report.with_reference else "none given")]
+    if repeats is not None:
+        rms = float(repeats.square().mean().sqrt())
+        facts.insert(2, ("strength, there", f"about {rms:.1f} of 255 grey levels (RMS)"))
     y = float(top) - 4
     for name, value in facts:
         draw.text((left, y), name, fill=_FAINT, font=_font(15))
         y = _paragraph(draw, left, y + 17, width, value, 18, _INK) + 6
-    y = _paragraph(draw, left, y + 8, width, "Rings: where that period repeats.", 15, _FAINT)
+    if report.alarm and report.kind != "blocks":
+        y = _paragraph(draw, left, y + 8, width, "Rings: where that period repeats.", 15, _FAINT)
     draw.text((left, y + 12), "What next", fill=_ALARM if report.alarm else _CLEAR, font=_font(18))
-    _paragraph(draw, left, y + 38, width, _NEXT[report.kind], 16, _INK)
+    y = _paragraph(draw, left, y + 38, width, _NEXT[report.kind], 16, _INK)
+    if repeats is not None and not report.with_reference and float(repeats.square().mean()) > MAYBE_REAL**2:
+        _paragraph(draw, left, y + 6, width, _REAL, 16, _INK)
