@@ -8,6 +8,7 @@ from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR
 from .periodicity import PeriodicityDiagnostic, SuppressPeriodicity
 from .plan import PlanRun
 from .rope import ApplyRFR
+from .sample import SamplePicture
 from .upscale import OneStepUpscale
 
 NODES: list[type[io.ComfyNode]] = [
@@ -19,6 +20,7 @@ NODES: list[type[io.ComfyNode]] = [
     OneStepUpscale,
     PeriodicityDiagnostic,
     SuppressPeriodicity,
+    SamplePicture,
 ]
 
 

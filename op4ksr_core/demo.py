@@ -11,7 +11,11 @@ from torch import Tensor
 from .image_io import Picture, to_pil
 from .resize import resize
 
-SAMPLE_PHOTO = Path(__file__).resolve().parent.parent / "samples" / "photo.jpg"
+_SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+SAMPLE_PHOTO = _SAMPLES / "photo.jpg"
+
+#: The bundled pictures by name; samples/README.md says where they are from.
+SAMPLES = {"photo": SAMPLE_PHOTO, "photo with a grid": _SAMPLES / "gridded.png"}
 
 #: Where the sample shows eye, beak and feathers: centre of the crop as a share of the picture.
 CROP_CENTRE = (0.22, 0.42)

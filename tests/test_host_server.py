@@ -25,6 +25,7 @@ NODES = [
     "OP4KSR_OneStepUpscale",
     "OP4KSR_PeriodicityDiagnostic",
     "OP4KSR_SuppressPeriodicity",
+    "OP4KSR_SamplePicture",
 ]
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
 STEP = "4"
@@ -286,3 +287,16 @@ def test_upscale_template_runs_as_shipped(server: Server, object_info: dict[str,
     assert (step["target"], step["pixels"]) == ("long edge", 4096)
     step["pixels"] = 256
     assert server.picture(finished(server, prompt), by_type["SaveImage"][0]).size == (256, 171)
+
+
+def test_diagnose_and_suppress_template_runs_as_shipped(server: Server, object_info: dict[str, Any]) -> None:
+    """Nothing is changed: the sample's grid is found and taken out, and the report shows in both nodes."""
+    prompt = to_api(read_template(PACK / "workflows" / "diagnose_and_suppress.json"), object_info)
+    run = finished(server, prompt)
+    verdicts = [run.outputs[n]["text"][0] for n in prompt if prompt[n]["class_type"] == "OP4KSR_PeriodicityDiagnostic"]
+    assert "every 32 px (1 token)" in verdicts[0]
+    assert all(run.outputs[n]["images"] for n in prompt if prompt[n]["class_type"] == "OP4KSR_PeriodicityDiagnostic")
+    (remover,) = (n for n in prompt if prompt[n]["class_type"] == "OP4KSR_SuppressPeriodicity")
+    assert run.outputs[remover]["text"][0].startswith("Took out ")
+    (saver,) = (n for n in prompt if prompt[n]["class_type"] == "SaveImage")
+    assert server.picture(run, saver).size == (640, 480)
