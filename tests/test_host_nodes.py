@@ -18,6 +18,7 @@ NODES = {
     "OP4KSR_OneStepUpscale",
     "OP4KSR_PeriodicityDiagnostic",
     "OP4KSR_SuppressPeriodicity",
+    "OP4KSR_SamplePicture",
 }
 
 #: Of images in [0, 1]. Less than a tenth of an 8-bit step: the same fp32 numbers in another order.
