@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .autocorrelation import Autocorrelation, folded_spectra, from_power, high_pass, local_energy, mean_power
 from .blocks import Steps, block_steps
+from .coherence import is_mesh
 from .lattice import (
     AXIS_CLIP,
     PERIODS,
@@ -71,7 +72,8 @@ def gather_evidence(plane: Tensor, reference: Tensor | None = None) -> Evidence:
     power, known_power = mean_power(white), None if known is None else mean_power(known)
     correlation = from_power(power, known=known_power)
     tile, lines = tile_period(correlation), comb_period(power)
-    statistics["free_tile"], statistics["free_lines"] = tile.z, lines.z
+    statistics["free_tile"] = tile.z if is_mesh(white, tile) else 0.0
+    statistics["free_lines"] = lines.z if is_mesh(white, lines) else 0.0
     if known_power is not None:
         _forgive_known(statistics, known_power, tile, lines, kept)
     _forgive_jpeg(statistics, steps)

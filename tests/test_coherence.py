@@ -1,0 +1,66 @@
+"""Short periods: a mesh is in phase everywhere, what enlarging leaves is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from op4ksr_core import measure_periodicity
+from op4ksr_core.artifacts import random_tile, tiled, to_8_bit
+from op4ksr_core.autocorrelation import from_power, high_pass, local_energy, mean_power
+from op4ksr_core.coherence import coherence, is_mesh
+from op4ksr_core.periodicity import grey_plane
+from op4ksr_core.periods import FoundPeriod, comb_period, tile_period
+
+
+def whitened(picture: Tensor) -> Tensor:
+    detail = high_pass(grey_plane(picture[0]))
+    return detail / local_energy(detail).sqrt()
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("factor", [4, 8])
+def test_what_enlarging_leaves_is_no_mesh(natural, mode: str, factor: int) -> None:
+    small = natural(1024 // factor, 1024 // factor, 5)
+    white = whitened(to_8_bit(F.interpolate(small, scale_factor=factor, mode=mode)))
+    assert tile_period(from_power(mean_power(white))).z > 7  # the autocorrelation alone is deceived
+    assert not is_mesh(white, FoundPeriod(factor, factor, 50.0))
+
+
+@pytest.mark.parametrize("factor", [3, 4, 4.3, 6])
+def test_an_enlarged_picture_raises_no_alarm(natural, factor: float) -> None:
+    small = natural(200, 240, 4)
+    enlarged = to_8_bit(F.interpolate(small, scale_factor=factor, mode="bicubic"))
+    assert not measure_periodicity(enlarged).alarm
+    assert not measure_periodicity(enlarged, small).alarm
+
+
+@pytest.mark.parametrize("period", [4.0, 4.33, 5.5, 8.0, 12.0])
+def test_a_tile_is_a_mesh(natural, period: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows, columns = torch.meshgrid(torch.arange(640.0), torch.arange(640.0), indexing="ij")
+    scale = round(period) / period
+    tile = tiled(random_tile(round(period), False, generator), rows * scale, columns * scale)
+    white = whitened(to_8_bit(natural(640, 640, 3) + 1.5 * tile / 255))
+    assert is_mesh(white, tile_period(from_power(mean_power(white))))
+
+
+def test_lines_are_a_mesh(natural) -> None:
+    wave = torch.sin(torch.arange(640) * (2 * torch.pi / 8))[:, None]
+    white = whitened(to_8_bit(natural(640, 640, 3) + wave * 1.5 / 255))
+    lines = comb_period(mean_power(white))
+    assert lines.columns == 0 and is_mesh(white, lines)
+
+
+def test_coherence_of_noise_and_of_a_tile(generator) -> None:
+    noise = torch.randn(512, 512, generator=generator)
+    assert coherence(noise, (8.0, 8.0)) < 0.15
+    assert coherence(noise[:8, :8].repeat(64, 64), (8.0, 8.0)) > 0.99
+
+
+def test_where_it_cannot_be_told_the_period_stands(generator) -> None:
+    noise = torch.randn(100, 512, generator=generator)
+    assert is_mesh(noise, FoundPeriod(8.0, 8.0, 9.0))  # too few blocks
+    assert is_mesh(noise, FoundPeriod(32.0, 32.0, 9.0)) and is_mesh(noise, FoundPeriod(0.0, 0.0, 0.0))
