@@ -39,7 +39,7 @@ def test_sizes_and_levels(natural) -> None:
         assert 2 <= found.factor <= 8
         assert found.low.shape == (1, 3, round(96 / found.factor), round(160 / found.factor))
         levels = found.low * 255
-        assert torch.allclose(levels, levels.round(), atol=1e-4) and 0 <= levels.min() and levels.max() <= 255
+        assert torch.allclose(levels, levels.round(), atol=1e-4) and levels.min() >= 0 and levels.max() <= 255
 
 
 def test_clean_is_bicubic_shrinking_and_nothing_else(natural) -> None:
