@@ -36,6 +36,7 @@ ORDER = [
     "leaves",
     "jpeg",
     "degradation",
+    "train_config",
     "metrics",
     "autocorrelation",
     "periods",
@@ -45,6 +46,8 @@ ORDER = [
     "calibration",
     "periodicity",
     "losses",
+    "objectives",
+    "lora",
     "folding",
     "suppress",
     "image_io",
@@ -56,7 +59,10 @@ ORDER = [
     "probe",
     "inspection",
     "allocation",
-    "training",
+    "sources",
+    "train_tasks",
+    "run_folder",
+    "trainer",
     "benchmark",
     "benchmark_periodicity",
     "demo",
@@ -66,6 +72,7 @@ ORDER = [
     "cli_options",
     "cli_plan",
     "cli_periodicity",
+    "cli_train",
     "cli_benchmark",
     "cli",
     "__main__",
@@ -73,7 +80,7 @@ ORDER = [
 
 #: Nowhere in the core; and at no module's top level.
 NEVER = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "diffusers"}
-ONLY_INSIDE_FUNCTIONS = {"piq", "pyiqa", "lpips"}
+ONLY_INSIDE_FUNCTIONS = {"piq", "pyiqa", "lpips", "webdataset", "accelerate", "tensorboard", "tomli", "tomllib"}
 
 SOURCES = sorted(CORE.glob("*.py"))
 #: Not ours, or made by tools.
