@@ -25,7 +25,10 @@ SMALLEST, LARGEST, STAMP_RADIUS = 2.5, 0.35, 9.0
 COVERAGE = 3.0
 
 #: Shares of the pictures with: nearly nothing on them, a periodic texture, writing, blur, noise.
-FLAT, PERIODIC, WRITTEN, BLURRED, NOISY = 0.12, 0.2, 0.3, 0.3, 0.3
+FLAT, PERIODIC, WRITTEN, BLURRED, NOISY = 0.15, 0.2, 0.3, 0.3, 0.3
+
+#: Share of the grounds that have a gradient but no texture: where a mesh shows first.
+SMOOTH = 0.3
 
 
 # --- textures ---------------------------------------------------------------------------------
@@ -199,7 +202,8 @@ class Canvas:
         self.noises, self.periodic, self.glyphs, self.stamps = stock(seed)
         self.colours = Colours(dice)
         self.planes = np.zeros((3, height, width), np.float32)
-        self.paint(None, 0, 0, height, width, self.natural(), 2.0)
+        ground = np.zeros((2 * TILE, 2 * TILE), np.float32) if dice.chance(SMOOTH) else self.natural()
+        self.paint(None, 0, 0, height, width, ground, 2.0)
 
     def natural(self) -> FloatArray:
         return self.dice.choose(self.noises)

@@ -58,13 +58,16 @@ def frequency_distance(output: Tensor, target: Tensor, scales: int = SCALES) -> 
     return torch.stack(parts).mean()
 
 
-def side_by_side(pictures: Tensor) -> Tensor:
-    """(B, C, H, W) -> (1, C, H, B W): one picture for L_AP.
+def inner(picture: Tensor, border: int) -> Tensor:
+    """(B, C, H, W) without ``border`` px on each side; the whole where less than 64 px would be left.
 
-    A model's mesh is the same in all pictures, and their sides are whole tokens, so that the lattice
-    stays in phase: B times as many tiles make a faint mesh stand out of chance.
+    An autoencoder errs most along the border, where its convolutions see zeros, and that hides a
+    mesh from L_AP: measured on the bundled weights and flat pictures, 32 px less on each side made
+    L_AP five to seven times as large.
     """
-    return torch.cat(pictures.unbind(0), dim=-1)[None]
+    if not border or min(picture.shape[-2:]) - 2 * border < 64:
+        return picture
+    return picture[..., border:-border, border:-border]
 
 
 # --- perceptual and adversarial, both optional --------------------------------------------------
@@ -132,7 +135,7 @@ class Objective(nn.Module):
     def __init__(self, config: LossConfig) -> None:
         super().__init__()
         self.config = config
-        self.periodicity = PeriodicityLoss()
+        self.periodicity = PeriodicityLoss(margin=config.periodicity_margin)
         self.perceptual = perceptual_loss(config.perceptual_kind) if config.perceptual else None
 
     def names(self, latent: bool) -> list[str]:
@@ -151,7 +154,7 @@ class Objective(nn.Module):
         if config.frequency:
             terms["frequency"] = config.frequency * frequency_distance(output, target)
         if config.periodicity:
-            pair = [side_by_side((picture + 1) / 2) for picture in (output, target)]
+            pair = [inner((picture + 1) / 2, config.periodicity_border) for picture in (output, target)]
             terms["periodicity"] = config.periodicity * self.periodicity(pair[0], pair[1])
         if self.perceptual is not None:
             terms["perceptual"] = config.perceptual * self.perceptual(output, target)

@@ -120,6 +120,9 @@ class LossConfig:
     latent_kind: Literal["l1", "l2", "charbonnier"] = "l1"
     #: L_AP.
     periodicity: float = 0.0
+    #: Its margin over chance (standard errors), and the border that it does not look at, px in whole tokens.
+    periodicity_margin: float = 0.0
+    periodicity_border: int = 32
     perceptual: float = 0.0
     perceptual_kind: Literal["gmsd", "ms_gmsd", "haarpsi", "ssim", "lpips", "dists"] = "gmsd"
     adversarial: float = 0.0

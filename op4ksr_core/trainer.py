@@ -267,7 +267,7 @@ class Trainer:
             self._sample_and_log({})
         batches = iter(self._loader())
         began, pictures = time.monotonic(), 0
-        sums: dict[str, float] = {}
+        sums: dict[str, list[float]] = {}
         try:
             while self.step < train.steps:
                 if self.task.before(self.step, self.source):
@@ -276,7 +276,7 @@ class Trainer:
                 pictures += count
                 self.step += 1
                 for name, value in terms.items():
-                    sums[name] = sums.get(name, 0.0) + value
+                    sums.setdefault(name, []).append(value)
                 last = self.step == train.steps
                 if self.step % config.output.log_every == 0 or last:
                     self.seconds += time.monotonic() - began
@@ -362,11 +362,11 @@ class Trainer:
 
     # --- what people see ---
 
-    def _report(self, sums: dict[str, float], pictures: int, seconds: float) -> None:
+    def _report(self, sums: dict[str, list[float]], pictures: int, seconds: float) -> None:
         interval = (self.step - 1) % self.config.output.log_every + 1
         speed = pictures / max(seconds, 1e-9)
         row: dict[str, Any] = {"pictures_per_second": speed, "rate": rate_at(self.step - 1, self.config)}
-        row |= {name: value / interval for name, value in sums.items()}
+        row |= {name: sum(values) / len(values) for name, values in sums.items()}
         left = seconds / interval * (self.config.train.steps - self.step)
         loss = row.get("loss", 0.0)
         self._tell(self.step, f"loss {loss:.4f}, {speed:.1f} pictures/s, {left / 60:.0f} min left")
