@@ -14,6 +14,7 @@ from typing import Any
 
 from . import __version__, cli_periodicity
 from .autoencoder import AutoEncoder
+from .cli_ablation import add_ablation
 from .cli_benchmark import add_benchmark
 from .cli_options import add_models, add_size, load_models, parse_device, target_of
 from .cli_plan import Planner, add_plan
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_benchmark(commands.add_parser("benchmark", help="measure, and write the table as JSON and Markdown"))
     cli_periodicity.add_commands(commands)
     add_train(commands.add_parser("train", help="train an autoencoder, a one-step model or a LoRA (extra: train)"))
+    add_ablation(commands.add_parser("ablation", help="train with and without RFR and L_AP, and measure"))
     _add_demo(commands.add_parser("demo", help="upscale the bundled photo to 4096 px and show what changed"))
     return parser
 

@@ -87,6 +87,8 @@ class DataConfig:
     #: Procedural: how many pictures are made beforehand and of what side, px; 0: a new one for each crop.
     pictures: int = 480
     picture_side: int = 512
+    #: Folder that keeps them; "" is the run's own. Several runs of one seed may share it.
+    cache: str = ""
     #: Side of a crop, px; a multiple of 32. Later in the run (share of the steps) another side and batch.
     crop: int = 96
     late_from: float = 1.0

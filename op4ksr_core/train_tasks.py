@@ -71,7 +71,7 @@ class Task(nn.Module):
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
 
-    def prepare(self, source: Source, cache: Path) -> None:
+    def prepare(self, source: Source) -> None:
         """Once, before the first step."""
 
     def before(self, step: int, source: Source) -> bool:
@@ -228,7 +228,7 @@ class OneStepTask(Task):
             flux = new_flux(config)
         return with_constants(flux, config)
 
-    def prepare(self, source: Source, cache: Path) -> None:
+    def prepare(self, source: Source) -> None:
         train, data = self.config.train, self.config.data
         if not train.grid_every:
             return

@@ -221,10 +221,13 @@ class Trainer:
         share = (self.engine.rank, self.engine.world)
         if not self.main:
             self.engine.wait()  # the first process makes the pictures
-        source = open_source(self.config.data, self.config.seed, self.folder.path / "cache", self._making, share)
+        source = open_source(self.config.data, self.config.seed, self._cache(), self._making, share)
         if self.main:
             self.engine.wait()
         return source
+
+    def _cache(self) -> Path:
+        return Path(self.config.data.cache) if self.config.data.cache else self.folder.path / "cache"
 
     def _making(self, done: int, total: int) -> None:
         self._tell(0, f"making pictures: {done} of {total}")
@@ -262,7 +265,7 @@ class Trainer:
     def run(self) -> Path:
         """Train to the end; the last weights' file. On Ctrl-C the state is saved first, then it is let through."""
         config, train = self.config, self.config.train
-        self.task.prepare(self.source, self.folder.path / "cache")
+        self.task.prepare(self.source)
         if self.step == 0:
             self._sample_and_log({})
         batches = iter(self._loader())

@@ -23,7 +23,8 @@ def train_lora() -> Path:
     models, run = harness.FOLDER / "diffusion_models", harness.FOLDER / "run"
     text = (
         f'kind = "lora"\nrun = "{run.as_posix()}"\n'
-        f'[model]\nstart = "{(models / FLUX).as_posix()}"\nautoencoder = "{(harness.FOLDER / "vae" / VAE).as_posix()}"\n'
+        f'[model]\nstart = "{(models / FLUX).as_posix()}"\n'
+        f'autoencoder = "{(harness.FOLDER / "vae" / VAE).as_posix()}"\n'
         "lora_rank = 4\n[data]\npictures = 4\npicture_side = 64\ncrop = 64\n"
         '[train]\nsteps = 8\nbatch = 2\nrate = 0.03\nwarmup = 0\nprecision = "fp32"\ndevice = "cpu"\n'
         '[output]\nsample_every = 0\ndtype = "fp32"\n'
