@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Item = TypeVar("Item")
-FloatArray = NDArray[np.float32]
+#: Float32 in fact; NumPy's types lose that on the way.
+FloatArray = NDArray[np.floating[Any]]
 
 
 class Dice:

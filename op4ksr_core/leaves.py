@@ -25,10 +25,10 @@ SMALLEST, LARGEST, STAMP_RADIUS = 2.5, 0.35, 9.0
 COVERAGE = 3.0
 
 #: Shares of the pictures with: nearly nothing on them, a periodic texture, writing, blur, noise.
-FLAT, PERIODIC, WRITTEN, BLURRED, NOISY = 0.15, 0.2, 0.3, 0.3, 0.3
+FLAT, PERIODIC, WRITTEN, BLURRED, NOISY = 0.2, 0.2, 0.3, 0.3, 0.3
 
-#: Share of the grounds that have a gradient but no texture: where a mesh shows first.
-SMOOTH = 0.3
+#: Shares of the grounds that have a gradient but no texture, where a mesh shows first: of flat and of other pictures.
+SMOOTH_FLAT, SMOOTH = 0.7, 0.2
 
 
 # --- textures ---------------------------------------------------------------------------------
@@ -197,12 +197,12 @@ class Colours:
 class Canvas:
     """A picture in the making, planar (3, H, W) float32."""
 
-    def __init__(self, dice: Dice, height: int, width: int, seed: int) -> None:
+    def __init__(self, dice: Dice, height: int, width: int, seed: int, smooth: float) -> None:
         self.dice, self.height, self.width = dice, height, width
         self.noises, self.periodic, self.glyphs, self.stamps = stock(seed)
         self.colours = Colours(dice)
         self.planes = np.zeros((3, height, width), np.float32)
-        ground = np.zeros((2 * TILE, 2 * TILE), np.float32) if dice.chance(SMOOTH) else self.natural()
+        ground = np.zeros((2 * TILE, 2 * TILE), np.float32) if dice.chance(smooth) else self.natural()
         self.paint(None, 0, 0, height, width, ground, 2.0)
 
     def natural(self) -> FloatArray:
@@ -301,8 +301,9 @@ class Canvas:
 def picture(seed: int, height: int = 256, width: int = 256, *, stock_seed: int = 0) -> NDArray[np.uint8]:
     """One picture, uint8 RGB (height, width, 3): bit for bit the same on every machine."""
     dice = Dice(stock_seed, 2, seed)
-    canvas = Canvas(dice, height, width, stock_seed)
-    canvas.leaves(0.15 if dice.chance(FLAT) else COVERAGE * dice.log_normal(0.75, 0.5))
+    flat = dice.chance(FLAT)
+    canvas = Canvas(dice, height, width, stock_seed, SMOOTH_FLAT if flat else SMOOTH)
+    canvas.leaves(0.15 if flat else COVERAGE * dice.log_normal(0.75, 0.5))
     if dice.chance(PERIODIC):
         canvas.pattern()
     if dice.chance(WRITTEN):
