@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
-from .train_config import read_config
+from .train_config import read_config, read_text
 from .trainer import OnStep, Trainer
 
 #: Seconds between two lines where the output is no terminal.
@@ -20,18 +20,22 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG.toml")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the config's folder")
     parser.add_argument("--run", metavar="FOLDER", help="another run folder than the config's")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.batch=2")
     parser.add_argument("--steps", type=int, help="another number of steps than the config's")
 
 
 def run_train(options: argparse.Namespace) -> int:
-    config = read_config(options.config)
-    text = options.config.read_text("utf-8")
+    changes = list(options.set)
     if options.run:
-        config = replace(config, run=options.run)
+        changes.append(f"run = {json.dumps(options.run)}")
     if options.steps:
-        config = replace(config, train=replace(config.train, steps=options.steps))
-    weights = Trainer(config, text, options.resume, show_steps()).run()
-    print(weights)
+        changes.append(f"train.steps = {options.steps}")
+    config = read_config(options.config, changes)
+    told = "".join(f"# changed by the command: {change}\n" for change in changes)
+    trainer = Trainer(config, told + read_text(options.config), options.resume, show_steps())
+    weights = trainer.run()
+    if trainer.main:
+        print(weights)
     return 0
 
 

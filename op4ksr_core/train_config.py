@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -224,26 +225,42 @@ class TrainConfig:
 # --- TOML -------------------------------------------------------------------------------------
 
 
-def read_config(path: str | Path) -> TrainConfig:
+def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
     """The run that a TOML file describes. Raises OptionError: no such file, bad TOML, wrong keys or values."""
+    return parse_config(read_text(path), str(path), changes)
+
+
+def read_text(path: str | Path) -> str:
+    """A config file's text. Raises OptionError."""
     try:
-        text = Path(path).read_text("utf-8")
+        return Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{path}: cannot be read ({error}); name a TOML file") from error
-    return parse_config(text, str(path))
 
 
-def parse_config(text: str, name: str = "config") -> TrainConfig:
-    """``read_config`` of a text; ``name`` is for the errors."""
-    toml = _toml()
-    try:
-        found = toml.loads(text)
-    except toml.TOMLDecodeError as error:
-        raise OptionError(f"{name}: is no TOML ({error})") from error
+def parse_config(text: str, name: str = "config", changes: Sequence[str] = ()) -> TrainConfig:
+    """``read_config`` of a text; ``name`` is for the errors. changes: ``section.key=value``, value as in TOML."""
+    found = _table(text, name)
+    for change in changes:
+        key, equals, value = (part.strip() for part in change.partition("="))
+        if not equals:
+            raise OptionError(f"change {change!r}: expected KEY=VALUE, such as train.steps=500")
+        new = _table(f"{key} = {value}", f"change {change!r}")
+        for section, content in new.items():
+            old = found.get(section)
+            found[section] = {**old, **content} if isinstance(old, dict) and isinstance(content, dict) else content
     try:
         return build(TrainConfig, found)
     except OptionError as error:
         raise OptionError(f"{name}: {error}") from error
+
+
+def _table(text: str, name: str) -> dict[str, Any]:
+    toml = _toml()
+    try:
+        return toml.loads(text)
+    except toml.TOMLDecodeError as error:
+        raise OptionError(f"{name}: is no TOML ({error}); texts need quotes") from error
 
 
 def _toml() -> Any:

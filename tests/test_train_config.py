@@ -67,3 +67,15 @@ def test_what_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="cannot be read"):
         read_config(tmp_path / "none.toml")
     assert TrainConfig("one_step", "r").train.steps == 1000
+
+
+def test_changes_win_over_the_file() -> None:
+    text = START + "[train]\nsteps = 5\nbatch = 2\n"
+    config = parse_config(text, changes=["train.steps=9", "loss.pixel = 2", "run='other'"])
+    assert (config.train.steps, config.train.batch, config.loss.pixel, config.run) == (9, 2, 2.0, "other")
+    with pytest.raises(OptionError, match="KEY=VALUE"):
+        parse_config(text, changes=["train.steps"])
+    with pytest.raises(OptionError, match="quotes"):
+        parse_config(text, changes=["run=other"])
+    with pytest.raises(OptionError, match="train.steps"):
+        parse_config(text, changes=["train.stepz=1"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from host_support import free_port
 from PIL import Image
 
 from op4ksr_core import Op4ksrError, OptionError, load_autoencoder, load_flux, save_autoencoder, save_flux
@@ -195,9 +198,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(folder: Path) -> 
 def test_the_command(folder: Path, capsys) -> None:
     path = folder / "c.toml"
     path.write_text(config(folder, loss=""))
-    assert main(["train", str(path), "--steps", "2", "--run", str(folder / "named")]) == 0
+    changes = ["--steps", "2", "--run", str(folder / "named"), "--set", "train.batch=1", "--set", "output.dtype='bf16'"]
+    assert main(["train", str(path), *changes]) == 0
     told = capsys.readouterr()
     assert "flux_0000002.safetensors" in told.out and "step 2 of 2" in told.err and "pictures/s" in told.err
+    assert "# changed by the command: train.batch=1\n" in (folder / "named" / "config.toml").read_text()
+    assert read_header(folder / "named/checkpoints/flux_0000002.safetensors").dtype == "BF16"
     path.write_text(config(folder).replace("steps", "stepps"))
     assert main(["train", str(path)]) == 1
     assert "did you mean 'train.steps'" in capsys.readouterr().err
@@ -215,6 +221,28 @@ def test_accelerate_in_one_process_gives_the_same(folder: Path) -> None:
     plain = load_flux(train(config(folder, run="plain")))
     other = load_flux(train(config(folder, run="other", train="accelerate = true\n")))
     assert torch.allclose(plain.final_layer.linear.weight, other.final_layer.linear.weight, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run(folder: Path) -> None:
+    """As ``accelerate launch`` starts them; on CPUs torch's own starter does the same."""
+    pytest.importorskip("accelerate")
+    path = folder / "c.toml"
+    path.write_text(config(folder, train="accelerate = true\ngrid_every = 4\ngrid_tokens = [8]\ngrid_pictures = 2\n"))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
+    pack = str(Path(__file__).resolve().parent.parent)
+    done = subprocess.run([*command, "-m", "op4ksr_core", "train", str(path)], cwd=pack, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    header = read_header(folder / "run/checkpoints/flux_0000006.safetensors")
+    assert "6 steps of 4" in header.metadata["op4ksr.training"] and len(rows(folder / "run")) == 7
 
 
 OVERFIT = """
@@ -246,6 +274,7 @@ unit_at = 0.0
         ("one_step", TINY_FLUX, "latent = 1.0\npixel = 0.0\ngradient = 0.0\n", "steps = 140\nrate = 3e-3\n", 0.25),
         ("autoencoder", "widths = [16, 32, 48, 48]\nnorm_groups = 4\n", "", "steps = 100\nrate = 1e-3\n", 0.75),
     ],
+    ids=["one_step", "autoencoder"],
 )
 def test_a_picture_is_learnt_by_heart(
     tmp_path: Path, kind: str, model: str, loss: str, ending: str, left: float
