@@ -27,6 +27,9 @@ COVERAGE = 3.0
 #: Shares of the pictures with: nearly nothing on them, a periodic texture, writing, blur, noise.
 FLAT, PERIODIC, WRITTEN, BLURRED, NOISY = 0.2, 0.2, 0.3, 0.3, 0.3
 
+#: Share of drawings: plain colours, no texture, gradient or noise, which normed networks do badly on unseen.
+DRAWN = 0.1
+
 #: Shares of the grounds that have a gradient but no texture, where a mesh shows first: of flat and of other pictures.
 SMOOTH_FLAT, SMOOTH = 0.7, 0.2
 
@@ -199,11 +202,12 @@ class Canvas:
 
     def __init__(self, dice: Dice, height: int, width: int, seed: int, smooth: float) -> None:
         self.dice, self.height, self.width = dice, height, width
+        self.drawn = dice.chance(DRAWN)
         self.noises, self.periodic, self.glyphs, self.stamps = stock(seed)
         self.colours = Colours(dice)
         self.planes = np.zeros((3, height, width), np.float32)
         ground = np.zeros((2 * TILE, 2 * TILE), np.float32) if dice.chance(smooth) else self.natural()
-        self.paint(None, 0, 0, height, width, ground, 2.0)
+        self.paint(None, 0, 0, height, width, None if self.drawn else ground, 2.0)
 
     def natural(self) -> FloatArray:
         return self.dice.choose(self.noises)
@@ -258,7 +262,7 @@ class Canvas:
                 mask = mask.T
             n = len(mask)
             top, left = dice.whole(-n // 2, self.height), dice.whole(-n // 2, self.width)
-            self.paint(mask, top, left, n, n, None if radius < 5 else self.natural())
+            self.paint(mask, top, left, n, n, None if self.drawn or radius < 5 else self.natural())
             area -= 2.2 * radius * radius
 
     def pattern(self) -> None:
@@ -304,13 +308,13 @@ def picture(seed: int, height: int = 256, width: int = 256, *, stock_seed: int =
     flat = dice.chance(FLAT)
     canvas = Canvas(dice, height, width, stock_seed, SMOOTH_FLAT if flat else SMOOTH)
     canvas.leaves(0.15 if flat else COVERAGE * dice.log_normal(0.75, 0.5))
-    if dice.chance(PERIODIC):
+    if dice.chance(PERIODIC) and not canvas.drawn:
         canvas.pattern()
     if dice.chance(WRITTEN):
         canvas.writing()
     if dice.chance(BLURRED):
         canvas.blur(dice.whole(1, 5))
-    if dice.chance(NOISY):
+    if dice.chance(NOISY) and not canvas.drawn:
         canvas.planes += np.float32(dice.log_uniform(0.5, 5) / 255) * dice.normals(3, height, width)
     levels = np.floor(np.clip(canvas.planes, 0, 1) * np.float32(255) + np.float32(0.5))
     return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 0))

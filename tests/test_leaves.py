@@ -29,7 +29,7 @@ def test_a_seed_makes_the_same_picture_and_another_makes_another() -> None:
 
 def test_the_bits_are_those_of_every_other_machine() -> None:
     """Fails where an operation is not exact IEEE arithmetic: find it, do not write a new number here."""
-    assert digest(*(picture(seed, 96, 96) for seed in range(12))) == "f56717ac2da7167f"
+    assert digest(*(picture(seed, 96, 96) for seed in range(12))) == "096003320868aeea"
 
 
 def test_they_are_broad_in_luma_and_small_in_chroma() -> None:
@@ -86,3 +86,11 @@ def test_dice_and_sine() -> None:
     assert {dice.whole(2, 5) for _ in range(60)} == {2, 3, 4}
     turns = np.linspace(-2, 2, 1001, dtype=np.float32)
     assert np.abs(sine(turns) - np.sin(2 * np.pi * turns.astype(np.float64))).max() < 0.0012
+
+
+def test_some_are_drawings_of_plain_colours() -> None:
+    shares = []
+    for seed in range(60):
+        levels = picture(seed, 96, 96).reshape(-1, 3).astype(np.int64) @ [65536, 256, 1]
+        shares.append(np.unique(levels, return_counts=True)[1].max() / len(levels))
+    assert sum(share > 0.2 for share in shares) >= 2 and sum(share < 0.05 for share in shares) >= 20
