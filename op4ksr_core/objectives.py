@@ -93,9 +93,9 @@ def perceptual_loss(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
     measure = makers[kind]()
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
-        pair = [((picture + 1) / 2).clamp(0, 1) for picture in (output, target)]
         with torch.autocast(output.device.type, enabled=False):
-            return measure(pair[0].float(), pair[1].float())
+            pair = [picture if picture.dtype == torch.float64 else picture.float() for picture in (output, target)]
+            return measure(*(((picture + 1) / 2).clamp(0, 1) for picture in pair))
 
     return loss
 

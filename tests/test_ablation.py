@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from op4ksr_core import OptionError, save_autoencoder
+from op4ksr_core import OptionError, cli_ablation, save_autoencoder
 from op4ksr_core.ablation import THETAS, VARIANTS, Ablation, jobs, run_ablation, summed
 from op4ksr_core.checkpoint import describe_flux
+from op4ksr_core.cli import main
 
 
 @pytest.fixture
@@ -93,3 +94,20 @@ def test_sizes_that_cannot_be_are_refused(tiny: Ablation) -> None:
         replace(tiny, heads=2)
     with pytest.raises(OptionError, match="at least one seed"):
         replace(tiny, seeds=())
+
+
+def test_the_command_sets_the_sizes(tmp_path: Path, monkeypatch, capsys) -> None:
+    seen: list[tuple[Ablation, tuple[str, ...]]] = []
+
+    def run(ablation: Ablation, parts: tuple[str, ...], tell: object) -> Path:
+        seen.append((ablation, tuple(parts)))
+        (tmp_path / "ablation.md").write_text("the table")
+        return tmp_path / "ablation.md"
+
+    monkeypatch.setattr(cli_ablation, "run_ablation", run)
+    assert main(["ablation", "-o", str(tmp_path), "--quick", "--seeds", "4", "5", "--only", "theta"]) == 0
+    assert main(["ablation", "-o", str(tmp_path), "--large-tokens", "64", "--steps", "7"]) == 0
+    (quick, parts), (plain, both) = seen
+    assert quick.seeds == (4, 5) and quick.hidden == 128 and quick.steps == 6 and parts == ("theta",)
+    assert plain.large_tokens == 64 and plain.steps == 7 and plain.batch == 4 and both == ("variants", "theta")
+    assert "the table" in capsys.readouterr().out
