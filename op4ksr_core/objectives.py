@@ -94,6 +94,7 @@ def perceptual_loss(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(output.device.type, enabled=False):
+            measure.to(output.device)
             pair = [picture if picture.dtype == torch.float64 else picture.float() for picture in (output, target)]
             return measure(*(((picture + 1) / 2).clamp(0, 1) for picture in pair))
 

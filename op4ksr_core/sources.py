@@ -91,10 +91,15 @@ class ProceduralSource:
     def __init__(self, data: DataConfig, seed: int, cache: Path, on_progress: OnProgress | None = None) -> None:
         self.data, self.seed = data, seed
         self.pool: Pixels | None = None
-        if data.pictures:
-            self.pool = procedural_pool(data, seed, cache, on_progress)
+        self.path = procedural_pool(data, seed, cache, on_progress) if data.pictures else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps the file itself, instead of being sent what is in it."""
+        return {**self.__dict__, "pool": None}
 
     def crops(self, seed: tuple[int, ...], count: int, side: int) -> Tensor:
+        if self.pool is None and self.path is not None:
+            self.pool = np.load(self.path, mmap_mode="r")
         found: list[Tensor] = []
         for i in range(count):
             rng = np.random.default_rng((*seed, i))
@@ -106,8 +111,8 @@ class ProceduralSource:
         return torch.cat(found)
 
 
-def procedural_pool(data: DataConfig, seed: int, cache: Path, on_progress: OnProgress | None = None) -> Pixels:
-    """(pictures, side, side, 3) uint8, mapped from a file in ``cache``, which is made where it is missing."""
+def procedural_pool(data: DataConfig, seed: int, cache: Path, on_progress: OnProgress | None = None) -> Path:
+    """File of (pictures, side, side, 3) uint8 in ``cache``, made where it is missing. Raises OutputError."""
     path = cache / f"leaves_{seed}_{data.pictures}x{data.picture_side}.npy"
     if not path.exists():
         try:
@@ -117,7 +122,7 @@ def procedural_pool(data: DataConfig, seed: int, cache: Path, on_progress: OnPro
             part.replace(path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
-    return np.load(path, mmap_mode="r")
+    return path
 
 
 def _make_pool(path: Path, data: DataConfig, seed: int, on_progress: OnProgress | None) -> None:

@@ -218,7 +218,7 @@ class OneStepTask(Task):
         #: Processed latents (N, 16, h, w) of whole pictures, degraded and sharp, for the grid steps.
         self.tiles: tuple[Tensor, Tensor] | None = None
         if config.train.checkpointing:
-            checkpoint_blocks(self.flux)
+            checkpoint_blocks(self)
 
     def start(self) -> Flux:
         config = self.config

@@ -248,8 +248,8 @@ class Trainer:
         if output.sample_folder:
             paths = gather([Path(output.sample_folder)])[: output.samples]
             return [_centre(load_image(path).image, output.sample_side) for path in paths]
-        made = [procedural_picture(HELD_OUT + i, *(output.sample_side,) * 2) for i in range(output.samples)]
-        return [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in made]
+        made = [procedural_picture(HELD_OUT + i, *(output.sample_side,) * 2) for i in range(output.samples - 1)]
+        return [_slope(output.sample_side)] + [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in made]
 
     def _open_board(self) -> Any:
         if not (self.config.output.tensorboard and self.main):
@@ -386,7 +386,7 @@ class Trainer:
         self._write(row)
 
     def _show(self) -> dict[str, float]:
-        """Write the samples (input enlarged, output, sharp); mean PSNR and periodicity of the outputs."""
+        """Write the samples (input enlarged, output, sharp); mean PSNR and highest periodicity of the outputs."""
         scores: list[tuple[float, float]] = []
         for i, high in enumerate(self.samples):
             enlarged, output, low = self.task.show(high, i)
@@ -396,7 +396,7 @@ class Trainer:
         count = len(scores)
         return {
             "sample_psnr": sum(s[0] for s in scores) / count,
-            "sample_periodicity": sum(s[1] for s in scores) / count,
+            "sample_periodicity": max(s[1] for s in scores),
         }
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -459,6 +459,13 @@ class Trainer:
             self.judge.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("judge.")})
             unpack_optimizer(self.judge_optimizer, tensors, "judge_optimizer")
         self.step, self.ema.steps, self.seconds = facts["step"], facts["ema_steps"], facts["seconds"]
+
+
+def _slope(side: int) -> Tensor:
+    """(1, 3, side, side): a soft, slightly warm slope from dark to light, where a mesh shows first."""
+    ramp = torch.linspace(0.3, 0.7, side)
+    plane = (ramp[:, None] + ramp[None]) / 2
+    return torch.stack([plane + 0.02, plane, plane - 0.02])[None]
 
 
 def _centre(image: Tensor, side: int) -> Tensor:

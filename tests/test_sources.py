@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -63,6 +64,10 @@ def test_procedural_pictures_are_kept_and_found_again(tmp_path: Path) -> None:
     assert told == [(1, 3), (2, 3), (3, 3)] and not list(tmp_path.glob("*.part*"))
     two = open_source(data, 4, tmp_path, lambda done, total: pytest.fail("made again")).crops((0, 1), 4, 32)
     assert torch.equal(one, two)
+    source = open_source(data, 4, tmp_path)
+    source.crops((0, 1), 1, 32)
+    sent = pickle.dumps(source)
+    assert len(sent) < 5000 and torch.equal(pickle.loads(sent).crops((0, 1), 4, 32), one)
     fresh = open_source(DataConfig(pictures=0), 4, tmp_path)
     assert torch.equal(fresh.crops((0, 1), 2, 32), fresh.crops((0, 1), 2, 32))
 
