@@ -312,11 +312,18 @@ def save_autoencoder(
         "op4ksr.norm_groups": str(model.params.norm_groups),
         "op4ksr.training": training,
     }
-    _save(path, _cast(model.state_dict(), dtype), metadata)
+    save_tensors(path, model.state_dict(), metadata, dtype)
 
 
 def save_flux(path: str | Path, model: Flux, *, dtype: torch.dtype | None = None, training: str = "") -> None:
     """Write in BFL layout with our metadata and the prompt embedding; whole or not at all. Raises OutputError."""
+    settings = model.settings
+    prompt = {key: t for key, t in zip(PROMPT_KEYS, (settings.txt, settings.vec), strict=True) if t is not None}
+    save_tensors(path, {**model.state_dict(), **prompt}, transformer_metadata(model, training), dtype)
+
+
+def transformer_metadata(model: Flux, training: str) -> dict[str, str]:
+    """The constants of the one step, for a transformer's file or (with another kind) its LoRA's."""
     settings = model.settings
     rows, columns = model.params.theta
     metadata = {
@@ -328,16 +335,15 @@ def save_flux(path: str | Path, model: Flux, *, dtype: torch.dtype | None = None
     }
     if settings.train_tokens is not None:
         metadata["op4ksr.train_tokens"] = str(settings.train_tokens)
-    prompt = {key: t for key, t in zip(PROMPT_KEYS, (settings.txt, settings.vec), strict=True) if t is not None}
-    _save(path, _cast({**model.state_dict(), **prompt}, dtype), metadata)
+    return metadata
 
 
-def _cast(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-
-
-def _save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def save_tensors(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str], dtype: torch.dtype | None = None
+) -> None:
+    """Write tensors (in ``dtype``, if given) and metadata; whole or not at all. Raises OutputError."""
     path = Path(path)
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)

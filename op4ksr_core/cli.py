@@ -14,9 +14,11 @@ from typing import Any
 
 from . import __version__, cli_periodicity
 from .autoencoder import AutoEncoder
+from .cli_ablation import add_ablation
 from .cli_benchmark import add_benchmark
 from .cli_options import add_models, add_size, load_models, parse_device, target_of
 from .cli_plan import Planner, add_plan
+from .cli_train import add_train
 from .color import COLOR_FIXES
 from .demo import SAMPLE_PHOTO, before_after
 from .errors import Op4ksrError
@@ -55,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inspect(commands.add_parser("inspect", help="what is this weights file, and will it work"))
     add_benchmark(commands.add_parser("benchmark", help="measure, and write the table as JSON and Markdown"))
     cli_periodicity.add_commands(commands)
+    add_train(commands.add_parser("train", help="train an autoencoder, a one-step model or a LoRA (extra: train)"))
+    add_ablation(commands.add_parser("ablation", help="train with and without RFR and L_AP, and measure"))
     _add_demo(commands.add_parser("demo", help="upscale the bundled photo to 4096 px and show what changed"))
     return parser
 

@@ -32,6 +32,11 @@ ORDER = [
     "header",
     "checkpoint",
     "procedural",
+    "dice",
+    "leaves",
+    "jpeg",
+    "degradation",
+    "train_config",
     "metrics",
     "autocorrelation",
     "periods",
@@ -43,6 +48,8 @@ ORDER = [
     "calibration",
     "periodicity",
     "losses",
+    "objectives",
+    "lora",
     "suppress",
     "image_io",
     "artifacts",
@@ -53,9 +60,13 @@ ORDER = [
     "probe",
     "inspection",
     "allocation",
-    "training",
+    "sources",
+    "train_tasks",
+    "run_folder",
+    "trainer",
     "benchmark",
     "benchmark_periodicity",
+    "ablation",
     "demo",
     "tiles",
     "benchmark_memory",
@@ -63,6 +74,8 @@ ORDER = [
     "cli_options",
     "cli_plan",
     "cli_periodicity",
+    "cli_train",
+    "cli_ablation",
     "cli_benchmark",
     "cli",
     "__main__",
@@ -70,7 +83,7 @@ ORDER = [
 
 #: Nowhere in the core; and at no module's top level.
 NEVER = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "diffusers"}
-ONLY_INSIDE_FUNCTIONS = {"piq", "pyiqa", "lpips"}
+ONLY_INSIDE_FUNCTIONS = {"piq", "pyiqa", "lpips", "webdataset", "accelerate", "tensorboard", "tomli", "tomllib"}
 
 SOURCES = sorted(CORE.glob("*.py"))
 #: Not ours, or made by tools.

@@ -1,0 +1,288 @@
+"""The paper's central claim at a scale anyone can rerun: does RFR, or L_AP, take the mesh away?
+
+A small model is trained anew with neither, with each and with both, everything else equal, and again
+with other seeds; then once per theta. All are measured on pictures that none was trained on, at the
+grid they were trained on and at a large one (128 x 128 tokens are 4096 px). Each run has its own
+folder and is not repeated where it is finished, so the command may be stopped and begun again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .autoencoder import AutoEncoder
+from .benchmark import Row, write_report
+from .checkpoint import BUNDLED_AUTOENCODER, load_autoencoder, load_flux
+from .errors import OptionError
+from .flux import Flux
+from .image_io import load_image
+from .latent import PATCH
+from .leaves import picture
+from .losses import PeriodicityLoss
+from .metrics import load_piq, psnr
+from .objectives import inner
+from .one_step import OneStepOptions, upscale
+from .periodicity import measure_periodicity
+from .resize import Target, resize
+from .rope import FLUX_THETA, fit_theta, ntk_theta
+from .sources import HELD_OUT
+from .train_config import DataConfig, LoopConfig, LossConfig, ModelConfig, OutputConfig, RfrConfig, TrainConfig
+from .trainer import OnStep, Trainer
+
+#: Channels per image axis of a head of 128, and tokens per side of 4096 px: for the thetas below.
+DIM, TOKENS = 56, 128
+
+#: What the sweep compares, by name.
+THETAS: dict[str, float] = {
+    "40000": 40000.0,
+    "20520 (ntk, s = 2)": ntk_theta(FLUX_THETA, DIM, 2.0),
+    "10000 (Flux)": FLUX_THETA,
+    "1000": 1000.0,
+    "256": 256.0,
+    "100": 100.0,
+    "fit, 1 turn": fit_theta(TOKENS, 1.0, DIM),
+    "fit, 1/2 turn": fit_theta(TOKENS, 0.5, DIM),
+    "16": 16.0,
+}
+
+#: Name -> (RFR, L_AP).
+VARIANTS: dict[str, tuple[bool, bool]] = {
+    "neither": (False, False),
+    "RFR": (True, False),
+    "L_AP": (False, True),
+    "both": (True, True),
+}
+
+#: The border that L_AP does not look at here, px: there an autoencoder errs most.
+BORDER = 32
+
+#: Held-out pictures measured here begin at this number, so that they are not the runs' samples.
+FIRST = HELD_OUT + 1000
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The sizes of the experiment. The defaults are for hours on two cores or minutes on a GPU."""
+
+    folder: Path
+    steps: int = 1500
+    batch: int = 4
+    crop: int = 256
+    rate: float = 6e-4
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sweep_seeds: tuple[int, ...] = (0,)
+    hidden: int = 256
+    heads: int = 2
+    depth: int = 1
+    single: int = 2
+    pictures: int = 240
+    periodicity: float = 0.2
+    #: Theta of the variants with RFR.
+    theta: float = THETAS["fit, 1/2 turn"]
+    thetas: dict[str, float] = field(default_factory=lambda: dict(THETAS))
+    #: Pictures measured at the training grid, and at the large one of so many tokens (0: not at all).
+    measured: int = 24
+    large_tokens: int = TOKENS
+    large_measured: int = 1
+    #: Photos to measure instead of procedural pictures; never trained on.
+    photos: tuple[Path, ...] = ()
+    autoencoder: Path = BUNDLED_AUTOENCODER
+    device: str = ""
+    precision: str = "bf16"
+    threads: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.seeds or self.steps < 1 or self.measured < 1:
+            raise OptionError("ablation: expected at least one seed, one step and one picture")
+        if self.hidden // self.heads != 128:
+            raise OptionError(f"ablation: expected heads of 128 channels, got {self.hidden} over {self.heads} heads")
+
+
+def config_of(ablation: Ablation, name: str, seed: int, theta: float, periodicity: float) -> TrainConfig:
+    """One run: nothing but its theta and the weight of L_AP differs from the others of its seed."""
+    a = ablation
+    return TrainConfig(
+        kind="one_step",
+        run=str(a.folder / "runs" / f"{name}_{seed}"),
+        seed=seed,
+        model=ModelConfig(
+            autoencoder=str(a.autoencoder),
+            hidden_size=a.hidden,
+            num_heads=a.heads,
+            depth=a.depth,
+            depth_single_blocks=a.single,
+            train_tokens=a.crop // 32,
+        ),
+        rfr=RfrConfig("theta", (theta,)),
+        data=DataConfig(
+            pictures=a.pictures,
+            picture_side=max(256, a.crop),
+            crop=a.crop,
+            shrunk=0.0,
+            workers=a.workers,
+            cache=str(a.folder / "cache"),
+        ),
+        loss=LossConfig(periodicity=periodicity),
+        train=LoopConfig(
+            steps=a.steps,
+            batch=a.batch,
+            rate=a.rate,
+            warmup=min(100, a.steps // 5),
+            precision="bf16" if a.precision == "bf16" else "fp32",
+            device=a.device,
+            threads=a.threads,
+        ),
+        output=OutputConfig(save_every=max(1, a.steps // 4), sample_every=0, keep=0, dtype="fp32"),
+    )
+
+
+def trained(config: TrainConfig, on_step: OnStep | None) -> tuple[Flux, float]:
+    """Train, or go on, or find it finished; the model and the seconds that training took in all."""
+    text = f"# One run of the ablation; {config!r}\n"
+    folder = Path(config.run)
+    trainer = Trainer(config, text, (folder / "log.csv").exists(), on_step)
+    path = trainer.run()
+    return load_flux(path), trainer.seconds
+
+
+class Measure:
+    """Held-out pictures at both grids, x4 clean; a model's scores on them."""
+
+    def __init__(self, ablation: Ablation) -> None:
+        self.ablation = ablation
+        self.autoencoder: AutoEncoder = load_autoencoder(ablation.autoencoder)
+        self.piq = _piq_or_none()
+        self.l_ap = PeriodicityLoss(margin=0.0)
+        small = self._pictures(ablation.crop, ablation.measured)
+        side = ablation.large_tokens * PATCH * self.autoencoder.params.ratio
+        large = self._pictures(side, ablation.large_measured) if side else []
+        self.grids = {f"{ablation.crop // 32} tokens": small} | (
+            {f"{ablation.large_tokens} tokens": large} if large else {}
+        )
+
+    def _pictures(self, side: int, count: int) -> list[Tensor]:
+        """Sharp pictures (1, 3, side, side); photos are cut in the middle, those too small left out."""
+        if not self.ablation.photos:
+            made = (picture(FIRST + i, side, side) for i in range(count))
+            return [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in made]
+        found: list[Tensor] = []
+        for path in self.ablation.photos:
+            image = load_image(path).image
+            if min(image.shape[-2:]) >= side and len(found) < count:
+                top, left = ((length - side) // 2 for length in image.shape[-2:])
+                found.append(image[..., top : top + side, left : left + side].contiguous())
+        return found
+
+    def rows(self, flux: Flux | None) -> list[Row]:
+        """A row per grid: means over its pictures. ``flux`` None: the autoencoder alone."""
+        return [{"grid": name, **self._grid(flux, pictures)} for name, pictures in self.grids.items() if pictures]
+
+    def _grid(self, flux: Flux | None, pictures: Sequence[Tensor]) -> Row:
+        scores = [self._one(flux, high) for high in pictures]
+        mean = {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
+        return {"pictures": len(scores), **mean}
+
+    def _one(self, flux: Flux | None, high: Tensor) -> dict[str, float]:
+        """Of the model's own output: no colour fix, no back-projection, which would hide its faults."""
+        side = high.shape[-1]
+        low = (resize(high, side // 4, side // 4).clamp(0, 1) * 255).round() / 255
+        options = OneStepOptions(target=Target(scale=4), color="none", fidelity=0.0, vae_only=flux is None)
+        output = (upscale(low, flux, self.autoencoder, options) * 255).round() / 255
+        report = measure_periodicity(output, low)
+        found = {"periodicity": report.score, "alarms": float(report.alarm), "psnr": psnr(output, high)}
+        found["l_ap"] = float(self.l_ap(inner(output, BORDER), inner(high, BORDER)))
+        if self.piq is not None:
+            found["ssim"] = float(self.piq.ssim(output, high, data_range=1.0))
+            found["gmsd"] = float(self.piq.gmsd(output, high, data_range=1.0))
+        return found
+
+
+def _piq_or_none() -> Any:
+    """piq, or None where it is not installed: then the table has no SSIM and GMSD."""
+    try:
+        return load_piq()
+    except OptionError:
+        return None
+
+
+def run_ablation(ablation: Ablation, parts: Sequence[str] = ("variants", "theta"), tell: OnName | None = None) -> Path:
+    """Train and measure all; the report, written anew after each run, so that nothing is lost."""
+    measure = Measure(ablation)
+    details: list[Row] = [{"part": "", "name": "autoencoder alone", **row} for row in measure.rows(None)]
+    report = write(ablation, details)
+    for part, name, config in jobs(ablation, parts):
+        flux, seconds = trained(config, None if tell is None else tell(f"{name}, seed {config.seed}"))
+        for row in measure.rows(flux):
+            theta = flux.params.theta[0]
+            head: Row = {"part": part, "name": name, "seed": config.seed, "theta": theta, "train_seconds": seconds}
+            details.append(head | row)
+        report = write(ablation, details)
+    return report
+
+
+#: A run's name -> what is told of its steps.
+OnName = Callable[[str], OnStep]
+
+
+def jobs(ablation: Ablation, parts: Sequence[str]) -> list[tuple[str, str, TrainConfig]]:
+    """(part, name, config) of every run."""
+    a = ablation
+    found: list[tuple[str, str, TrainConfig]] = []
+    if "variants" in parts:
+        for seed in a.seeds:
+            for name, (rfr, l_ap) in VARIANTS.items():
+                theta, weight = a.theta if rfr else FLUX_THETA, a.periodicity if l_ap else 0.0
+                found.append(("variants", name, config_of(a, name, seed, theta, weight)))
+    if "theta" in parts:
+        for seed in a.sweep_seeds:
+            for name, theta in a.thetas.items():
+                found.append(("theta", name, config_of(a, f"theta_{theta:.5g}", seed, theta, 0.0)))
+    return found
+
+
+def write(ablation: Ablation, details: list[Row]) -> Path:
+    """ablation.json and ablation.md: a table per part and grid, means and deviations over the seeds."""
+    tables: dict[str, list[Row]] = {}
+    alone = [row for row in details if not row["part"]]
+    for part, title in (("variants", "RFR and L_AP"), ("theta", "Theta")):
+        for grid in dict.fromkeys(row["grid"] for row in details):
+            rows = [row for row in details if row["part"] == part and row["grid"] == grid]
+            if rows:
+                tables[f"{title}, at {grid}"] = summed(rows) + summed([r for r in alone if r["grid"] == grid])
+    tables = tables or {"The autoencoder alone": summed(alone)}
+    settings = {k: str(v) for k, v in vars(replace(ablation, thetas={})).items() if k != "thetas"}
+    return write_report(ablation.folder, "ablation", tables, [{"settings": settings}, *details])
+
+
+def summed(rows: Sequence[Row]) -> list[Row]:
+    """Runs of one name -> one row: means over its seeds, and the deviation of the periodicity score.
+
+    periodicity: reference-aware score, 2 is what 1 clean picture in 100 reaches. alarms: their share.
+    l_ap: the share of the error against the sharp picture that repeats (no margin for chance).
+    """
+    found: list[Row] = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        row: Row = {"model": name, "theta": _text(own[0].get("theta")), "seeds": len(own)}
+        for key in ("periodicity", "alarms", "l_ap", "psnr", "ssim", "gmsd", "train_seconds"):
+            if key in own[0]:
+                row[key] = sum(r[key] for r in own) / len(own)
+            elif key == "train_seconds":
+                row[key] = "-"
+            if key == "periodicity":
+                mean = row[key]
+                row["+-"] = math.sqrt(sum((r[key] - mean) ** 2 for r in own) / max(1, len(own) - 1))
+        found.append(row)
+    return found
+
+
+def _text(theta: Any) -> str:
+    return "-" if theta is None else f"{theta:.5g}"

@@ -1,0 +1,346 @@
+"""What a training run is told: one TOML file -> frozen dataclasses, every unknown key refused by name."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .degradation import CLEAN, Degradation
+from .errors import OptionError
+from .latent import PATCH
+from .rope import FLUX_TRAIN_TOKENS, Policy, Rfr
+
+Kind = Literal["autoencoder", "one_step", "lora"]
+Config = TypeVar("Config")
+
+#: Stands for the weights that come with the pack, wherever it lies.
+BUNDLED = "bundled"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained. Geometry is used for a new model only; with ``start`` the file has its own."""
+
+    #: Weights to go on from: a file, "bundled", or "" for a new model (kind lora needs one).
+    start: str = ""
+    #: The frozen autoencoder of kinds one_step and lora: a file or "bundled".
+    autoencoder: str = BUNDLED
+    #: Of an autoencoder: train all of it, or the decoder alone (a transformer trained for it stays valid).
+    part: Literal["all", "decoder"] = "all"
+    widths: tuple[int, ...] = (24, 48, 96, 96)
+    norm_groups: int = 6
+    layers_per_block: int = 2
+    mid_attention: bool = False
+    hidden_size: int = 256
+    num_heads: int = 2
+    depth: int = 1
+    depth_single_blocks: int = 2
+    context_in_dim: int = 64
+    vec_in_dim: int = 32
+    prompt_tokens: int = 4
+    #: Noise level of the one step, in (0, 1]; None: the start file's, or 0.5.
+    sigma: float | None = None
+    #: Tokens per side that the run is for; written into the file.
+    train_tokens: int = 128
+    lora_rank: int = 16
+    lora_alpha: float = 16.0
+    #: Last words of the module names that get an adapter.
+    lora_targets: tuple[str, ...] = ("qkv", "proj", "0", "2", "linear1", "linear2")
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 1:
+            raise OptionError(f"model.lora_rank: expected at least 1, got {self.lora_rank}")
+
+
+@dataclass(frozen=True)
+class RfrConfig:
+    """RFR for the run: resolved once into numbers, which are written into the trained file."""
+
+    policy: Policy = "checkpoint"
+    #: One number, or rows and columns (policy "theta").
+    theta: tuple[float, ...] = ()
+    turns: float = 0.5
+    tokens: tuple[int, ...] = (128,)
+    train_tokens: int = FLUX_TRAIN_TOKENS
+
+    def rfr(self) -> Rfr:
+        theta = (self.theta[0], self.theta[-1]) if self.theta else None
+        return Rfr(self.policy, theta, self.turns, (self.tokens[0], self.tokens[-1]), self.train_tokens)
+
+    def __post_init__(self) -> None:
+        if len(self.theta) > 2 or len(self.tokens) not in (1, 2):
+            raise OptionError("rfr: expected one or two numbers for theta and for tokens")
+        self.rfr()
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures come from, and how they are cut."""
+
+    source: Literal["procedural", "folder", "shards"] = "procedural"
+    #: The folder (searched through), or the shards: "a/{000..009}.tar".
+    path: str = ""
+    #: Procedural: how many pictures are made beforehand and of what side, px; 0: a new one for each crop.
+    pictures: int = 480
+    picture_side: int = 512
+    #: Folder that keeps them; "" is the run's own. Several runs of one seed may share it.
+    cache: str = ""
+    #: Side of a crop, px; a multiple of 32. Later in the run (share of the steps) another side and batch.
+    crop: int = 96
+    late_from: float = 1.0
+    late_crop: int = 160
+    late_batch: int = 4
+    #: Share of the crops taken at twice the side and shrunk.
+    shrunk: float = 0.5
+    #: Processes that make batches; 0: the training's own.
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "late_crop"):
+            side = getattr(self, name)
+            if side < 32 or side % 32:
+                raise OptionError(f"data.{name}: expected a multiple of 32 px (one token), got {side}")
+        if self.source != "procedural" and not self.path:
+            raise OptionError(f"data.path: source {self.source!r} needs one")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms; 0 leaves a term out. All on pictures in [-1, 1] but ``latent``."""
+
+    pixel: float = 1.0
+    pixel_kind: Literal["l1", "l2", "charbonnier"] = "l1"
+    #: On horizontal and vertical differences.
+    gradient: float = 0.5
+    #: Multi-scale frequency supervision.
+    frequency: float = 0.0
+    latent: float = 0.1
+    latent_kind: Literal["l1", "l2", "charbonnier"] = "l1"
+    #: L_AP.
+    periodicity: float = 0.0
+    #: Its margin over chance (standard errors), and the border that it does not look at, px in whole tokens.
+    periodicity_margin: float = 0.0
+    periodicity_border: int = 32
+    perceptual: float = 0.0
+    perceptual_kind: Literal["gmsd", "ms_gmsd", "haarpsi", "ssim", "lpips", "dists"] = "gmsd"
+    adversarial: float = 0.0
+    #: Share of the run after which the adversarial term counts.
+    adversarial_from: float = 0.5
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The optimizer (AdamW, linear warm-up, cosine) and the machine."""
+
+    steps: int = 1000
+    batch: int = 8
+    #: Batches per step.
+    accumulate: int = 1
+    rate: float = 1e-3
+    warmup: int = 100
+    #: The last step's rate over ``rate``.
+    final: float = 0.01
+    weight_decay: float = 1e-3
+    clip: float = 1.0
+    ema: float = 0.999
+    precision: Literal["fp32", "bf16"] = "bf16"
+    #: Recompute activations in the backward pass: less memory, a third more time.
+    checkpointing: bool = False
+    #: "" is CUDA where there is one, else the CPU.
+    device: str = ""
+    #: CPU threads; 0 leaves torch's choice.
+    threads: int = 0
+    #: Several GPUs: ``accelerate launch -m op4ksr_core train CONFIG`` (extra: train).
+    accelerate: bool = False
+    #: Of an autoencoder: deviation of the noise on processed latents, so that its decoder bears errors.
+    latent_noise: float = 0.05
+    #: A new autoencoder: share of the run after which its latents are scaled to unit deviation.
+    unit_at: float = 0.7
+    #: Of a transformer: every so many steps a latent step on a grid of 4K's size; 0 never.
+    grid_every: int = 0
+    grid_tokens: tuple[int, ...] = (64, 128)
+    grid_pictures: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What the run writes, and how often (in steps)."""
+
+    log_every: int = 10
+    #: Weights and the state to go on from: a crash loses at most this many steps.
+    save_every: int = 200
+    #: Files of weights kept beside the last.
+    keep: int = 3
+    sample_every: int = 200
+    samples: int = 3
+    sample_side: int = 256
+    #: Pictures to sample; "": procedural ones that are never trained on.
+    sample_folder: str = ""
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"output.{name}: expected at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. ``run`` is the folder that is written."""
+
+    kind: Kind
+    run: str
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    rfr: RfrConfig = field(default_factory=RfrConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    degradation: Degradation = CLEAN
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        if self.kind == "lora" and not self.model.start:
+            raise OptionError('model.start: kind "lora" needs the model that the LoRA is for')
+        if self.kind != "autoencoder" and self.train.grid_every:
+            wrong = [t for t in self.train.grid_tokens if t * PATCH * 16 % self.data.picture_side]
+            if wrong:
+                raise OptionError(
+                    f"train.grid_tokens: {wrong[0]} tokens are no whole number of pictures "
+                    f"of {self.data.picture_side} px"
+                )
+
+
+# --- TOML -------------------------------------------------------------------------------------
+
+
+def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
+    """The run that a TOML file describes. Raises OptionError: no such file, bad TOML, wrong keys or values."""
+    return parse_config(read_text(path), str(path), changes)
+
+
+def read_text(path: str | Path) -> str:
+    """A config file's text. Raises OptionError."""
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path}: cannot be read ({error}); name a TOML file") from error
+
+
+def parse_config(text: str, name: str = "config", changes: Sequence[str] = ()) -> TrainConfig:
+    """``read_config`` of a text; ``name`` is for the errors. changes: ``section.key=value``, value as in TOML."""
+    found = _table(text, name)
+    for change in changes:
+        key, equals, value = (part.strip() for part in change.partition("="))
+        if not equals:
+            raise OptionError(f"change {change!r}: expected KEY=VALUE, such as train.steps=500")
+        new = _table(f"{key} = {value}", f"change {change!r}")
+        for section, content in new.items():
+            old = found.get(section)
+            found[section] = {**old, **content} if isinstance(old, dict) and isinstance(content, dict) else content
+    try:
+        return build(TrainConfig, found)
+    except OptionError as error:
+        raise OptionError(f"{name}: {error}") from error
+
+
+def _table(text: str, name: str) -> dict[str, Any]:
+    toml = _toml()
+    try:
+        return toml.loads(text)
+    except toml.TOMLDecodeError as error:
+        raise OptionError(f"{name}: is no TOML ({error}); texts need quotes") from error
+
+
+def _toml() -> Any:
+    """The standard library's parser; before Python 3.11 tomli (extra: train), which is the same."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+
+        return tomllib
+    try:
+        import tomli  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise OptionError("Python 3.10 reads TOML with tomli: pip install tomli") from error
+    return tomli  # pyright: ignore
+
+
+def build(cls: type[Config], table: dict[str, Any], where: str = "") -> Config:
+    """A dataclass from a table of its fields' names. Raises OptionError, with the nearest right name."""
+    hints = get_type_hints(cls)
+    names = [f.name for f in fields(cls)]  # pyright: ignore
+    for key in table:
+        if key not in names:
+            raise OptionError(f"unknown key {where + key!r}{_nearest(key, where, names)}")
+    missing = [f.name for f in fields(cls) if f.name not in table and _required(f)]  # pyright: ignore
+    if missing:
+        raise OptionError(f"key {where + missing[0]!r} is missing")
+    return cls(**{key: _value(hints[key], value, where + key) for key, value in table.items()})
+
+
+def _required(f: Any) -> bool:
+    from dataclasses import MISSING
+
+    return f.default is MISSING and f.default_factory is MISSING
+
+
+def _nearest(key: str, where: str, names: list[str]) -> str:
+    here = difflib.get_close_matches(key, names, 1, 0.6)
+    if here:
+        return f"; did you mean {where + here[0]!r}?"
+    elsewhere = {f"{section}.{name}": name for section, name in _all_keys()}
+    found = [full for full, name in elsewhere.items() if name == key]
+    found = found or [full for full, name in elsewhere.items() if difflib.get_close_matches(key, [name], 1, 0.8)]
+    return f"; did you mean {found[0]!r}?" if found else f"; known here: {', '.join(names)}"
+
+
+def _all_keys() -> list[tuple[str, str]]:
+    hints = get_type_hints(TrainConfig)
+    sections = [(name, hint) for name, hint in hints.items() if is_dataclass(hint)]
+    return [(section, f.name) for section, hint in sections for f in fields(hint)]
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    """``value`` as TOML gave it -> what the field wants; OptionError where it does not fit."""
+    origin, args = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise OptionError(f"{key}: expected a table [{key}], got {value!r}")
+        return build(hint, value, key + ".")  # pyright: ignore
+    if origin is Literal:
+        if value not in args:
+            near = difflib.get_close_matches(str(value), [str(a) for a in args], 1, 0.5)
+            raise OptionError(
+                f"{key}: expected one of {', '.join(map(repr, args))}; got {value!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        return value
+    if origin in (Union, types.UnionType):
+        return _value(next(a for a in args if a is not type(None)), value, key)
+    if origin is tuple:
+        return _tuple(args, value, key)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise OptionError(f"{key}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def _tuple(args: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        value = [value]
+    if args[-1] is not Ellipsis and len(args) != len(value):
+        raise OptionError(f"{key}: expected {len(args)} values, got {value!r}")
+    kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+    return tuple(_value(kind, item, key) for kind, item in zip(kinds, value, strict=True))

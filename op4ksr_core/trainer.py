@@ -1,0 +1,475 @@
+"""The training loop: one for all tasks, one process or several.
+
+Nothing random is kept from step to step: pictures, damage and noise are functions of (seed, step,
+process), so that a run that is gone on with is, on a CPU, the run that was never broken off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from .errors import Op4ksrError, OptionError
+from .image_io import Picture, load_image, save_image
+from .leaves import picture as procedural_picture
+from .metrics import psnr
+from .objectives import PatchDiscriminator, fool, judge_loss
+from .paths import gather
+from .periodicity import measure_periodicity
+from .run_folder import CsvLog, RunFolder, pack_optimizer, unpack_optimizer
+from .sources import HELD_OUT, ShardSource, Source, open_source
+from .train_config import TrainConfig
+from .train_tasks import CROPS, degraded, make_task
+
+log = logging.getLogger(__name__)
+
+#: (steps done, of how many, one line for people).
+OnStep = Callable[[int, int, str], None]
+
+#: The adversarial judge learns at this share of the model's rate.
+JUDGE_RATE = 0.5
+
+
+class Engine(Protocol):
+    """One process, or one of several."""
+
+    device: torch.device
+    rank: int
+    world: int
+
+    def prepare(self, module: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, torch.optim.Optimizer]: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def apart(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]: ...
+    def wait(self) -> None: ...
+
+
+class OneProcess:
+    """No library."""
+
+    rank, world = 0, 1
+
+    def __init__(self, device: str) -> None:
+        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self.device = torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise OptionError(f"train.device: {name!r} cannot be used ({str(error).splitlines()[0]})") from error
+
+    def prepare(self, module: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, torch.optim.Optimizer]:
+        return module, optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def apart(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def wait(self) -> None:
+        pass
+
+
+class Accelerated:
+    """Several GPUs, as ``accelerate launch`` started us."""
+
+    def __init__(self, device: str) -> None:
+        try:
+            from accelerate import Accelerator  # pyright: ignore
+        except ImportError as error:
+            raise OptionError("train.accelerate: needs accelerate: pip install accelerate") from error
+        self.inner: Any = Accelerator(cpu=device == "cpu", mixed_precision="no")
+        self.device: torch.device = self.inner.device
+        self.rank: int = self.inner.process_index
+        self.world: int = self.inner.num_processes
+
+    def prepare(self, module: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, torch.optim.Optimizer]:
+        return self.inner.prepare_model(module), optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        self.inner.backward(loss)
+
+    def apart(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        return self.inner.no_sync(module)
+
+    def wait(self) -> None:
+        self.inner.wait_for_everyone()
+
+
+class Ema:
+    """A running mean of the trained parameters, with a short memory at the beginning."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.mean: dict[str, Tensor] = {}
+        self.steps = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything but the present weights."""
+        self.mean = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.steps += 1
+        weight = 1 - min(self.decay, self.steps / (self.steps + 10))
+        for name, parameter in self.parameters.items():
+            self.mean[name].lerp_(parameter, weight)
+
+    @contextlib.contextmanager
+    def applied(self) -> Generator[None]:
+        """The mean in the parameters' place, for saving and showing; what is done to it there stays with it."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.data, self.mean[name] = self.mean[name], parameter.data
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Batch number i of a run, (sharp, degraded and enlarged): the same whoever asks, and when."""
+
+    def __init__(self, config: TrainConfig, source: Source, rank: int, pairs: bool) -> None:
+        self.config, self.source, self.rank, self.pairs = config, source, rank, pairs
+        self.begun = False
+
+    def shape(self, step: int) -> tuple[int, int]:
+        """(pictures, side) of a batch of that step."""
+        data, train = self.config.data, self.config.train
+        late = step >= data.late_from * train.steps
+        return (data.late_batch, data.late_crop) if late else (train.batch, data.crop)
+
+    def __len__(self) -> int:
+        return self.config.train.steps * self.config.train.accumulate
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not self.begun and isinstance(self.source, ShardSource):
+            self.source.skip(sum(self.shape(i // self.config.train.accumulate)[0] for i in range(index)))
+        self.begun = True
+        count, side = self.shape(index // self.config.train.accumulate)
+        seed = (self.config.seed, CROPS, index, self.rank)
+        high = self.source.crops(seed, count, side)
+        if self.pairs:
+            return high, degraded(high, self.config, seed)
+        half = count // 2
+        if half:
+            high = torch.cat([degraded(high[:half], self.config, seed), high[half:]])
+        return high, high[:0]
+
+
+def rate_at(step: int, config: TrainConfig) -> float:
+    """Learning rate: linear warm-up, then a cosine down to ``final``."""
+    train = config.train
+    if step < train.warmup:
+        return train.rate * (step + 1) / train.warmup
+    share = (step - train.warmup) / max(1, train.steps - train.warmup)
+    return train.rate * (train.final + (1 - train.final) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+class Trainer:
+    """One run. Built ready to go (or to go on); ``run`` does it."""
+
+    def __init__(self, config: TrainConfig, text: str, resume: bool = False, on_step: OnStep | None = None) -> None:
+        self.config, self.on_step = config, on_step
+        train = config.train
+        if train.threads:
+            torch.set_num_threads(train.threads)
+        self.engine: Engine = Accelerated(train.device) if train.accelerate else OneProcess(train.device)
+        self.folder = RunFolder(config.run)
+        going_on = self.folder.begin(text, resume) if self.main else resume and self.folder.state.exists()
+        self.engine.wait()
+        self.task = make_task(config).to(self.engine.device)
+        self.source = self._open_source()
+        self.parameters = self.task.trained()
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            self.parameters.values(), train.rate, betas=(0.9, 0.99), weight_decay=train.weight_decay
+        )
+        self.ema = Ema(self.parameters, train.ema)
+        self.judge, self.judge_optimizer = self._make_judge()
+        self.step, self.seconds = 0, 0.0
+        if going_on:
+            self._load()
+        self.net, self.optimizer = self.engine.prepare(self.task, self.optimizer)
+        self.samples = self._open_samples()
+        self.log = CsvLog(self.folder.log, self.columns(), self.step) if self.main else None
+        self.board = self._open_board()
+
+    @property
+    def main(self) -> bool:
+        return self.engine.rank == 0
+
+    def columns(self) -> list[str]:
+        terms = self.task.term_names()
+        shown = ["sample_psnr", "sample_periodicity"]
+        return ["step", "seconds", "pictures_per_second", "rate", "loss", *terms, *shown]
+
+    # --- setting up ---
+
+    def _open_source(self) -> Source:
+        share = (self.engine.rank, self.engine.world)
+        if not self.main:
+            self.engine.wait()  # the first process makes the pictures
+        source = open_source(self.config.data, self.config.seed, self._cache(), self._making, share)
+        if self.main:
+            self.engine.wait()
+        return source
+
+    def _cache(self) -> Path:
+        return Path(self.config.data.cache) if self.config.data.cache else self.folder.path / "cache"
+
+    def _making(self, done: int, total: int) -> None:
+        self._tell(0, f"making pictures: {done} of {total}")
+
+    def _make_judge(self) -> tuple[nn.Module | None, torch.optim.Optimizer | None]:
+        if not self.config.loss.adversarial:
+            return None, None
+        if self.engine.world > 1:
+            raise OptionError("loss.adversarial: works in one process only; set it to 0 for several GPUs")
+        torch.manual_seed(self.config.seed)
+        judge = PatchDiscriminator().to(self.engine.device)
+        return judge, torch.optim.AdamW(judge.parameters(), self.config.train.rate * JUDGE_RATE, betas=(0.5, 0.99))
+
+    def _open_samples(self) -> list[Tensor]:
+        output = self.config.output
+        if not self.main or not output.sample_every:
+            return []
+        if output.sample_folder:
+            paths = gather([Path(output.sample_folder)])[: output.samples]
+            return [_centre(load_image(path).image, output.sample_side) for path in paths]
+        made = [procedural_picture(HELD_OUT + i, *(output.sample_side,) * 2) for i in range(output.samples - 1)]
+        return [_slope(output.sample_side)] + [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in made]
+
+    def _open_board(self) -> Any:
+        if not (self.config.output.tensorboard and self.main):
+            return None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise OptionError("output.tensorboard: needs tensorboard: pip install tensorboard") from error
+        return SummaryWriter(str(self.folder.path / "tensorboard"))
+
+    # --- the run ---
+
+    def run(self) -> Path:
+        """Train to the end; the last weights' file. On Ctrl-C the state is saved first, then it is let through."""
+        config, train = self.config, self.config.train
+        self.task.prepare(self.source)
+        if self.step == 0:
+            self._sample_and_log({})
+        batches = iter(self._loader())
+        began, pictures = time.monotonic(), 0
+        sums: dict[str, list[float]] = {}
+        try:
+            while self.step < train.steps:
+                if self.task.before(self.step, self.source):
+                    self.ema.restart()
+                terms, count = self._one_step(batches)
+                pictures += count
+                self.step += 1
+                for name, value in terms.items():
+                    sums.setdefault(name, []).append(value)
+                last = self.step == train.steps
+                if self.step % config.output.log_every == 0 or last:
+                    self.seconds += time.monotonic() - began
+                    self._report(sums, pictures, time.monotonic() - began)
+                    began, pictures, sums = time.monotonic(), 0, {}
+                if last:
+                    with self.ema.applied():
+                        self.task.finish(self.source)
+                if self.step % config.output.save_every == 0 or last:
+                    self._save()
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        if self.board:
+            self.board.close()
+        return self.folder.weights(self.task.name, self.step)
+
+    def _loader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        workers = self.config.data.workers
+        if isinstance(self.source, ShardSource):
+            workers = min(1, workers)
+        batches = Batches(self.config, self.source, self.engine.rank, self.task.pairs)
+        order = range(self.step * self.config.train.accumulate, len(batches))
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=order,
+            num_workers=workers,
+            pin_memory=self.engine.device.type == "cuda",
+            prefetch_factor=4 if workers else None,
+        )
+
+    def _one_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, float], int]:
+        """Forward and backward over ``accumulate`` batches, and one step; (terms, pictures seen)."""
+        train = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(self.step, self.config)
+        self.optimizer.zero_grad(set_to_none=True)
+        totals: dict[str, Tensor] = {}
+        pictures = 0
+        for micro in range(train.accumulate):
+            high, low = (t.to(self.engine.device, non_blocking=True) for t in next(batches))
+            pictures += len(high) * self.engine.world
+            index = self.step * train.accumulate + micro
+            seed = (self.config.seed, index, self.engine.rank)
+            apart = self.engine.apart(self.net) if micro + 1 < train.accumulate else contextlib.nullcontext()
+            with apart:
+                judged = self.net(high, low, self.step, seed)
+                terms = dict(judged.terms)
+                if self.judge is not None and judged.output is not None and judged.target is not None:
+                    terms |= self._judged(judged.output, judged.target)
+                loss = torch.stack(list(terms.values())).sum()
+                self.engine.backward(loss / train.accumulate)
+            for name, term in {**terms, "loss": loss}.items():
+                totals[name] = totals.get(name, torch.zeros((), device=loss.device)) + term.detach() / train.accumulate
+        nn.utils.clip_grad_norm_(self.parameters.values(), train.clip)
+        self.optimizer.step()
+        self.ema.update()
+        return self._numbers(totals), pictures
+
+    def _numbers(self, totals: dict[str, Tensor]) -> dict[str, float]:
+        values = {name: float(value) for name, value in totals.items()}
+        if not math.isfinite(values["loss"]):
+            raise Op4ksrError(
+                f"step {self.step}: the loss is not finite; lower train.rate, or set train.precision to fp32, "
+                "and go on with --resume"
+            )
+        return values
+
+    def _judged(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The adversarial term; the judge takes its own step here."""
+        loss, train = self.config.loss, self.config.train
+        assert self.judge is not None and self.judge_optimizer is not None
+        if self.step < loss.adversarial_from * train.steps:
+            return {}
+        self.judge_optimizer.zero_grad(set_to_none=True)
+        judge_loss(self.judge, output, target).backward()
+        self.judge_optimizer.step()
+        self.judge.requires_grad_(False)
+        term = loss.adversarial * fool(self.judge, output)
+        self.judge.requires_grad_(True)
+        return {"adversarial": term}
+
+    # --- what people see ---
+
+    def _report(self, sums: dict[str, list[float]], pictures: int, seconds: float) -> None:
+        interval = (self.step - 1) % self.config.output.log_every + 1
+        speed = pictures / max(seconds, 1e-9)
+        row: dict[str, Any] = {"pictures_per_second": speed, "rate": rate_at(self.step - 1, self.config)}
+        row |= {name: sum(values) / len(values) for name, values in sums.items()}
+        left = seconds / interval * (self.config.train.steps - self.step)
+        loss = row.get("loss", 0.0)
+        self._tell(self.step, f"loss {loss:.4f}, {speed:.1f} pictures/s, {left / 60:.0f} min left")
+        every = self.config.output.sample_every
+        if every and (self.step % every == 0 or self.step == self.config.train.steps):
+            self._sample_and_log(row)
+        else:
+            self._write(row)
+
+    def _sample_and_log(self, row: dict[str, Any]) -> None:
+        if self.samples:
+            with self.ema.applied():
+                row |= self._show()
+        self._write(row)
+
+    def _show(self) -> dict[str, float]:
+        """Write the samples (input enlarged, output, sharp); mean PSNR and highest periodicity of the outputs."""
+        scores: list[tuple[float, float]] = []
+        for i, high in enumerate(self.samples):
+            enlarged, output, low = self.task.show(high, i)
+            views = torch.cat([enlarged, output, high], dim=-1)
+            save_image(self.folder.samples / f"step_{self.step:07d}_{i}.png", Picture(views))
+            scores.append((psnr(output, high), measure_periodicity(output, low).score))
+        count = len(scores)
+        return {
+            "sample_psnr": sum(s[0] for s in scores) / count,
+            "sample_periodicity": max(s[1] for s in scores),
+        }
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.log is None:
+            return
+        self.log.write({"step": self.step, "seconds": self.seconds, **row})
+        if self.board:
+            for name, value in row.items():
+                self.board.add_scalar(name, value, self.step)
+
+    def _tell(self, done: int, line: str) -> None:
+        if self.on_step and self.main:
+            self.on_step(done, self.config.train.steps, line)
+
+    # --- saving and going on ---
+
+    def _save(self) -> None:
+        """Weights (the running mean's), then the state that goes on from here."""
+        if not self.main:
+            return
+        with self.ema.applied():
+            self.task.save(self.folder.weights(self.task.name, self.step), self.line())
+        tensors = {f"model.{name}": p for name, p in self.parameters.items()}
+        tensors |= {f"ema.{name}": t for name, t in self.ema.mean.items()}
+        tensors |= pack_optimizer(self.optimizer, "optimizer")
+        if self.judge is not None and self.judge_optimizer is not None:
+            tensors |= {f"judge.{name}": t for name, t in self.judge.state_dict().items()}
+            tensors |= pack_optimizer(self.judge_optimizer, "judge_optimizer")
+        facts = {"step": self.step, "seconds": self.seconds, "ema_steps": self.ema.steps, "kind": self.config.kind}
+        self.folder.save_state(tensors, {**facts, "seed": self.config.seed})
+        self.folder.prune(self.task.name, self.config.output.keep)
+
+    def line(self) -> str:
+        """One line for the file's metadata: data, steps, losses, seed."""
+        config = self.config
+        weights = {name: getattr(config.loss, name) for name in self.task.objective.names(self.task.pairs)}
+        losses = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+        start = f" from {Path(config.model.start).name}" if config.model.start else ""
+        return (
+            f"{config.kind}{start}, {config.data.source} pictures, {self.step} steps of "
+            f"{config.train.batch * config.train.accumulate * self.engine.world}, losses {losses}, seed {config.seed}"
+        )
+
+    def _load(self) -> None:
+        tensors, facts = self.folder.load_state()
+        if (facts["kind"], facts["seed"]) != (self.config.kind, self.config.seed):
+            raise OptionError(
+                f"{self.folder.path}: its run has kind {facts['kind']} and seed {facts['seed']}; "
+                "the config has others: name another run folder"
+            )
+        own = {f"model.{name}" for name in self.parameters}
+        if own != {name for name in tensors if name.startswith("model.")}:
+            raise OptionError(f"{self.folder.path}: its run trains another model; name another run folder")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"model.{name}"])
+                self.ema.mean[name].copy_(tensors[f"ema.{name}"])
+        unpack_optimizer(self.optimizer, tensors, "optimizer")
+        if self.judge is not None and self.judge_optimizer is not None:
+            self.judge.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("judge.")})
+            unpack_optimizer(self.judge_optimizer, tensors, "judge_optimizer")
+        self.step, self.ema.steps, self.seconds = facts["step"], facts["ema_steps"], facts["seconds"]
+
+
+def _slope(side: int) -> Tensor:
+    """(1, 3, side, side): a soft, slightly warm slope from dark to light, where a mesh shows first."""
+    ramp = torch.linspace(0.3, 0.7, side)
+    plane = (ramp[:, None] + ramp[None]) / 2
+    return torch.stack([plane + 0.02, plane, plane - 0.02])[None]
+
+
+def _centre(image: Tensor, side: int) -> Tensor:
+    """(1, 3, H, W) -> its middle, at most ``side`` px and whole tokens of 32 px."""
+    height, width = (min(side, length) // 32 * 32 or length for length in image.shape[-2:])
+    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+    return image[..., top : top + height, left : left + width].contiguous()

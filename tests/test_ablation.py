@@ -1,0 +1,113 @@
+"""The ablation: what differs between its runs, and that it is gone on with where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from op4ksr_core import OptionError, cli_ablation, save_autoencoder
+from op4ksr_core.ablation import THETAS, VARIANTS, Ablation, jobs, run_ablation, summed
+from op4ksr_core.checkpoint import describe_flux
+from op4ksr_core.cli import main
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, make_autoencoder) -> Ablation:
+    save_autoencoder(tmp_path / "vae.safetensors", make_autoencoder())
+    return Ablation(
+        tmp_path / "out",
+        steps=2,
+        batch=1,
+        crop=128,
+        seeds=(0,),
+        hidden=128,
+        heads=1,
+        single=1,
+        pictures=2,
+        measured=1,
+        large_tokens=6,
+        thetas={"10000 (Flux)": 10000.0, "16": 16.0},
+        autoencoder=tmp_path / "vae.safetensors",
+        device="cpu",
+        precision="fp32",
+    )
+
+
+def test_the_thetas_are_those_asked_for() -> None:
+    values = [round(theta) for theta in THETAS.values()]
+    assert values == [40000, 20520, 10000, 1000, 256, 100, 23, 47, 16]
+
+
+def test_nothing_but_theta_and_l_ap_differs(tiny: Ablation) -> None:
+    found = {name: config for part, name, config in jobs(replace(tiny, seeds=(3,)), ["variants"])}
+    assert set(found) == set(VARIANTS)
+    plain = found["neither"]
+    for name, (rfr, l_ap) in VARIANTS.items():
+        config = found[name]
+        assert config.rfr.theta == ((tiny.theta,) if rfr else (10000.0,))
+        assert config.loss.periodicity == (tiny.periodicity if l_ap else 0)
+        loss = replace(config.loss, periodicity=plain.loss.periodicity)
+        assert replace(config, run=plain.run, rfr=plain.rfr, loss=loss) == plain
+    assert len(jobs(tiny, ["variants", "theta"])) == 4 + 2 and len(jobs(Ablation(Path()), ["variants", "theta"])) == 21
+
+
+def test_it_measures_every_run_at_both_grids_and_trains_none_twice(tiny: Ablation) -> None:
+    told: list[str] = []
+
+    def tell(name: str):
+        return lambda done, total, line: told.append(name)
+
+    report = run_ablation(tiny, tell=tell)
+    text = report.read_text("utf-8")
+    for title in ("RFR and L_AP, at 4 tokens", "RFR and L_AP, at 6 tokens", "Theta, at 4 tokens", "Theta, at 6 tokens"):
+        assert f"### {title}" in text
+    details = json.loads((tiny.folder / "ablation.json").read_text("utf-8"))["details"]
+    rows = [row for row in details if row.get("part")]
+    assert len(rows) == 2 * 6 and all(row["psnr"] > 3 and row["periodicity"] >= 0 for row in rows)
+    assert describe_flux(tiny.folder / "runs/RFR_0/checkpoints/flux_0000002.safetensors").params.theta[0] == tiny.theta
+    steps = len(told)
+    assert steps > 0
+    run_ablation(tiny, tell=tell)
+    assert len(told) == steps, "a finished run was trained again"
+
+
+def test_means_are_over_the_seeds() -> None:
+    rows = [{"name": "a", "theta": 16.0, "periodicity": p, "psnr": 20.0, "train_seconds": 5} for p in (1.0, 3.0)]
+    assert summed(rows) == [
+        {
+            "model": "a",
+            "theta": "16",
+            "seeds": 2,
+            "periodicity": 2.0,
+            "+-": 2.0**0.5,
+            "psnr": 20.0,
+            "train_seconds": 5.0,
+        }
+    ]
+
+
+def test_sizes_that_cannot_be_are_refused(tiny: Ablation) -> None:
+    with pytest.raises(OptionError, match="heads of 128"):
+        replace(tiny, heads=2)
+    with pytest.raises(OptionError, match="at least one seed"):
+        replace(tiny, seeds=())
+
+
+def test_the_command_sets_the_sizes(tmp_path: Path, monkeypatch, capsys) -> None:
+    seen: list[tuple[Ablation, tuple[str, ...]]] = []
+
+    def run(ablation: Ablation, parts: tuple[str, ...], tell: object) -> Path:
+        seen.append((ablation, tuple(parts)))
+        (tmp_path / "ablation.md").write_text("the table")
+        return tmp_path / "ablation.md"
+
+    monkeypatch.setattr(cli_ablation, "run_ablation", run)
+    assert main(["ablation", "-o", str(tmp_path), "--quick", "--seeds", "4", "5", "--only", "theta"]) == 0
+    assert main(["ablation", "-o", str(tmp_path), "--large-tokens", "64", "--steps", "7"]) == 0
+    (quick, parts), (plain, both) = seen
+    assert quick.seeds == (4, 5) and quick.hidden == 128 and quick.steps == 6 and parts == ("theta",)
+    assert plain.large_tokens == 64 and plain.steps == 7 and plain.batch == 4 and both == ("variants", "theta")
+    assert "the table" in capsys.readouterr().out

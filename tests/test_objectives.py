@@ -1,0 +1,144 @@
+"""Every term's gradient against finite differences, and what each term is for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from op4ksr_core import OptionError
+from op4ksr_core.autocorrelation import box_mean, high_pass
+from op4ksr_core.losses import PeriodicityLoss, lattice_correlation, periods_nearby
+from op4ksr_core.objectives import (
+    Objective,
+    PatchDiscriminator,
+    distance,
+    fool,
+    frequency_distance,
+    gradient_distance,
+    inner,
+    judge_loss,
+    perceptual_loss,
+)
+from op4ksr_core.train_config import LossConfig
+
+
+@pytest.fixture
+def pair(generator) -> tuple[Tensor, Tensor]:
+    target = torch.rand(2, 3, 10, 14, dtype=torch.float64, generator=generator) * 2 - 1
+    output = target + 0.3 * torch.randn(target.shape, dtype=torch.float64, generator=generator)
+    return output.requires_grad_(), target
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2", "charbonnier"])
+def test_distances_have_the_gradients_of_finite_differences(pair, kind: str) -> None:
+    output, target = pair
+    assert torch.autograd.gradcheck(lambda x: distance(x, target, kind), output)
+    assert torch.autograd.gradcheck(lambda x: gradient_distance(x, target, kind), output)
+
+
+def test_frequency_distance_has_the_gradient_of_finite_differences(pair) -> None:
+    output, target = pair
+    assert torch.autograd.gradcheck(lambda x: frequency_distance(x, target), output)
+
+
+def test_the_judges_terms_have_the_gradients_of_finite_differences(pair) -> None:
+    output, target = pair
+    torch.manual_seed(0)
+    judge = PatchDiscriminator(4).double().eval()  # eval: the spectral norm's power iteration stands still
+    assert torch.autograd.gradcheck(lambda x: fool(judge, x), output)
+    weight = judge.body[-1].weight
+
+    def own(value: Tensor) -> Tensor:
+        return torch.func.functional_call(_Judging(judge), {"judge.body.6.weight": value}, (output, target))
+
+    assert torch.autograd.gradcheck(own, weight.detach().clone().requires_grad_())
+
+
+class _Judging(torch.nn.Module):
+    def __init__(self, judge: torch.nn.Module) -> None:
+        super().__init__()
+        self.judge = judge
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return judge_loss(self.judge, output, target)
+
+
+def test_l_ap_has_the_gradient_of_finite_differences_with_its_weights_held(generator) -> None:
+    """Only the error in U(P) has a gradient; local strength, chance and energy are constants by design."""
+    target = torch.rand(2, 3, 96, 96, dtype=torch.float64, generator=generator)
+    tile = 0.05 * torch.randn(1, 3, 16, 16, dtype=torch.float64, generator=generator)
+    noise = 0.01 * torch.randn(target.shape, dtype=torch.float64, generator=generator)
+    start = target + tile.repeat(1, 1, 6, 6) + noise
+    error = high_pass(start - target)
+    local = (box_mean(error.square().mean(1, keepdim=True)).clamp(min=0) + (1 / 255) ** 2).sqrt()
+    evened = error / local
+    energy = evened.square().mean((1, 2, 3)) + 1e-12
+    levels = {}
+    for period in (8, 16, 32):
+        chance = torch.stack([lattice_correlation(evened, p) for p in periods_nearby(period)])  # type: ignore[misc]
+        levels[period] = chance.mean(0) + 3.0 * chance.std(0, correction=0)
+
+    def held(x: Tensor) -> Tensor:
+        e = high_pass(x - target) / local
+        parts = [(lattice_correlation(e, p) - level).relu() / energy for p, level in levels.items()]  # type: ignore[operator]
+        return torch.stack(parts).mean()
+
+    output = start.clone().requires_grad_()
+    loss = PeriodicityLoss()(output, target)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(float(held(start)), rel=1e-4) and float(loss.detach()) > 0.1
+    for seed in range(4):
+        way = torch.randn(start.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        way = tile.repeat(1, 1, 6, 6) + 0.1 * way
+        slope = (held(start + 1e-5 * way) - held(start - 1e-5 * way)) / 2e-5
+        assert float((output.grad * way).sum()) == pytest.approx(float(slope), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["gmsd", "haarpsi", "ssim"])
+def test_perceptual_terms_fall_towards_the_target(natural, kind: str) -> None:
+    try:
+        loss = perceptual_loss(kind)
+    except OptionError as error:
+        pytest.skip(str(error))
+    target = natural(96, 96) * 2 - 1
+    worse = torch.nn.functional.avg_pool2d(target, 5, 1, 2).requires_grad_()
+    cost = loss(worse, target)
+    cost.backward()
+    assert float(cost.detach()) > float(loss(target, target)) and float(worse.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("kind", ["gmsd", "haarpsi", "ssim"])
+def test_perceptual_terms_have_the_gradients_of_finite_differences(generator, kind: str) -> None:
+    try:
+        loss = perceptual_loss(kind)
+    except OptionError as error:
+        pytest.skip(str(error))
+    target = 1.4 * torch.rand(1, 3, 20, 20, dtype=torch.float64, generator=generator) - 0.7
+    output = target + 0.05 * torch.randn(target.shape, dtype=torch.float64, generator=generator)
+    assert torch.autograd.gradcheck(lambda x: loss(x, target), output.requires_grad_())
+
+
+def test_frequency_distance_sees_every_scale() -> None:
+    x = torch.linspace(0, 1, 64)
+    fine = ((torch.arange(64) % 2).float() - 0.5).expand(1, 3, 64, 64)
+    coarse = (torch.sin(6.28 * x) / 2).expand(1, 3, 64, 64)
+    zero = torch.zeros(1, 3, 64, 64)
+    assert float(frequency_distance(fine, zero)) > 0 and float(frequency_distance(coarse, zero)) > 0
+    assert float(frequency_distance(coarse, zero, 3)) > float(frequency_distance(coarse, zero, 1))
+    assert float(frequency_distance(fine, fine)) == 0
+
+
+def test_inner_cuts_the_border_where_enough_is_left() -> None:
+    assert inner(torch.zeros(1, 3, 128, 160), 32).shape == (1, 3, 64, 96)
+    assert inner(torch.zeros(1, 3, 96, 160), 32).shape == (1, 3, 96, 160)
+    assert inner(torch.zeros(1, 3, 128, 128), 0).shape == (1, 3, 128, 128)
+
+
+def test_only_terms_with_a_weight_are_there(generator) -> None:
+    a, b = (torch.rand(1, 3, 96, 96, generator=generator) for _ in range(2))
+    objective = Objective(LossConfig(pixel=2.0, gradient=0.0, frequency=0.5, periodicity=0.3, latent=0.0))
+    terms = objective.pictures(a, b)
+    assert list(terms) == ["pixel", "frequency", "periodicity"] == objective.names(latent=True)
+    assert float(terms["pixel"]) == pytest.approx(2 * float((a - b).abs().mean()))
+    assert objective.latents(a, b) == {} and Objective(LossConfig()).names(latent=False) == ["pixel", "gradient"]

@@ -1,0 +1,81 @@
+"""A config is read, or refused with the nearest right name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from op4ksr_core import OptionError
+from op4ksr_core.train_config import TrainConfig, parse_config, read_config
+
+CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.toml"))
+START = 'kind = "one_step"\nrun = "r"\n'
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_the_recipes_are_read(path: Path) -> None:
+    assert read_config(path).loss.periodicity > 0
+
+
+def test_there_are_recipes() -> None:
+    assert len(CONFIGS) >= 4
+
+
+def test_values_are_what_the_file_says() -> None:
+    config = parse_config(
+        START + 'seed = 3\n[rfr]\npolicy = "theta"\ntheta = 256\n[model]\nsigma = 1\n'
+        "[degradation]\nfactor = [2, 8]\nnoise_level = [[1, 2], [3, 4]]\n[train]\nrate = 1\ngrid_tokens = 64\n"
+    )
+    assert config.seed == 3 and config.rfr.rfr().theta == (256.0, 256.0) and config.model.sigma == 1.0
+    assert config.degradation.factor == (2.0, 8.0) and config.degradation.noise_level == ((1.0, 2.0), (3.0, 4.0))
+    assert config.train.rate == 1.0 and config.train.grid_tokens == (64,)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sead = 1", "unknown key 'sead'; did you mean 'seed'"),
+        ("[train]\nlearning_rate = 1", "unknown key 'train.learning_rate'"),
+        ("[train]\nstep = 1", "'train.step'; did you mean 'train.steps'"),
+        ("[train]\nperiodicity = 1", "did you mean 'loss.periodicity'"),
+        ("[modell]\nstart = ''", "did you mean 'model'"),
+        ("[loss]\npixel = 'a'", "loss.pixel: expected float"),
+        ("[loss]\npixel_kind = 'l3'", "did you mean 'l"),
+        ("[train]\nsteps = 1.5", "train.steps: expected int"),
+        ("[train]\nsteps = 0", "train.steps: expected at least 1"),
+        ("[train]\nsteps = true", "train.steps: expected int"),
+        ("[data]\ncrop = 100", "data.crop: expected a multiple of 32"),
+        ("[data]\nsource = 'folder'", "data.path"),
+        ("train = 3", r"expected a table \[train\]"),
+        ("[degradation]\nfactor = [1, 2, 3]", "degradation.factor: expected 2 values"),
+        ("[rfr]\npolicy = 'fitt'", "did you mean 'fit'"),
+        ("[train]\ngrid_every = 5\ngrid_tokens = [10]", "train.grid_tokens"),
+        ("[train", "is no TOML"),
+    ],
+)
+def test_wrong_configs_are_refused_by_name(text: str, told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        parse_config(START + text)
+
+
+def test_what_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="'run' is missing"):
+        parse_config('kind = "lora"')
+    with pytest.raises(OptionError, match="model.start"):
+        parse_config('kind = "lora"\nrun = "r"')
+    with pytest.raises(OptionError, match="cannot be read"):
+        read_config(tmp_path / "none.toml")
+    assert TrainConfig("one_step", "r").train.steps == 1000
+
+
+def test_changes_win_over_the_file() -> None:
+    text = START + "[train]\nsteps = 5\nbatch = 2\n"
+    config = parse_config(text, changes=["train.steps=9", "loss.pixel = 2", "run='other'"])
+    assert (config.train.steps, config.train.batch, config.loss.pixel, config.run) == (9, 2, 2.0, "other")
+    with pytest.raises(OptionError, match="KEY=VALUE"):
+        parse_config(text, changes=["train.steps"])
+    with pytest.raises(OptionError, match="quotes"):
+        parse_config(text, changes=["run=other"])
+    with pytest.raises(OptionError, match="train.steps"):
+        parse_config(text, changes=["train.stepz=1"])

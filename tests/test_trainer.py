@@ -1,0 +1,289 @@
+"""The trainer: a run folder, a run gone on with bit for bit, and a tiny set that is learnt by heart."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from host_support import free_port
+from PIL import Image
+
+from op4ksr_core import Op4ksrError, OptionError, load_autoencoder, load_flux, save_autoencoder, save_flux
+from op4ksr_core.checkpoint import describe_flux
+from op4ksr_core.cli import main
+from op4ksr_core.header import read_header, read_tensors
+from op4ksr_core.leaves import picture
+from op4ksr_core.lora import merge
+from op4ksr_core.rope import fit_theta
+from op4ksr_core.train_config import parse_config
+from op4ksr_core.trainer import Trainer, rate_at
+
+TINY_FLUX = "hidden_size = 64\nnum_heads = 2\ndepth = 1\ndepth_single_blocks = 1\ncontext_in_dim = 8\nvec_in_dim = 8\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_autoencoder, make_flux) -> Path:
+    save_autoencoder(tmp_path / "vae.safetensors", make_autoencoder())
+    save_flux(tmp_path / "flux.safetensors", make_flux(theta=(300.0, 300.0)))
+    return tmp_path
+
+
+def config(folder: Path, kind: str = "one_step", run: str = "run", **sections: str) -> str:
+    """A tiny run's TOML; a section's text is added to it."""
+    model = {
+        "autoencoder": "widths = [8, 16, 16, 16]\nnorm_groups = 4\nlayers_per_block = 1\n",
+        "one_step": TINY_FLUX + f'autoencoder = "{(folder / "vae.safetensors").as_posix()}"\n',
+        "lora": f'start = "{(folder / "flux.safetensors").as_posix()}"\nlora_rank = 4\n'
+        f'autoencoder = "{(folder / "vae.safetensors").as_posix()}"\n',
+    }[kind]
+    text = {
+        "model": model,
+        "data": "pictures = 4\npicture_side = 128\ncrop = 64\n",
+        "loss": "frequency = 0.1\nperiodicity = 0.1\n",
+        "train": "steps = 6\nbatch = 2\nwarmup = 2\nprecision = 'fp32'\ndevice = 'cpu'\n",
+        "output": "log_every = 1\nsave_every = 3\nsample_every = 6\nsamples = 1\nsample_side = 64\ndtype = 'fp32'\n",
+    }
+    for name, more in sections.items():
+        text[name] = text.get(name, "") + more
+    tables = "".join(f"[{name}]\n{body}" for name, body in text.items())
+    return f'kind = "{kind}"\nrun = "{(folder / run).as_posix()}"\n{tables}'
+
+
+def train(text: str, resume: bool = False) -> Path:
+    return Trainer(parse_config(text), text, resume).run()
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """The same tensors, bit for bit, and the same metadata (safetensors writes it in no fixed order)."""
+    headers = [read_header(path) for path in (one, other)]
+    a, b = (read_tensors(header) for header in headers)
+    equal = a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return equal and headers[0].metadata == headers[1].metadata
+
+
+class StoppedError(Exception):
+    """Stands for a kill: nothing is saved on the way out."""
+
+
+def killed_at(step: int):
+    def on_step(done: int, total: int, line: str) -> None:
+        if done == step:
+            raise StoppedError
+
+    return on_step
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "one_step", "lora"])
+def test_a_killed_run_goes_on_bit_for_bit(folder: Path, kind: str) -> None:
+    more = {"train": "accumulate = 2\ngrid_every = 4\ngrid_tokens = [8]\ngrid_pictures = 2\nunit_at = 0.5\n"}
+    whole = train(config(folder, kind, "whole", **more))
+    text = config(folder, kind, "killed", **more)
+    with pytest.raises(StoppedError):
+        Trainer(parse_config(text), text, False, killed_at(5)).run()
+    assert len(rows(folder / "killed")) >= 5
+    again = train(text, resume=True)
+    assert same_file(again, whole)
+    first, second = (rows(folder / name) for name in ("whole", "killed"))
+    assert [r["loss"] for r in first] == [r["loss"] for r in second] and len(first) == 7
+    states = [read_header(folder / name / "checkpoints" / "state.safetensors") for name in ("whole", "killed")]
+    a, b = (read_tensors(state) for state in states)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert any(name.startswith("optimizer.") for name in a) and any(name.startswith("ema.") for name in a)
+
+
+def test_the_run_folder_holds_what_a_person_looks_for(folder: Path) -> None:
+    weights = train(config(folder))
+    run = folder / "run"
+    assert (run / "config.toml").read_text() == config(folder)
+    assert {p.name for p in run.iterdir()} == {"config.toml", "log.csv", "samples", "checkpoints", "cache"}
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["step_0000000_0.png", "step_0000006_0.png"]
+    assert not list(run.rglob("*.part*"))
+    last = rows(run)[-1]
+    assert {"loss", "pixel", "gradient", "frequency", "latent", "periodicity"} <= set(last)
+    assert float(last["sample_psnr"]) > 5 and float(last["sample_periodicity"]) >= 0
+    total = sum(float(last[name]) for name in ("pixel", "gradient", "frequency", "latent", "periodicity"))
+    assert float(last["loss"]) == pytest.approx(total, rel=1e-3)
+    assert weights.name == "flux_0000006.safetensors" and load_flux(weights).settings.txt is not None
+
+
+def test_the_rfr_policy_is_written_into_the_file_as_a_number(folder: Path) -> None:
+    rfr = 'policy = "fit"\nturns = 1.0\ntokens = 64\n'
+    found = describe_flux(train(config(folder, rfr=rfr, model="sigma = 0.7\ntrain_tokens = 64\n")))
+    theta = fit_theta(64, 1.0, 14)
+    assert found.params.theta == (theta, theta) and found.settings.sigma == 0.7 and found.settings.train_tokens == 64
+    assert "one_step" in found.header.metadata["op4ksr.training"]
+    assert "periodicity 0.1" in found.header.metadata["op4ksr.training"]
+
+
+def test_a_lora_keeps_or_changes_its_models_theta(folder: Path) -> None:
+    kept = read_header(train(config(folder, "lora", "kept")))
+    assert kept.kind == "lora" and kept.metadata["op4ksr.rope_theta"] == "300.0"
+    other = config(folder, "lora", "other", rfr='policy = "theta"\ntheta = 100\n')
+    path = train(other)
+    assert read_header(path).metadata["op4ksr.rope_theta"] == "100.0"
+    model = load_flux(folder / "flux.safetensors")
+    assert merge(model, path) > 5
+
+
+def test_the_decoder_alone_leaves_the_encoder_as_it_is(folder: Path) -> None:
+    start = f'start = "{(folder / "vae.safetensors").as_posix()}"\npart = "decoder"\n'
+    text = config(folder, "autoencoder", model=start)
+    before, after = load_autoencoder(folder / "vae.safetensors"), load_autoencoder(train(text))
+    assert all(torch.equal(a, b) for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True))
+    assert not torch.equal(before.decoder.conv_out.weight, after.decoder.conv_out.weight)
+
+
+def test_checkpointing_and_workers_change_nothing(folder: Path) -> None:
+    plain = train(config(folder, run="plain"))
+    other = train(config(folder, run="other", train="checkpointing = true\n", data="workers = 2\n"))
+    assert torch.allclose(
+        load_flux(plain).final_layer.linear.weight, load_flux(other).final_layer.linear.weight, atol=1e-6
+    )
+
+
+def test_the_adversarial_term_comes_in_when_it_should_and_resumes(folder: Path) -> None:
+    loss = "adversarial = 0.01\nadversarial_from = 0.5\n"
+    whole = train(config(folder, run="whole", loss=loss))
+    terms = [row["adversarial"] for row in rows(folder / "whole")]
+    assert terms[:4] == [""] * 4 and all(terms[4:])
+    text = config(folder, run="killed", loss=loss)
+    with pytest.raises(StoppedError):
+        Trainer(parse_config(text), text, False, killed_at(5)).run()
+    assert same_file(train(text, resume=True), whole)
+
+
+def test_degraded_pictures_and_late_crops(folder: Path) -> None:
+    more = {"degradation": "factor = [2, 8]\n", "data": "late_from = 0.5\nlate_crop = 96\nlate_batch = 1\n"}
+    train(config(folder, **more))
+    assert len(rows(folder / "run")) == 7
+
+
+def test_ctrl_c_saves_first(folder: Path) -> None:
+    text = config(folder)
+
+    def interrupt(done: int, total: int, line: str) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(parse_config(text), text, False, interrupt).run()
+    assert (folder / "run" / "checkpoints" / "flux_0000004.safetensors").exists()
+
+
+def test_a_run_is_not_overwritten_nor_mixed_with_another(folder: Path) -> None:
+    train(config(folder))
+    with pytest.raises(OptionError, match="--resume"):
+        train(config(folder))
+    with pytest.raises(OptionError, match="seed"):
+        train(config(folder).replace("kind", "seed = 5\nkind", 1), resume=True)
+    with pytest.raises(OptionError, match="another model"):
+        train(config(folder).replace("depth_single_blocks = 1", "depth_single_blocks = 2"), resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(folder: Path) -> None:
+    with pytest.raises(Op4ksrError, match=r"train\.rate"):
+        train(config(folder, train="rate = 1e30\nclip = 1e30\n"))
+
+
+def test_the_command(folder: Path, capsys) -> None:
+    path = folder / "c.toml"
+    path.write_text(config(folder, loss=""))
+    changes = ["--steps", "2", "--run", str(folder / "named"), "--set", "train.batch=1", "--set", "output.dtype='bf16'"]
+    assert main(["train", str(path), *changes]) == 0
+    told = capsys.readouterr()
+    assert "flux_0000002.safetensors" in told.out and "step 2 of 2" in told.err and "pictures/s" in told.err
+    assert "# changed by the command: train.batch=1\n" in (folder / "named" / "config.toml").read_text()
+    assert read_header(folder / "named/checkpoints/flux_0000002.safetensors").dtype == "BF16"
+    path.write_text(config(folder).replace("steps", "stepps"))
+    assert main(["train", str(path)]) == 1
+    assert "did you mean 'train.steps'" in capsys.readouterr().err
+
+
+def test_the_rate_warms_up_and_falls(folder: Path) -> None:
+    found = parse_config(config(folder, train="rate = 2.0\nfinal = 0.1\n"))
+    rates = [rate_at(step, found) for step in range(7)]
+    assert rates[:2] == [1.0, 2.0] and rates[2] == pytest.approx(2.0) and rates[6] == pytest.approx(0.2)
+    assert all(a >= b for a, b in zip(rates[1:], rates[2:], strict=False))
+
+
+def test_accelerate_in_one_process_gives_the_same(folder: Path) -> None:
+    pytest.importorskip("accelerate")
+    plain = load_flux(train(config(folder, run="plain")))
+    other = load_flux(train(config(folder, run="other", train="accelerate = true\n")))
+    assert torch.allclose(plain.final_layer.linear.weight, other.final_layer.linear.weight, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run(folder: Path) -> None:
+    """As ``accelerate launch`` starts them; on CPUs torch's own starter does the same."""
+    pytest.importorskip("accelerate")
+    path = folder / "c.toml"
+    path.write_text(config(folder, train="accelerate = true\ngrid_every = 4\ngrid_tokens = [8]\ngrid_pictures = 2\n"))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
+    pack = str(Path(__file__).resolve().parent.parent)
+    done = subprocess.run([*command, "-m", "op4ksr_core", "train", str(path)], cwd=pack, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    header = read_header(folder / "run/checkpoints/flux_0000006.safetensors")
+    assert "6 steps of 4" in header.metadata["op4ksr.training"] and len(rows(folder / "run")) == 7
+
+
+OVERFIT = """
+[data]
+source = "folder"
+path = "{folder}"
+crop = 64
+shrunk = 0.0
+[output]
+log_every = 20
+save_every = 1000
+sample_every = 0
+[train]
+batch = 4
+warmup = 10
+ema = 0.9
+precision = "fp32"
+device = "cpu"
+threads = 1
+latent_noise = 0.0
+unit_at = 0.0
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "model", "loss", "ending", "left"),
+    [
+        ("one_step", TINY_FLUX, "latent = 1.0\npixel = 0.0\ngradient = 0.0\n", "steps = 140\nrate = 3e-3\n", 0.25),
+        ("autoencoder", "widths = [16, 32, 48, 48]\nnorm_groups = 4\n", "", "steps = 100\nrate = 1e-3\n", 0.75),
+    ],
+    ids=["one_step", "autoencoder"],
+)
+def test_a_picture_is_learnt_by_heart(
+    tmp_path: Path, kind: str, model: str, loss: str, ending: str, left: float
+) -> None:
+    """The 60-second overfit. A one-step model learns one picture's latents (all turns of it) nearly by heart."""
+    Image.fromarray(picture(5, 64, 64)).save(tmp_path / "one.png")
+    began = time.monotonic()
+    text = f'kind = "{kind}"\nseed = 1\nrun = "{(tmp_path / "run").as_posix()}"\n[model]\n{model}[loss]\n{loss}'
+    train(text + OVERFIT.format(folder=tmp_path.as_posix()) + ending)
+    losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]
+    assert losses[-1] < left * losses[0], losses
+    assert time.monotonic() - began < 60
