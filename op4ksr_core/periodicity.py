@@ -194,6 +194,11 @@ def grey_plane(picture: Tensor) -> Tensor:
     return (picture[0] if len(picture) == 1 else luma(picture[None])[0, 0]) * 255
 
 
+def enlarged_plane(before: Tensor, plane: Tensor) -> Tensor:
+    """A reference (3 or 1, h, w) in [0, 1] -> luma as ``grey_plane``, bicubically of the plane's size (H, W)."""
+    return resize(grey_plane(before)[None, None], plane.shape[-2], plane.shape[-1])[0, 0]
+
+
 def _measure(
     picture: Tensor, before: Tensor | None, alarm_rate: float, token: float | None, index: int
 ) -> PeriodicityReport:
@@ -205,7 +210,7 @@ def _measure(
         return PeriodicityReport(
             0.0, 1.0, False, "none", none, none, heat, 0.0, alarm_rate, (height, width), before is not None, index
         )
-    known = None if before is None else resize(grey_plane(before)[None, None], height, width)[0, 0]
+    known = None if before is None else enlarged_plane(before, plane)
     evidence = gather_evidence(plane, known)
     scores = evidence_scores(evidence.statistics, known is not None)
     score = score_of(scores, known is not None)
