@@ -17,17 +17,11 @@ from .resize import resize
 #: Box mean taken off first, px: what a reference explains needs little; a picture alone, much.
 TREND_ALONE, TREND_BESIDE = BOX, 65
 
-#: Share of the estimate that must hold on pixels it was not made from.
-SMALLEST_SHARE = 0.5
+#: Standard deviations of chance by which the estimate must agree with pixels that it was not made from.
+LEAST_CONFIDENCE = 4.0
 
 #: How much more an artifact in proportion to the local contrast must explain to be believed.
 CONTRAST_MARGIN = 1.2
-
-#: What must be left of the score at most for the result to be kept.
-LARGEST_RATIO = 0.7
-
-#: Box, px, in which the picture must bear the estimate out.
-BORNE_OUT_BOX = 65
 
 #: Grey levels at which the mask is 1.
 MASK_FULL = 1.0
@@ -118,7 +112,7 @@ def _checked(
     if forced:
         return cleaned
     after = measure_periodicity(cleaned, before, alarm_rate=found.alarm_rate)
-    return cleaned if after.score < LARGEST_RATIO * found.score else None
+    return cleaned if after.score < found.score else None
 
 
 def _place(report: PeriodicityReport) -> Tensor | None:
@@ -158,7 +152,7 @@ def find_artifact(
 def _artifact_of(detail: Tensor, place: Tensor | None, contrast: Tensor | None, phases: Phases, side: int) -> Tensor:
     """(H, W) grey levels: equally strong everywhere, or in proportion to the contrast, whichever explains more.
 
-    0 where too little of it is real, and where taking it out would add detail to the picture.
+    0 where too little of it is sure, and where taking it out would add detail to the picture.
     """
     weight = quietness(detail)
     best: Folded = estimate_artifact(detail, weight, place, None, phases, side)
@@ -166,20 +160,11 @@ def _artifact_of(detail: Tensor, place: Tensor | None, contrast: Tensor | None, 
         scaled = estimate_artifact(detail, weight, place, contrast, phases, side)
         if scaled.explained > CONTRAST_MARGIN * best.explained:
             best = scaled
-    artifact = _borne_out(best.artifact * best.share, detail, side)
-    fine = artifact - box_mean(artifact, side)
+    fine = best.artifact - box_mean(best.artifact, side)
     adds = float((detail - fine).square().sum()) >= float(detail.square().sum())
-    return torch.zeros_like(detail) if adds or best.share < SMALLEST_SHARE else artifact
-
-
-def _borne_out(artifact: Tensor, detail: Tensor, side: int) -> Tensor:
-    """The artifact, around each place no stronger than the picture itself bears out, so that none can be added.
-
-    The estimate trusts quiet pixels most, and lays what they show over textures too.
-    """
-    fine = artifact - box_mean(artifact, side)
-    shown = box_mean(detail * fine, BORNE_OUT_BOX) / box_mean(fine.square(), BORNE_OUT_BOX).clamp(min=1e-6)
-    return artifact * shown.clamp(0, 1)
+    return (
+        torch.zeros_like(detail) if adds or best.explained <= 0 or best.confidence < LEAST_CONFIDENCE else best.artifact
+    )
 
 
 def _contrast(plane: Tensor) -> Tensor:
