@@ -11,7 +11,7 @@ from torch import Tensor
 
 from op4ksr_core import ImageError, OptionError, measure_periodicity
 from op4ksr_core.artifacts import inject, jpeg, random_tile, real_texture, tiled, to_8_bit
-from op4ksr_core.calibration import ALONE, BESIDE, evidence_scores, false_alarm_rate, fit, score_of, split_name
+from op4ksr_core.calibration import ALONE, BESIDE, STRETCH, evidence_scores, false_alarm_rate, fit, score_of, split_name
 from op4ksr_core.periodicity import measure_each
 from op4ksr_core.resize import resize
 
@@ -251,4 +251,4 @@ def test_fit_finds_an_exponential_tail(generator) -> None:
     table, start, scale = fit(samples, [str(i // 10) for i in range(len(samples))])
     u, b = table["tile"][32]
     assert u == pytest.approx(2 * math.log(10), rel=0.1) and b == pytest.approx(2, rel=0.15)
-    assert scale == pytest.approx(1, rel=0.15) and start == pytest.approx((2 * math.log(5) - u) / b, abs=0.15)
+    assert scale == pytest.approx(STRETCH, rel=0.15) and start == pytest.approx((2 * math.log(5) - u) / b, abs=0.15)
