@@ -99,6 +99,20 @@ def test_jpeg_is_reported_apart(scenes) -> None:
     assert all(measure_periodicity(picture).jpeg_grid < 4 for picture in scenes)
 
 
+def test_a_weak_tile_of_8_px_is_not_taken_for_jpeg(scenes) -> None:
+    tile = random_tile(8, False, torch.Generator().manual_seed(3)).repeat(40, 48)
+    report = measure_periodicity(to_8_bit(scenes[1] + tile * 0.7 / 255))
+    assert report.kind == "tile" and report.period == pytest.approx((8, 8), rel=0.03)
+
+
+def test_blocks_have_a_map_too(scenes) -> None:
+    spoilt = scenes[3].clone()
+    spoilt[..., 192:] = inject(scenes[3], "block32", 12, 1)[..., 192:]
+    report = measure_periodicity(to_8_bit(spoilt))
+    assert report.kind == "blocks"
+    assert float(report.heatmap[..., 7:].mean()) > 3 * float(report.heatmap[..., :5].mean())
+
+
 def test_the_heat_is_where_it_is(scenes) -> None:
     spoilt = scenes[3].clone()
     spoilt[..., 192:] = inject(scenes[3], "white32", 4, 1)[..., 192:]
@@ -238,7 +252,7 @@ def test_rate_and_score_are_one_thing() -> None:
 
 
 def test_names_lead_to_the_table() -> None:
-    assert split_name("lines_power_small_rows_32") == ("lines_power_small", 32)
+    assert split_name("lines_power_rows_32") == ("lines_power", 32)
     assert split_name("free_tile") == ("free_tile", 0)
     assert set(ALONE) == set(BESIDE)
     scores = evidence_scores({"tile_32": ALONE["tile"][32][0], "no_such_8": 3.0}, beside=False)
