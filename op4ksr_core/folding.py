@@ -40,6 +40,10 @@ CHANCE = 2.0
 #: How sure it must be that the plain squared error falls, next to how sure the estimate is where it is quiet.
 PLAIN = 2.0
 
+#: Box mean, px, that is taken off at least, and standard deviations by which what it leaves must bear out
+#: the low frequencies that a smaller one took.
+WIDE_BOX, SURELY = 65, 2.0
+
 
 @dataclass(frozen=True)
 class Phases:
@@ -188,28 +192,41 @@ class Folded:
 
 
 def estimate_artifact(
-    detail: Tensor, weight: Tensor, place: Tensor | None, contrast: Tensor | None, phases: Phases, side: int
+    detail: Tensor,
+    wide: Tensor,
+    weight: Tensor,
+    place: Tensor | None,
+    contrast: Tensor | None,
+    phases: Phases,
+    side: int,
 ) -> Folded:
     """What repeats in a high-passed plane (H, W), no more of it than pixels it was not made from bear out.
 
     place: (H, W) in [0, 1], where to look for it; None: everywhere. contrast: (H, W) that it is
     proportional to; None: to nothing. side: of the box mean that was taken off the plane, px; what it
-    took of the artifact is put back. Where nothing repeats, all is 0.
+    took of the artifact is put back where that holds in wide, the plane less a box mean of WIDE_BOX.
+    Where nothing repeats, all is 0.
     """
     shape = torch.ones_like(detail) if contrast is None else contrast
     looked = weight if place is None else weight * place
     board = _checkerboard(detail.shape[0], detail.shape[1], phases)
-    crossed = torch.zeros_like(detail)
+    kept = (1 - low_pass_response(phases, side)).clamp(min=0.1)
+    seen = torch.zeros_like(kept, dtype=torch.bool)
+    crossed, laid = torch.zeros_like(detail), torch.zeros_like(detail)
     for half in (board, 1 - board):
         spectrum, gains = _alternate(detail, weight * half, looked * half, shape, phases)
-        crossed += (1 - half) * gains * shape * unfold(torch.fft.ifft2(spectrum).real, phases)
+        seen |= spectrum != 0
+        scaled = (1 - half) * gains * shape
+        crossed += scaled * unfold(torch.fft.ifft2(spectrum).real, phases)
+        laid += scaled * unfold(torch.fft.ifft2(spectrum / kept).real, phases)
     tested = _tested(detail, weight, crossed, phases)
     if tested is None:
         return Folded(torch.zeros_like(detail), 0.0, 0.0)
     explained, confidence, share = tested
     spectrum, gains = _alternate(detail, weight, looked, shape, phases)
-    restored = spectrum / (1 - low_pass_response(phases, side)).clamp(min=0.1)
-    artifact = unfold(torch.fft.ifft2(restored).real, phases) * shape * gains * share
+    if _plainly(wide, laid - box_mean(laid, WIDE_BOX), phases) > SURELY:
+        spectrum = torch.where(seen, spectrum / kept, spectrum)
+    artifact = unfold(torch.fft.ifft2(spectrum).real, phases) * shape * gains * share
     return Folded(artifact, explained, confidence)
 
 
@@ -226,6 +243,12 @@ def _alternate(detail: Tensor, weight: Tensor, looked: Tensor, shape: Tensor, ph
     return spectrum, gains
 
 
+def _plainly(detail: Tensor, crossed: Tensor, phases: Phases) -> float:
+    """By how many standard deviations of chance the squared error falls, every px counted alike."""
+    product, by_chance, energy = _agreement(detail, crossed, crossed, phases)
+    return float((2 * product - energy).sum() / (4 * by_chance).clamp(min=1e-12).sqrt())
+
+
 def _tested(detail: Tensor, weight: Tensor, crossed: Tensor, phases: Phases) -> tuple[float, float, Tensor] | None:
     """crossed: (H, W), each px estimated without its surroundings -> (energy explained, confidence, share (H, W)).
 
@@ -238,8 +261,6 @@ def _tested(detail: Tensor, weight: Tensor, crossed: Tensor, phases: Phases) -> 
         return None
     explained = float((2 * product - energy).sum())
     confidence = float(product.sum() / by_chance.clamp(min=1e-12).sqrt())
-    product, by_chance, energy = _agreement(detail, crossed, crossed, phases)
-    plain = float((2 * product - energy).sum() / (4 * by_chance).clamp(min=1e-12).sqrt())
     product, by_chance, energy = _agreement(detail, weight.sqrt() * crossed, crossed, phases)
     level = by_chance / energy.sum() + 1e-12  # variance of product per energy
     overall = (product.sum() / energy.sum()).clamp(0, 1)
@@ -248,7 +269,7 @@ def _tested(detail: Tensor, weight: Tensor, crossed: Tensor, phases: Phases) -> 
     chance = CHANCE * level / near_energy.clamp(min=1e-12)
     share = overall + differs * (1 - chance / differs.square().clamp(min=1e-12)).clamp(min=0)
     share = F.interpolate(share.clamp(0, 1)[None, None], detail.shape, mode="bilinear", align_corners=False)[0, 0]
-    return explained, min(confidence, plain * PLAIN), share
+    return explained, min(confidence, PLAIN * _plainly(detail, crossed, phases)), share
 
 
 def _agreement(detail: Tensor, pull: Tensor, crossed: Tensor, phases: Phases) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,22 +10,19 @@ from torch.nn import functional as F
 
 from .autocorrelation import BOX, box_mean
 from .errors import OptionError
-from .folding import FEWEST_PERIODS, Folded, Phases, estimate_artifact, phases_of, quietness
+from .folding import FEWEST_PERIODS, WIDE_BOX, Folded, Phases, estimate_artifact, phases_of, quietness
 from .periodicity import ALARM_RATE, PeriodicityReport, measure_each, measure_periodicity
 from .resize import resize
 
 #: Box mean taken off first, px: what a reference explains needs little; a picture alone, much.
-TREND_ALONE, TREND_BESIDE = BOX, 65
+TREND_ALONE, TREND_BESIDE = BOX, WIDE_BOX
 
 #: Standard deviations of chance by which the estimate must agree with pixels that it was not made from:
-#: of the luma where the alarm has said that there is something; of colours, and without an alarm.
+#: of the luma beside a reference, after an alarm; of colours, of a picture alone, and without an alarm.
 LEAST_AFTER_ALARM, LEAST_CONFIDENCE = 2.5, 4.0
 
 #: How much more an artifact in proportion to the local contrast must explain to be believed.
 CONTRAST_MARGIN = 1.2
-
-#: Times that an artifact is looked for, while what is left raises the alarm.
-PASSES = 2
 
 #: Grey levels at which the mask is 1.
 MASK_FULL = 1.0
@@ -106,27 +103,15 @@ def _refusal(report: PeriodicityReport) -> str:
 def _cleaned(
     image: Tensor, before: Tensor | None, period: tuple[float, float], found: PeriodicityReport, forced: bool
 ) -> tuple[Tensor | None, str]:
-    """One picture without its artifact, or None, and why. Not forced: only as far as its score falls.
-
-    What is left is looked for again, PASSES times at most, while there is an alarm.
-    """
-    best, note = None, "Nothing changed: what repeats could not be told from the picture."
-    current, score, place = image, found.score, None if forced else _place(found)
-    for _ in range(PASSES):
-        least = LEAST_AFTER_ALARM if found.alarm else LEAST_CONFIDENCE
-        artifact = find_artifact(current, before, period, place, least)
-        if not bool(artifact.any()):
-            break
-        current = (current - artifact.to(image)).clamp(0, 1)
-        if forced:
-            return current, note
-        note = "Nothing changed: taking it out would not have lowered the score."
-        after = measure_periodicity(current, before, alarm_rate=found.alarm_rate)
-        if after.score < score:
-            best, score = current, after.score
-        if not after.alarm:
-            break
-    return best, note
+    """One picture without its artifact, or None, and why. Not forced: only where its score falls."""
+    least = LEAST_AFTER_ALARM if found.alarm and before is not None else LEAST_CONFIDENCE
+    artifact = find_artifact(image, before, period, None if forced else _place(found), least)
+    if not bool(artifact.any()):
+        return None, "Nothing changed: what repeats could not be told from the picture."
+    cleaned = (image - artifact.to(image)).clamp(0, 1)
+    if forced or measure_periodicity(cleaned, before, alarm_rate=found.alarm_rate).score < found.score:
+        return cleaned, ""
+    return None, "Nothing changed: taking it out would not have lowered the score."
 
 
 def _place(report: PeriodicityReport) -> Tensor | None:
@@ -160,9 +145,12 @@ def find_artifact(
     for i, plane in enumerate(planes):
         detail = plane if known is None or i >= len(known) else plane - known[i]
         detail = detail - detail.mean()
-        best = _best_estimate(detail - box_mean(detail, side), place, contrast, phases, side)
-        sure = best.confidence >= (LEAST_CONFIDENCE if i else least)
-        found.append(best.artifact if sure else torch.zeros_like(detail))
+        best = _best_estimate(detail, place, contrast, phases, side)
+        if best.confidence < (LEAST_CONFIDENCE if i else least):
+            if not i:  # what the luma does not show is no reason to touch the colours
+                return torch.zeros_like(image)
+            best = replace(best, artifact=torch.zeros_like(detail))
+        found.append(best.artifact)
     if len(found) == 1:
         return found[0][None, None].expand_as(image) / 255
     back = torch.linalg.inv(torch.tensor(_TO_OPPONENT, dtype=torch.float64)).float()
@@ -174,10 +162,11 @@ def _best_estimate(detail: Tensor, place: Tensor | None, contrast: Tensor | None
 
     Confidence 0 where nothing is explained, and where taking it out would add detail to the picture.
     """
+    wide, detail = detail - box_mean(detail, WIDE_BOX), detail - box_mean(detail, side)
     weight = quietness(detail)
-    best = estimate_artifact(detail, weight, place, None, phases, side)
+    best = estimate_artifact(detail, wide, weight, place, None, phases, side)
     if contrast is not None:
-        scaled = estimate_artifact(detail, weight, place, contrast, phases, side)
+        scaled = estimate_artifact(detail, wide, weight, place, contrast, phases, side)
         if scaled.explained > CONTRAST_MARGIN * best.explained:
             best = scaled
     fine = best.artifact - box_mean(best.artifact, side)
