@@ -79,7 +79,7 @@ def block_map(plane: Tensor, period: int, cells: tuple[int, int]) -> Tensor:
 
     The borders are where the whole picture's steps are strongest. 0 where the picture is too small.
     """
-    maps = [_border_map(plane, period, cells), _border_map(plane.T, period, cells[::-1]).T]
+    maps = [_border_map(plane, period, cells), _border_map(plane.T, period, (cells[1], cells[0])).T]
     return (maps[0] + maps[1]) / math.sqrt(2)
 
 
