@@ -19,11 +19,13 @@ from torch import Tensor
 
 from .artifacts import KINDS, inject, jpeg, real_texture, to_8_bit
 from .benchmark import Row
+from .calibration import fit
+from .detection import gather_evidence
 from .errors import OptionError
 from .image_io import load_image
 from .losses import PeriodicityLoss
 from .metrics import psnr
-from .periodicity import PeriodicityReport, measure_periodicity
+from .periodicity import PeriodicityReport, enlarged_plane, grey_plane, measure_periodicity
 from .resize import resize
 from .suppress import suppress_with_report
 
@@ -54,9 +56,13 @@ SUPPRESSED = {
 }
 
 LARGEST_CROP = 512
-CLEAN_CROPS, POSITIVE_CROPS = 8, 2
-HALVES = ("held-out", "tuning")
-PARTS = ("detection", "suppression", "loss", "cost")
+CLEAN_CROPS, POSITIVE_CROPS, COMPRESSED_CROPS = 8, 2, 4
+
+#: Place, hence seed, of the first photo that is taken besides a half.
+FIRST_OF_MORE = 1000
+
+HALVES = ("held-out", "tuning", "all")
+PARTS = ("detection", "suppression", "loss", "cost", "calibration")
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,10 @@ class Crop:
 
 
 def half_of(photos: Sequence[Path], half: str) -> list[tuple[int, Path]]:
-    """(place in the whole list, photo) of one half. Raises OptionError where there are fewer than two photos."""
+    """(place in the whole list, photo) of one half, or of all. Raises OptionError where there are fewer than two."""
     if len(photos) < 2:
         raise OptionError(f"benchmark periodicity: expected at least 2 photos, got {len(photos)}")
-    return [(i, path) for i, path in enumerate(sorted(photos)) if i % 2 == (half == "held-out")]
+    return [(i, path) for i, path in enumerate(sorted(photos)) if half == "all" or i % 2 == (half == "held-out")]
 
 
 def crops_of(place: int, path: Path, count: int) -> Iterator[Crop]:
@@ -298,21 +304,57 @@ def loss_table(rows: Sequence[Row]) -> list[Row]:
     return table
 
 
+def measure_calibration(photos: Sequence[tuple[int, Path]], on_photo: Callable[[str], None]) -> list[Row]:
+    """One row per clean picture and mode: all its statistics. What ``calibration.fit`` wants."""
+    rows: list[Row] = []
+    for place, path in photos:
+        for k, crop in enumerate(crops_of(place, path, CLEAN_CROPS)):
+            cases = {"clean": (to_8_bit(crop.image), crop.low)}
+            if k < COMPRESSED_CROPS:
+                cases["jpeg90"] = (jpeg(crop.image, 90), crop.low)
+            if k < POSITIVE_CROPS:
+                cases |= {name: (picture, low) for name, picture, low in negatives(crop, k) if name == "lrjpeg50"}
+            for name, (picture, low) in cases.items():
+                plane = grey_plane(picture[0])
+                for mode, known in (("alone", None), ("reference", enlarged_plane(low[0], plane))):
+                    row: Row = {"photo": crop.photo, "crop": k, "case": name, "mode": mode}
+                    rows.append(row | gather_evidence(plane, known).statistics)
+        on_photo(str(path))
+    return rows
+
+
+def calibration_table(rows: Sequence[Row]) -> list[Row]:
+    """The table of calibration.py, as ``fit`` makes it of those rows: per mode, family and period u and b."""
+    table: list[Row] = []
+    for mode in ("alone", "reference"):
+        mine = [r for r in rows if r["mode"] == mode]
+        told = ("photo", "crop", "case", "mode")
+        samples = [{name: z for name, z in row.items() if name not in told} for row in mine]
+        entries, start, scale = fit(samples, [row["photo"] for row in mine])
+        for family, periods in entries.items():
+            for period, (u, b) in periods.items():
+                table.append({"mode": mode, "family": family, "period": period, "u": round(u, 2), "b": round(b, 2)})
+        table.append({"mode": mode, "family": "START, SCALE", "period": 0, "u": round(start, 3), "b": round(scale, 3)})
+    return table
+
+
 #: Part -> (measure, sum up); the cost has its own form.
 _TABLES: dict[str, tuple[Callable[..., list[Row]], Callable[[Sequence[Row]], list[Row]]]] = {
     "detection": (measure_detection, detection_table),
     "suppression": (measure_suppression, suppression_table),
     "loss": (measure_loss, loss_table),
+    "calibration": (measure_calibration, calibration_table),
 }
 
 
 def run_part(
-    part: str, photos: Sequence[Path], half: str, on_photo: Callable[[str], None]
+    part: str, photos: Sequence[Path], half: str, on_photo: Callable[[str], None], more: Sequence[Path] = ()
 ) -> tuple[list[Row], list[Row]]:
-    """(table, details) of one of ``PARTS``."""
+    """(table, details) of one of ``PARTS``. more: photos taken whole, besides that half of the others."""
     if part == "cost":
         rows = measure_cost()
         return rows, rows
     measure, sum_up = _TABLES[part]
-    details = measure(half_of(photos, half), on_photo)
+    added = [(FIRST_OF_MORE + i, path) for i, path in enumerate(more)]
+    details = measure([*half_of(photos, half), *added], on_photo)
     return sum_up(details), details

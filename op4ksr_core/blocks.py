@@ -43,7 +43,17 @@ def _joined(z: list[float]) -> float:
 
 
 def step_profile(plane: Tensor) -> Tensor:
-    """(H, W) -> (W-1,): how much each column border is a step, mean over the rows, its local trend removed.
+    """(H, W) -> (W-1,): how much each column border is a step, mean over the rows, its local trend removed."""
+    shares = step_shares(plane)
+    if not shares.numel():
+        return plane.new_zeros(0)
+    profile = shares.mean(0)
+    trend = torch.nn.functional.avg_pool1d(profile[None, None], 33, 1, 16, count_include_pad=False)[0, 0]
+    return profile - trend
+
+
+def step_shares(plane: Tensor) -> Tensor:
+    """(H, W) -> (S, W-1): how much of a step each column border is in segments of 32 rows, 16 apart; (0, 0): too small.
 
     A step is what a difference exceeds its two neighbours by (slopes and soft edges drop out). It is
     compared with its neighbourhood: s^2 / (s^2 + local mean of s^2), in [0, 1].
@@ -51,7 +61,7 @@ def step_profile(plane: Tensor) -> Tensor:
     height, width = plane.shape
     rows = height // EVERY
     if rows < ALONG // EVERY or width < 32:
-        return plane.new_zeros(0)
+        return plane.new_zeros(0, 0)
     plane = plane[: rows * EVERY].reshape(rows, EVERY, width).sum(1)
     step = plane[:, 1:] - plane[:, :-1]
     n = ALONG // EVERY
@@ -61,9 +71,31 @@ def step_profile(plane: Tensor) -> Tensor:
     sums = torch.nn.functional.pad(power, (ACROSS + 1, ACROSS), mode="reflect").cumsum(-1, dtype=torch.float64)
     around = (sums[:, 2 * ACROSS + 1 :] - sums[:, : -2 * ACROSS - 1]).float() - power
     around = (around / (2 * ACROSS)).clamp(min=0)
-    profile = (power / (power + around + 1.0)).mean(0)
-    trend = torch.nn.functional.avg_pool1d(profile[None, None], 33, 1, 16, count_include_pad=False)[0, 0]
-    return profile - trend
+    return power / (power + around + 1.0)
+
+
+def block_map(plane: Tensor, period: int, cells: tuple[int, int]) -> Tensor:
+    """(H, W) -> (cells): z of the steps at the borders of blocks of that period, about each place; both axes together.
+
+    The borders are where the whole picture's steps are strongest. 0 where the picture is too small.
+    """
+    maps = [_border_map(plane, period, cells), _border_map(plane.T, period, (cells[1], cells[0])).T]
+    return (maps[0] + maps[1]) / math.sqrt(2)
+
+
+def _border_map(plane: Tensor, period: int, cells: tuple[int, int]) -> Tensor:
+    """z of the standing borders, from 3 x 3 neighbouring segments, against the other columns' spread."""
+    shares = step_shares(plane)
+    folds = shares.shape[1] // period
+    if folds < 3:
+        return plane.new_zeros(cells)
+    parts = shares[:, : folds * period].reshape(len(shares), folds, period).permute(2, 0, 1)
+    parts = parts - parts.mean(0)
+    phase = int(parts.mean((1, 2)).argmax())
+    near = torch.nn.functional.avg_pool2d(parts[:, None], (5, 3), 1, (2, 1), count_include_pad=False)
+    spread = 1.4826 * near.abs().median() + 1e-6
+    z = near[phase : phase + 1] / spread
+    return torch.nn.functional.interpolate(z, cells, mode="bilinear", align_corners=False)[0, 0]
 
 
 def _best_phase(profile: Tensor, period: int, exclusive: bool) -> float:

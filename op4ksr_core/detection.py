@@ -36,8 +36,8 @@ TOO_MUCH_KNOWN = 0.4
 #: z of the picture's own 8 px steps above which it is a JPEG, and its 8 and 16 px powers count less.
 JPEG_STEPS = 4.0
 
-#: Side of the smaller windows, for what drifts and for the map of where.
-SMALL_WINDOW = 128
+#: Side of the smaller windows, for what drifts and for the map of where, and the period looked for in each.
+SMALL_WINDOW, LOCAL_PERIOD = 128, 32
 
 
 @dataclass(frozen=True)
@@ -82,60 +82,45 @@ def gather_evidence(plane: Tensor, reference: Tensor | None = None) -> Evidence:
 
 def _line_statistics(statistics: dict[str, float], white: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor, float]:
     """Fill in what the line spectra say; returns the maps of where, and the share of windows kept."""
-    kept = 1.0
-    heat = heat_lines = white.new_zeros(1, 1)
-    for suffix, largest in (("", 2 * SMALL_WINDOW), ("_small", SMALL_WINDOW)):
-        spectra = folded_spectra(white, largest)
-        keep = None
-        if known is not None:
-            before = folded_spectra(known, largest)
-            keep = _unlike_reference(before)
-            spectra = spectra - radial_gain(spectra, before) * before
-            del before
-        inside = interior_lines(spectra)
-        along = [axis_lines(spectra, axis) for axis in (0, 1)]
-        if keep is not None:
-            inside, along = inside.kept(keep[0]), [a.kept(keep[1]) for a in along]
-        if not suffix:
-            kept = 1.0 if keep is None else float(keep[0].float().mean())
-            _coherent_statistics(statistics, inside, along)
-        heat, heat_lines = _local_statistics(statistics, inside, along, suffix)
-    return heat, heat_lines, kept
+    inside, along, kept = _lines_of(white, known, 2 * SMALL_WINDOW)
+    _coherent_statistics(statistics, inside, along)
+    inside, along, _ = _lines_of(white, known, SMALL_WINDOW)
+    heat = torch.zeros(inside.signal.shape[:2])
+    for side, power in neighbourhoods(inside, (1, 2)):
+        maps = [excess(power, inside.own(period), inside.controls()) for period in PERIODS]
+        heat = torch.stack(maps).amax(0)
+        if side == 1:
+            z = maps[PERIODS.index(LOCAL_PERIOD)]
+            statistics[f"tile_local_{LOCAL_PERIOD}"] = among(float(z.max()), z.numel())
+    return heat, torch.stack([_heat_of_lines(lines) for lines in along]).amax(0), kept
+
+
+def _lines_of(white: Tensor, known: Tensor | None, largest: int) -> tuple[Lines, list[Lines], float]:
+    """Bins off the axes, on each axis, and the share of windows kept: the picture's without the reference's."""
+    spectra = folded_spectra(white, largest)
+    keep = None
+    if known is not None:
+        before = folded_spectra(known, largest)
+        keep = _unlike_reference(before)
+        spectra = spectra - radial_gain(spectra, before) * before
+    inside, along = interior_lines(spectra), [axis_lines(spectra, axis) for axis in (0, 1)]
+    if keep is None:
+        return inside, along, 1.0
+    return inside.kept(keep[0]), [a.kept(keep[1]) for a in along], float(keep[0].float().mean())
 
 
 def _coherent_statistics(statistics: dict[str, float], inside: Lines, along: list[Lines]) -> None:
+    """What keeps its phase over the picture; of lines also each window's own power, for what drifts."""
     power = coherent(inside)
     for period in PERIODS:
         statistics[f"tile_{period}"] = float(excess(power, inside.own(period), inside.controls()))
-        statistics[f"tile_all_{period}"] = float(excess(power, inside.on_lattice(period), inside.controls()))
+        if period > PERIODS[-1]:
+            statistics[f"tile_all_{period}"] = float(excess(power, inside.on_lattice(period), inside.controls()))
     for name, lines in zip(("rows", "columns"), along, strict=True):
-        power = coherent(lines)
-        for period in PERIODS:
-            on, off = lines.on_lattice(period), lines.controls()
-            statistics[f"lines_{name}_{period}"] = float(excess(power, on, off, AXIS_CLIP, log=True))
-
-
-def _local_statistics(
-    statistics: dict[str, float], inside: Lines, along: list[Lines], suffix: str
-) -> tuple[Tensor, Tensor]:
-    """Each window's power, and neighbourhoods of windows; returns maps of z: tiles per 2 x 2 windows, lines per one."""
-    power = incoherent(inside)
-    for period in PERIODS:
-        statistics[f"tile_power{suffix}_{period}"] = float(excess(power, inside.own(period), inside.controls()))
-    for name, lines in zip(("rows", "columns"), along, strict=True):
-        power = incoherent(lines)
-        for period in PERIODS:
-            on, off = lines.on_lattice(period), lines.controls()
-            statistics[f"lines_power{suffix}_{name}_{period}"] = float(excess(power, on, off, AXIS_CLIP, log=True))
-    heat_lines = torch.stack([_heat_of_lines(lines) for lines in along]).amax(0)
-    heat = torch.zeros_like(heat_lines)
-    for side, power in neighbourhoods(inside):
-        maps = [excess(power, inside.own(period), inside.controls()) for period in PERIODS]
-        for period, z in zip(PERIODS, maps, strict=True):
-            statistics[f"tile_local{side}{suffix}_{period}"] = among(float(z.max()), z.numel())
-        if side <= 2:
-            heat = torch.stack(maps).amax(0)
-    return heat, heat_lines
+        for kind, power in (("lines", coherent(lines)), ("lines_power", incoherent(lines))):
+            for period in PERIODS:
+                z = excess(power, lines.on_lattice(period), lines.controls(), AXIS_CLIP, log=True)
+                statistics[f"{kind}_{name}_{period}"] = float(z)
 
 
 def _heat_of_lines(lines: Lines) -> Tensor:
@@ -198,7 +183,7 @@ def _forgive_jpeg(statistics: dict[str, float], steps: Steps) -> None:
     """JPEG's blocks and cosines raise the powers of its periods, and a little their coherent sums: less trust."""
     share = min(1.0, (JPEG_STEPS / max(steps.full[8], 1e-6)) ** 2)
     for name, z in statistics.items():
-        powers = name.startswith(("tile_power", "tile_local", "lines_power")) or name == "block_16"
+        powers = name.startswith(("tile_local", "lines_power")) or name == "block_16"
         if z > 0:
             statistics[name] = z * (share if powers else share**0.25)
 

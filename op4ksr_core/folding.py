@@ -34,6 +34,16 @@ ROUNDS = 4
 #: Fewest periods on an axis that can be folded.
 FEWEST_PERIODS = 3
 
+#: Variances of chance by which the share around a place must differ from the whole's to count.
+CHANCE = 2.0
+
+#: How sure it must be that the plain squared error falls, next to how sure the estimate is where it is quiet.
+PLAIN = 2.0
+
+#: Box mean, px, that is taken off at least, and standard deviations by which what it leaves must bear out
+#: the low frequencies that a smaller one took.
+WIDE_BOX, SURELY = 65, 2.0
+
 
 @dataclass(frozen=True)
 class Phases:
@@ -77,9 +87,17 @@ def unfold(tile: Tensor, phases: Phases) -> Tensor:
     return tile[phases.rows][:, phases.columns]
 
 
-def alternated(plane: Tensor, phases: Phases) -> Tensor:
-    """(H, W) with the sign of every other period turned, on both axes: what folds to chance."""
-    return plane * phases.signs[0][:, None] * phases.signs[1]
+def alternated(plane: Tensor, phases: Phases) -> list[Tensor]:
+    """(H, W) with the sign of every other period turned, on both axes, down, and across: what folds to chance.
+
+    One axis alone as well, because an edge along an axis is the same in every period along it. An axis
+    along which nothing varies has no periods; what would be the plane itself is left out.
+    """
+    down, across = phases.signs[0][:, None], phases.signs[1]
+    if phases.count[0] == 1 or phases.count[1] == 1:
+        return [plane * down * across]
+    lying = plane * down
+    return [lying * across, lying, plane * across]
 
 
 def quietness(detail: Tensor) -> Tensor:
@@ -109,14 +127,28 @@ def shrunk_tile(detail: Tensor, weight: Tensor, shape: Tensor, phases: Phases) -
     total = fold(pull * shape, phases).clamp(min=1e-9)
     pulled = pull * detail
     tile = torch.fft.fft2(fold(pulled, phases) / total)
-    chance = _power(torch.fft.fft2(fold(alternated(pulled, phases), phases) / total))
-    for axis in (0, 1):
-        if phases.count[axis] > 1:
-            chance = (chance + chance.roll(1, axis) + chance.roll(-1, axis)) / 3
+    chance = _chance([_power(torch.fft.fft2(fold(x, phases) / total)) for x in alternated(pulled, phases)], phases)
     power = _power(tile)
     keep = (1 - SHRINK * chance / power.clamp(min=1e-20)).clamp(min=0) * (power > THRESHOLD * chance)
     keep[0, 0] = 0
     return tile * keep
+
+
+def _chance(powers: list[Tensor], phases: Phases) -> Tensor:
+    """(p, q): chance level of each frequency, from the powers of ``alternated`` folds, over its neighbours too.
+
+    On an axis only what was alternated along that axis tells.
+    """
+    chance = sum(powers[1:], powers[0]) / len(powers)
+    for axis in (0, 1):
+        if phases.count[axis] > 1:
+            chance = (chance + chance.roll(1, axis) + chance.roll(-1, axis)) / 3
+    if len(powers) > 1:
+        for axis, power in ((0, powers[1]), (1, powers[2])):
+            line = power.select(1 - axis, 0)
+            line = (line + line.roll(1) + line.roll(-1)) / 3
+            chance.select(1 - axis, 0).copy_(torch.maximum(chance.select(1 - axis, 0), line))
+    return chance
 
 
 def _power(z: Tensor) -> Tensor:
@@ -127,7 +159,7 @@ def fit_gains(detail: Tensor, weight: Tensor, artifact: Tensor, phases: Phases) 
     """(H, W) in [0, 4]: how much of the artifact is where; where it cannot be told, as much as around it."""
     precision = _cells(weight * artifact.square()) + 1e-9
     pulled = weight * detail * artifact
-    product, by_chance = _cells(pulled), _cells(alternated(pulled, phases))
+    product, by_chance = _cells(pulled), _cells(alternated(pulled, phases)[0])
     prior = (product.sum() / precision.sum()).expand_as(product)
     for side in SCALES:
         sums = [box_mean(x, side) for x in (precision, product, by_chance)]
@@ -151,28 +183,55 @@ def _cells(plane: Tensor) -> Tensor:
 class Folded:
     """artifact (H, W) in grey levels. explained: what it takes off the weighted energy of pixels it was not made from.
 
-    share: by that test, how much of what was estimated is real, in [0, 1].
+    confidence: how well the estimate agrees with those pixels, in standard deviations of chance.
     """
 
     artifact: Tensor
     explained: float
-    share: float
+    confidence: float
 
 
 def estimate_artifact(
-    detail: Tensor, weight: Tensor, place: Tensor | None, contrast: Tensor | None, phases: Phases, side: int
+    detail: Tensor,
+    wide: Tensor,
+    weight: Tensor,
+    place: Tensor | None,
+    contrast: Tensor | None,
+    phases: Phases,
+    side: int,
 ) -> Folded:
-    """What repeats in a high-passed plane (H, W).
+    """What repeats in a high-passed plane (H, W), no more of it than pixels it was not made from bear out.
 
     place: (H, W) in [0, 1], where to look for it; None: everywhere. contrast: (H, W) that it is
     proportional to; None: to nothing. side: of the box mean that was taken off the plane, px; what it
-    took of the artifact is put back. Where nothing repeats, share is 0.
+    took of the artifact is put back where that holds in wide, the plane less a box mean of WIDE_BOX.
+    Where nothing repeats, all is 0.
     """
     shape = torch.ones_like(detail) if contrast is None else contrast
     looked = weight if place is None else weight * place
-    explained, share = _tested(detail, looked, shape, phases)
-    if share == 0:
+    board = _checkerboard(detail.shape[0], detail.shape[1], phases)
+    kept = (1 - low_pass_response(phases, side)).clamp(min=0.1)
+    seen = torch.zeros_like(kept, dtype=torch.bool)
+    crossed, laid = torch.zeros_like(detail), torch.zeros_like(detail)
+    for half in (board, 1 - board):
+        spectrum, gains = _alternate(detail, weight * half, looked * half, shape, phases)
+        seen |= spectrum != 0
+        scaled = (1 - half) * gains * shape
+        crossed += scaled * unfold(torch.fft.ifft2(spectrum).real, phases)
+        laid += scaled * unfold(torch.fft.ifft2(spectrum / kept).real, phases)
+    tested = _tested(detail, weight, crossed, phases)
+    if tested is None:
         return Folded(torch.zeros_like(detail), 0.0, 0.0)
+    explained, confidence, share = tested
+    spectrum, gains = _alternate(detail, weight, looked, shape, phases)
+    if _plainly(wide, laid - box_mean(laid, WIDE_BOX), phases) > SURELY:
+        spectrum = torch.where(seen, spectrum / kept, spectrum)
+    artifact = unfold(torch.fft.ifft2(spectrum).real, phases) * shape * gains * share
+    return Folded(artifact, explained, confidence)
+
+
+def _alternate(detail: Tensor, weight: Tensor, looked: Tensor, shape: Tensor, phases: Phases) -> tuple[Tensor, Tensor]:
+    """(spectrum of the tile (p, q), gains (H, W)), each estimated with the other in turn."""
     gains = torch.ones_like(detail)
     spectrum = shrunk_tile(detail, looked, shape, phases)
     for _ in range(ROUNDS):
@@ -181,27 +240,60 @@ def estimate_artifact(
             break
         gains = fit_gains(detail, weight, artifact, phases)
         spectrum = shrunk_tile(detail, looked, shape * gains.clamp(min=1e-3), phases)
-    restored = spectrum / (1 - low_pass_response(phases, side)).clamp(min=0.1)
-    artifact = unfold(torch.fft.ifft2(restored).real, phases) * shape * gains
-    return Folded(artifact, explained, share)
+    return spectrum, gains
 
 
-def _tested(detail: Tensor, weight: Tensor, shape: Tensor, phases: Phases) -> tuple[float, float]:
-    """Made from one half of a checkerboard, tried on the other: (energy explained, share that is real)."""
-    board = _checkerboard(detail.shape[0], detail.shape[1], phases)
-    product = energy = 0.0
-    for half in (board, 1 - board):
-        tile = torch.fft.ifft2(shrunk_tile(detail, weight * half, shape, phases)).real
-        artifact = unfold(tile, phases) * shape
-        pull = weight * (1 - half) * artifact
-        product += float((pull * detail).sum())
-        energy += float((pull * artifact).sum())
-    if energy <= 0 or product <= 0:
-        return 0.0, 0.0
-    return 2 * product - energy, min(1.0, product / energy)
+def _plainly(detail: Tensor, crossed: Tensor, phases: Phases) -> float:
+    """By how many standard deviations of chance the squared error falls, every px counted alike."""
+    product, by_chance, energy = _agreement(detail, crossed, crossed, phases)
+    return float((2 * product - energy).sum() / (4 * by_chance).clamp(min=1e-12).sqrt())
+
+
+def _tested(detail: Tensor, weight: Tensor, crossed: Tensor, phases: Phases) -> tuple[float, float, Tensor] | None:
+    """crossed: (H, W), each px estimated without its surroundings -> (energy explained, confidence, share (H, W)).
+
+    share: what part of the estimate the picture bears out, in [0, 1]: over the whole, and around each place
+    where that differs by more than chance. Chance: the same with the sign of every other period turned,
+    which cancels whatever repeats within a square of two periods. None where nothing is explained.
+    """
+    product, by_chance, energy = _agreement(detail, weight * crossed, crossed, phases)
+    if float(energy.sum()) <= 0 or float(product.sum()) <= 0:
+        return None
+    explained = float((2 * product - energy).sum())
+    confidence = float(product.sum() / by_chance.clamp(min=1e-12).sqrt())
+    product, by_chance, energy = _agreement(detail, weight.sqrt() * crossed, crossed, phases)
+    level = by_chance / energy.sum() + 1e-12  # variance of product per energy
+    overall = (product.sum() / energy.sum()).clamp(0, 1)
+    near, near_energy = (box_mean(x, 3) * 9 for x in (product, energy))
+    differs = near / near_energy.clamp(min=1e-12) - overall
+    chance = CHANCE * level / near_energy.clamp(min=1e-12)
+    share = overall + differs * (1 - chance / differs.square().clamp(min=1e-12)).clamp(min=0)
+    share = F.interpolate(share.clamp(0, 1)[None, None], detail.shape, mode="bilinear", align_corners=False)[0, 0]
+    return explained, min(confidence, PLAIN * _plainly(detail, crossed, phases)), share
+
+
+def _agreement(detail: Tensor, pull: Tensor, crossed: Tensor, phases: Phases) -> tuple[Tensor, Tensor, Tensor]:
+    """Per square of the picture: pull * detail and pull * crossed; and the variance of the former's sum by chance."""
+    pulled = pull * detail
+    chance = [_squares(x, phases).square().sum() for x in alternated(pulled, phases)]
+    return _squares(pulled, phases), torch.stack(chance).amax(), _squares(pull * crossed, phases)
+
+
+def _square_sides(phases: Phases) -> tuple[int, int]:
+    """px: two periods, or as many times that as reach 32 px; 64 along what does not vary."""
+    sides = [64 if p <= 0 else round(2 * p * max(1, math.ceil(16 / p))) for p in phases.period]
+    return sides[0], sides[1]
+
+
+def _squares(plane: Tensor, phases: Phases) -> Tensor:
+    """(H, W) -> sums over the squares of the checkerboard."""
+    rows, columns = _square_sides(phases)
+    height, width = plane.shape
+    filled = F.pad(plane, (0, -width % columns, 0, -height % rows))
+    return filled.reshape(filled.shape[0] // rows, rows, filled.shape[1] // columns, columns).sum((1, 3))
 
 
 def _checkerboard(height: int, width: int, phases: Phases) -> Tensor:
     """(H, W) of 0 and 1, in squares of two periods."""
-    sides = [max(1, round(2 * p)) if p > 0 else 64 for p in phases.period]
-    return ((torch.arange(height)[:, None] // sides[0] + torch.arange(width) // sides[1]) % 2).float()
+    rows, columns = _square_sides(phases)
+    return ((torch.arange(height)[:, None] // rows + torch.arange(width) // columns) % 2).float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,9 +13,6 @@ PERIODS = (64, 32, 16, 8)
 
 #: A line counts at most this many times its control (off the axes; on an axis; one window's own).
 CLIP, AXIS_CLIP, POWER_CLIP = 6.0, 12.0, 30.0
-
-#: Sides, in windows, of the neighbourhoods that are looked at besides the whole picture.
-NEIGHBOURHOODS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -106,10 +103,10 @@ def incoherent(lines: Lines) -> Tensor:
     return power.clamp(max=POWER_CLIP).mean((0, 1))
 
 
-def neighbourhoods(lines: Lines) -> Iterator[tuple[int, Tensor]]:
-    """(side, (rows', columns', K)) for sides 1, 2, 4 that fit: coherent power of side x side windows."""
+def neighbourhoods(lines: Lines, sides: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """(side, (rows', columns', K)) for sides 1, 2, 4 ... that fit: coherent power of side x side windows."""
     signal, weight = lines.signal, lines.weight
-    for side in NEIGHBOURHOODS:
+    for side in sides:
         if side > 1:
             if min(signal.shape[:2]) <= side // 2:
                 return

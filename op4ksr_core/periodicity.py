@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .autocorrelation import SMALLEST_SIDE, Autocorrelation
+from .blocks import block_map
 from .calibration import evidence_scores, false_alarm_rate, score_of
 from .detection import JPEG_STEPS, PERIODS, Evidence, gather_evidence, same_period
 from .errors import ImageError, OptionError
@@ -194,6 +195,11 @@ def grey_plane(picture: Tensor) -> Tensor:
     return (picture[0] if len(picture) == 1 else luma(picture[None])[0, 0]) * 255
 
 
+def enlarged_plane(before: Tensor, plane: Tensor) -> Tensor:
+    """A reference (3 or 1, h, w) in [0, 1] -> luma as ``grey_plane``, bicubically of the plane's size (H, W)."""
+    return resize(grey_plane(before)[None, None], plane.shape[-2], plane.shape[-1])[0, 0]
+
+
 def _measure(
     picture: Tensor, before: Tensor | None, alarm_rate: float, token: float | None, index: int
 ) -> PeriodicityReport:
@@ -205,7 +211,7 @@ def _measure(
         return PeriodicityReport(
             0.0, 1.0, False, "none", none, none, heat, 0.0, alarm_rate, (height, width), before is not None, index
         )
-    known = None if before is None else resize(grey_plane(before)[None, None], height, width)[0, 0]
+    known = None if before is None else enlarged_plane(before, plane)
     evidence = gather_evidence(plane, known)
     scores = evidence_scores(evidence.statistics, known is not None)
     score = score_of(scores, known is not None)
@@ -226,7 +232,7 @@ def _measure(
         kind,
         period,
         tokens,
-        _heatmap(evidence, kind, (height, width)),
+        _heatmap(plane if known is None else plane - known, evidence, kind, period),
         evidence.steps.full[8],
         alarm_rate,
         (height, width),
@@ -286,13 +292,14 @@ def _names_period(name: str, period: int) -> bool:
     return name.startswith("tile") and name.endswith(f"_{period}")
 
 
-def _heatmap(evidence: Evidence, kind: Kind, size: tuple[int, int]) -> Tensor:
-    """(1, 1, H', W') in [0, 1] per 32 px cell; all 0 without an alarm, all 1 for blocks."""
-    cells = (math.ceil(size[0] / HEAT_CELL), math.ceil(size[1] / HEAT_CELL))
+def _heatmap(plane: Tensor, evidence: Evidence, kind: Kind, period: Period) -> Tensor:
+    """(1, 1, H', W') in [0, 1] per 32 px cell; all 0 without an alarm. plane: (H, W) less the reference."""
+    cells = (math.ceil(plane.shape[0] / HEAT_CELL), math.ceil(plane.shape[1] / HEAT_CELL))
     if kind in ("none", "jpeg"):
         return torch.zeros(1, 1, *cells)
     if kind == "blocks":
-        return torch.ones(1, 1, *cells)
-    z = evidence.heat if kind == "tile" else evidence.heat_lines
+        z = block_map(plane, int(period[0] or HEAT_CELL), cells)
+    else:
+        z = evidence.heat if kind == "tile" else evidence.heat_lines
     heat = ((z - HEAT_FROM) / (HEAT_FULL - HEAT_FROM)).clamp(0, 1)
     return F.interpolate(heat[None, None], cells, mode="bilinear", align_corners=False)

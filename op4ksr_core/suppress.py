@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,24 +10,19 @@ from torch.nn import functional as F
 
 from .autocorrelation import BOX, box_mean
 from .errors import OptionError
-from .folding import FEWEST_PERIODS, Folded, Phases, estimate_artifact, phases_of, quietness
+from .folding import FEWEST_PERIODS, WIDE_BOX, Folded, Phases, estimate_artifact, phases_of, quietness
 from .periodicity import ALARM_RATE, PeriodicityReport, measure_each, measure_periodicity
 from .resize import resize
 
 #: Box mean taken off first, px: what a reference explains needs little; a picture alone, much.
-TREND_ALONE, TREND_BESIDE = BOX, 65
+TREND_ALONE, TREND_BESIDE = BOX, WIDE_BOX
 
-#: Share of the estimate that must hold on pixels it was not made from.
-SMALLEST_SHARE = 0.5
+#: Standard deviations of chance by which the estimate must agree with pixels that it was not made from:
+#: of the luma beside a reference, after an alarm; of colours, of a picture alone, and without an alarm.
+LEAST_AFTER_ALARM, LEAST_CONFIDENCE = 2.5, 4.0
 
 #: How much more an artifact in proportion to the local contrast must explain to be believed.
 CONTRAST_MARGIN = 1.2
-
-#: What must be left of the score at most for the result to be kept.
-LARGEST_RATIO = 0.7
-
-#: Box, px, in which the picture must bear the estimate out.
-BORNE_OUT_BOX = 65
 
 #: Grey levels at which the mask is 1.
 MASK_FULL = 1.0
@@ -87,15 +82,10 @@ def suppress_with_report(
                 notes[i] = f"Nothing changed: fewer than {FEWEST_PERIODS} periods fit into the picture."
                 continue
             before = None if reference is None else reference[min(i, len(reference) - 1)][None]
-            place = _place(found) if period is None else None
-            artifact = find_artifact(image[i : i + 1], before, (wanted[0], wanted[1]), place)
-            if not bool(artifact.any()) or strength == 0:
-                notes[i] = "Nothing changed: what repeats could not be told from the picture."
+            cleaned, notes[i] = _cleaned(image[i : i + 1], before, (wanted[0], wanted[1]), found, period is not None)
+            if cleaned is None or strength == 0:
                 continue
-            cleaned = _checked(image[i : i + 1], before, artifact * strength, found, forced=period is not None)
-            if cleaned is None:
-                notes[i] = "Nothing changed: taking it out would not have lowered the score."
-                continue
+            cleaned = cleaned if strength == 1 else image[i : i + 1].lerp(cleaned, strength)
             out = image.clone() if out is image else out
             out[i : i + 1] = cleaned
             masks[i] = ((cleaned - image[i : i + 1]).abs().amax(1) * 255 / MASK_FULL).clamp(0, 1)
@@ -110,15 +100,18 @@ def _refusal(report: PeriodicityReport) -> str:
     return "Nothing changed: no periodic artifact found."
 
 
-def _checked(
-    image: Tensor, before: Tensor | None, artifact: Tensor, found: PeriodicityReport, *, forced: bool
-) -> Tensor | None:
-    """The picture without the artifact, or None where its score did not fall."""
+def _cleaned(
+    image: Tensor, before: Tensor | None, period: tuple[float, float], found: PeriodicityReport, forced: bool
+) -> tuple[Tensor | None, str]:
+    """One picture without its artifact, or None, and why. Not forced: only where its score falls."""
+    least = LEAST_AFTER_ALARM if found.alarm and before is not None else LEAST_CONFIDENCE
+    artifact = find_artifact(image, before, period, None if forced else _place(found), least)
+    if not bool(artifact.any()):
+        return None, "Nothing changed: what repeats could not be told from the picture."
     cleaned = (image - artifact.to(image)).clamp(0, 1)
-    if forced:
-        return cleaned
-    after = measure_periodicity(cleaned, before, alarm_rate=found.alarm_rate)
-    return cleaned if after.score < LARGEST_RATIO * found.score else None
+    if forced or measure_periodicity(cleaned, before, alarm_rate=found.alarm_rate).score < found.score:
+        return cleaned, ""
+    return None, "Nothing changed: taking it out would not have lowered the score."
 
 
 def _place(report: PeriodicityReport) -> Tensor | None:
@@ -131,12 +124,16 @@ def _place(report: PeriodicityReport) -> Tensor | None:
 
 
 def find_artifact(
-    image: Tensor, reference: Tensor | None, period: tuple[float, float], place: Tensor | None = None
+    image: Tensor,
+    reference: Tensor | None,
+    period: tuple[float, float],
+    place: Tensor | None = None,
+    least: float = LEAST_CONFIDENCE,
 ) -> Tensor:
     """(1, C, H, W), as the image, in [-1, 1]: what repeats with that period in one picture; 0 where nothing.
 
-    place: (H, W) in [0, 1], where to look for it. Luma and the two colour differences are looked at one
-    by one.
+    place: (H, W) in [0, 1], where to look for it; least: confidence that the luma's estimate must have.
+    Luma and the two colour differences are looked at one by one.
     """
     size = (image.shape[-2], image.shape[-1])
     phases = phases_of(size, period)
@@ -148,38 +145,33 @@ def find_artifact(
     for i, plane in enumerate(planes):
         detail = plane if known is None or i >= len(known) else plane - known[i]
         detail = detail - detail.mean()
-        found.append(_artifact_of(detail - box_mean(detail, side), place, contrast, phases, side))
+        best = _best_estimate(detail, place, contrast, phases, side)
+        if best.confidence < (LEAST_CONFIDENCE if i else least):
+            if not i:  # what the luma does not show is no reason to touch the colours
+                return torch.zeros_like(image)
+            best = replace(best, artifact=torch.zeros_like(detail))
+        found.append(best.artifact)
     if len(found) == 1:
         return found[0][None, None].expand_as(image) / 255
     back = torch.linalg.inv(torch.tensor(_TO_OPPONENT, dtype=torch.float64)).float()
     return torch.einsum("ij,jhw->ihw", back, torch.stack(found))[None] / 255
 
 
-def _artifact_of(detail: Tensor, place: Tensor | None, contrast: Tensor | None, phases: Phases, side: int) -> Tensor:
-    """(H, W) grey levels: equally strong everywhere, or in proportion to the contrast, whichever explains more.
+def _best_estimate(detail: Tensor, place: Tensor | None, contrast: Tensor | None, phases: Phases, side: int) -> Folded:
+    """Equally strong everywhere, or in proportion to the contrast, whichever explains more.
 
-    0 where too little of it is real, and where taking it out would add detail to the picture.
+    Confidence 0 where nothing is explained, and where taking it out would add detail to the picture.
     """
+    wide, detail = detail - box_mean(detail, WIDE_BOX), detail - box_mean(detail, side)
     weight = quietness(detail)
-    best: Folded = estimate_artifact(detail, weight, place, None, phases, side)
+    best = estimate_artifact(detail, wide, weight, place, None, phases, side)
     if contrast is not None:
-        scaled = estimate_artifact(detail, weight, place, contrast, phases, side)
+        scaled = estimate_artifact(detail, wide, weight, place, contrast, phases, side)
         if scaled.explained > CONTRAST_MARGIN * best.explained:
             best = scaled
-    artifact = _borne_out(best.artifact * best.share, detail, side)
-    fine = artifact - box_mean(artifact, side)
+    fine = best.artifact - box_mean(best.artifact, side)
     adds = float((detail - fine).square().sum()) >= float(detail.square().sum())
-    return torch.zeros_like(detail) if adds or best.share < SMALLEST_SHARE else artifact
-
-
-def _borne_out(artifact: Tensor, detail: Tensor, side: int) -> Tensor:
-    """The artifact, around each place no stronger than the picture itself bears out, so that none can be added.
-
-    The estimate trusts quiet pixels most, and lays what they show over textures too.
-    """
-    fine = artifact - box_mean(artifact, side)
-    shown = box_mean(detail * fine, BORNE_OUT_BOX) / box_mean(fine.square(), BORNE_OUT_BOX).clamp(min=1e-6)
-    return artifact * shown.clamp(0, 1)
+    return replace(best, confidence=0.0) if adds or best.explained <= 0 else best
 
 
 def _contrast(plane: Tensor) -> Tensor:

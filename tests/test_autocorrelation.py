@@ -19,7 +19,7 @@ from op4ksr_core.autocorrelation import (
 )
 
 
-@pytest.mark.parametrize("size", [(40, 33), (5, 60), (1, 3)])
+@pytest.mark.parametrize("size", [(40, 33), (5, 60), (1, 3), (257, 20), (530, 9)])
 def test_box_mean_is_the_mean_over_what_lies_inside(size, generator) -> None:
     plane = torch.randn(2, *size, generator=generator)
     expected = F.avg_pool2d(plane[:, None], 17, 1, 8, count_include_pad=False)[:, 0]

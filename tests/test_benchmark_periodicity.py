@@ -9,6 +9,7 @@ import pytest
 
 from op4ksr_core import OptionError, benchmark_periodicity, cli
 from op4ksr_core.benchmark_periodicity import crops_of, detection_table, half_of, interval, loss_table
+from op4ksr_core.calibration import ALONE, BESIDE
 from op4ksr_core.image_io import Picture, save_image
 
 
@@ -24,6 +25,7 @@ def test_halves_have_no_photo_in_common() -> None:
     photos = [Path(f"{i}.png") for i in range(7)]
     tuning, held = half_of(photos, "tuning"), half_of(photos, "held-out")
     assert [i for i, _ in tuning] == [0, 2, 4, 6] and [i for i, _ in held] == [1, 3, 5]
+    assert [i for i, _ in half_of(photos, "all")] == list(range(7))
     with pytest.raises(OptionError, match="at least 2"):
         half_of(photos[:1], "tuning")
 
@@ -76,3 +78,19 @@ def test_the_command_writes_its_tables(photos, tmp_path: Path, monkeypatch, caps
     spoilt = next(r for r in table if r["case"] == "white32" and r["mode"] == "reference")
     assert spoilt["acted"] == 1 and spoilt["gain dB"] > 3
     assert "| mode |" in (out / "periodicity_detection.md").read_text("utf-8")
+
+
+def test_the_calibration_is_made_of_clean_pictures_and_more_photos(photos, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(benchmark_periodicity, "CLEAN_CROPS", 2)
+    out = tmp_path / "out"
+    command = ["benchmark", "periodicity", *map(str, photos), "-o", str(out), "--part", "calibration"]
+    assert cli.main([*command, "--half", "tuning", "--more", str(photos[1])]) == 0
+    report = json.loads((out / "periodicity_calibration.json").read_text("utf-8"))
+    rows, table = report["details"], report["tables"]["calibration"]
+    assert {r["photo"].split("/")[1] for r in rows} == {"photo_0", "photo_1"}
+    assert {r["case"] for r in rows} == {"clean", "jpeg90", "lrjpeg50"}
+    entries = {(r["mode"], r["family"], r["period"]) for r in table}
+    for mode, known in (("alone", ALONE), ("reference", BESIDE)):
+        mine = {(family, period) for m, family, period in entries if m == mode}
+        assert {("tile", 32), ("free_tile", 0), ("START, SCALE", 0)} <= mine
+        assert mine - {("START, SCALE", 0)} <= {(f, p) for f, periods in known.items() for p in periods}

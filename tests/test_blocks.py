@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from op4ksr_core.blocks import block_steps, step_profile
+from op4ksr_core.blocks import block_map, block_steps, step_profile
 
 
 def blocky(side: int, period: int, strength: float, generator: torch.Generator) -> torch.Tensor:
@@ -40,3 +40,12 @@ def test_the_profile_marks_the_border_columns(generator) -> None:
 def test_small_planes_give_zeros_not_errors(size, generator) -> None:
     steps = block_steps(torch.randn(*size, generator=generator))
     assert all(z == z and z < 6 for z in steps.full.values())
+
+
+def test_the_map_says_where_the_blocks_are(generator) -> None:
+    plane = torch.randn(320, 384, generator=generator)
+    plane[:, 192:] = blocky(320, 32, 3.0, generator)[:, :192]
+    heat = block_map(plane, 32, (10, 12))
+    assert heat.shape == (10, 12)
+    assert float(heat[:, 7:].mean()) > 5 and float(heat[:, :5].mean()) < 2
+    assert not block_map(torch.zeros(64, 64), 32, (2, 2)).any()

@@ -66,7 +66,7 @@ def test_windows_left_out_do_not_count(noise) -> None:
 
 def test_neighbourhoods_are_sums_of_windows(noise) -> None:
     lines = interior_lines(folded_spectra(noise))
-    found = dict(neighbourhoods(lines))
+    found = dict(neighbourhoods(lines, (1, 2, 4)))
     assert {side: tuple(power.shape[:2]) for side, power in found.items()} == {1: (3, 3), 2: (2, 2)}
     signal, weight = lines.signal[1:, 1:].sum((0, 1)), lines.weight[1:, 1:].sum((0, 1))
     assert torch.allclose(found[2][1, 1], signal.abs().square() / weight, rtol=1e-3)

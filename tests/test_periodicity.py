@@ -11,7 +11,7 @@ from torch import Tensor
 
 from op4ksr_core import ImageError, OptionError, measure_periodicity
 from op4ksr_core.artifacts import inject, jpeg, random_tile, real_texture, tiled, to_8_bit
-from op4ksr_core.calibration import ALONE, BESIDE, evidence_scores, false_alarm_rate, fit, score_of, split_name
+from op4ksr_core.calibration import ALONE, BESIDE, STRETCH, evidence_scores, false_alarm_rate, fit, score_of, split_name
 from op4ksr_core.periodicity import measure_each
 from op4ksr_core.resize import resize
 
@@ -97,6 +97,20 @@ def test_jpeg_is_reported_apart(scenes) -> None:
     assert {report.kind for report in reports} == {"jpeg"}
     assert all(report.period == (8, 8) and report.jpeg_grid > 4 for report in reports)
     assert all(measure_periodicity(picture).jpeg_grid < 4 for picture in scenes)
+
+
+def test_a_weak_tile_of_8_px_is_not_taken_for_jpeg(scenes) -> None:
+    tile = random_tile(8, False, torch.Generator().manual_seed(3)).repeat(40, 48)
+    report = measure_periodicity(to_8_bit(scenes[1] + tile * 0.7 / 255))
+    assert report.kind == "tile" and report.period == pytest.approx((8, 8), rel=0.03)
+
+
+def test_blocks_have_a_map_too(scenes) -> None:
+    spoilt = scenes[3].clone()
+    spoilt[..., 192:] = inject(scenes[3], "block32", 12, 1)[..., 192:]
+    report = measure_periodicity(to_8_bit(spoilt))
+    assert report.kind == "blocks"
+    assert float(report.heatmap[..., 7:].mean()) > 3 * float(report.heatmap[..., :5].mean())
 
 
 def test_the_heat_is_where_it_is(scenes) -> None:
@@ -238,7 +252,7 @@ def test_rate_and_score_are_one_thing() -> None:
 
 
 def test_names_lead_to_the_table() -> None:
-    assert split_name("lines_power_small_rows_32") == ("lines_power_small", 32)
+    assert split_name("lines_power_rows_32") == ("lines_power", 32)
     assert split_name("free_tile") == ("free_tile", 0)
     assert set(ALONE) == set(BESIDE)
     scores = evidence_scores({"tile_32": ALONE["tile"][32][0], "no_such_8": 3.0}, beside=False)
@@ -251,4 +265,4 @@ def test_fit_finds_an_exponential_tail(generator) -> None:
     table, start, scale = fit(samples, [str(i // 10) for i in range(len(samples))])
     u, b = table["tile"][32]
     assert u == pytest.approx(2 * math.log(10), rel=0.1) and b == pytest.approx(2, rel=0.15)
-    assert scale == pytest.approx(1, rel=0.15) and start == pytest.approx((2 * math.log(5) - u) / b, abs=0.15)
+    assert scale == pytest.approx(STRETCH, rel=0.15) and start == pytest.approx((2 * math.log(5) - u) / b, abs=0.15)

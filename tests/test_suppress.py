@@ -49,15 +49,39 @@ def test_real_texture_stays_beside_its_reference() -> None:
     assert suppress_periodicity(wall, to_8_bit(resize(wall, 64, 80))) is wall
 
 
-@pytest.mark.parametrize("grey_levels", [0.25, 0.5, 1, 2, 8])
-def test_nothing_gets_worse(clean, low, grey_levels: float) -> None:
-    spoilt = to_8_bit(inject(clean, "pink32", grey_levels, seed=2))
-    assert psnr(suppress_periodicity(spoilt, low), clean) >= psnr(spoilt, clean) - 0.1
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "grey_levels"), [("pink32", 0.25), ("pink32", 0.5), ("pink32", 1), ("region32", 1), ("region32", 8)]
+)
+def test_nothing_gets_worse(clean, low, kind: str, grey_levels: float, beside: bool) -> None:
+    spoilt = to_8_bit(inject(clean, kind, grey_levels, seed=2))
+    reference = low if beside else None
+    result = suppress_with_report(spoilt, reference)
+    assert psnr(result.image, clean) >= psnr(spoilt, clean) - 0.1
+    assert measure_periodicity(result.image, reference).score <= result.report.score
 
 
-def test_forced_on_a_clean_picture_it_does_next_to_nothing(clean, low) -> None:
-    forced = suppress_with_report(clean, low, period=(32.0, 32.0))
-    assert psnr(forced.image, clean) > 45
+def test_a_region_goes_and_the_rest_stays(clean, low) -> None:
+    spoilt = clean.clone()
+    spoilt[..., 160:] = to_8_bit(inject(clean, "white32", 4.0, seed=1))[..., 160:]
+    result = suppress_with_report(spoilt, low)
+    assert psnr(result.image[..., 160:], clean[..., 160:]) > psnr(spoilt[..., 160:], clean[..., 160:]) + 3
+    assert psnr(result.image[..., :128], clean[..., :128]) > 50
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_forced_on_a_clean_picture_it_does_next_to_nothing(clean, low, beside: bool) -> None:
+    forced = suppress_with_report(clean, low if beside else None, period=(32.0, 32.0))
+    assert psnr(forced.image, clean) >= 60
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_straight_edge_is_not_a_tile(clean, beside: bool) -> None:
+    framed = clean.clone()  # the same in every period along the edge, but in one column of periods only
+    framed[..., :, 300:] = 0
+    framed[..., :9, :] = 0
+    forced = suppress_with_report(framed, to_8_bit(resize(framed, 72, 80)) if beside else None, period=(32.0, 32.0))
+    assert psnr(forced.image, framed) >= 60
 
 
 def test_a_coloured_mesh_goes_too(clean, low) -> None:
