@@ -104,6 +104,7 @@ def negatives(crop: Crop, k: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     yield ("urban" if crop.photo.startswith("urban") else "clean"), to_8_bit(image), low
     if k >= POSITIVE_CROPS:
         return
+    yield "enlarged4", to_8_bit(resize(low, *image.shape[-2:])), low
     yield "jpeg90", jpeg(image, 90), low
     yield "jpeg60", jpeg(image, 60), low
     rows, columns = image.shape[-2:]

@@ -24,6 +24,9 @@ LEAST_AFTER_ALARM, LEAST_CONFIDENCE = 2.5, 4.0
 #: How much more an artifact in proportion to the local contrast must explain to be believed.
 CONTRAST_MARGIN = 1.2
 
+#: How much the score must fall for the result to be kept: to ten times as common among clean pictures.
+SMALLEST_FALL = 1.0
+
 #: Grey levels at which the mask is 1.
 MASK_FULL = 1.0
 
@@ -111,7 +114,7 @@ def _cleaned(
     cleaned = (image - artifact.to(image)).clamp(0, 1)
     if forced or measure_periodicity(cleaned, before, alarm_rate=found.alarm_rate).score < found.score:
         return cleaned, ""
-    return None, "Nothing changed: taking it out would not have lowered the score."
+    return None, "Nothing changed: taking it out would hardly have lowered the score."
 
 
 def _place(report: PeriodicityReport) -> Tensor | None:
