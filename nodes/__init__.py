@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR
 from .periodicity import PeriodicityDiagnostic, SuppressPeriodicity
+from .pieces import EmptyLatent16x, OneStepSamplerNode
 from .plan import PlanRun
 from .rope import ApplyRFR
 from .sample import SamplePicture
@@ -21,6 +22,8 @@ NODES: list[type[io.ComfyNode]] = [
     PeriodicityDiagnostic,
     SuppressPeriodicity,
     SamplePicture,
+    OneStepSamplerNode,
+    EmptyLatent16x,
 ]
 
 
