@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR
+from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR, LoadSRLoRA
 from .periodicity import PeriodicityDiagnostic, SuppressPeriodicity
 from .pieces import EmptyLatent16x, OneStepSamplerNode
 from .plan import PlanRun
@@ -24,6 +24,7 @@ NODES: list[type[io.ComfyNode]] = [
     SamplePicture,
     OneStepSamplerNode,
     EmptyLatent16x,
+    LoadSRLoRA,
 ]
 
 

@@ -30,7 +30,9 @@ class OneStepSamplerNode(io.ComfyNode):
             "ComfyUI's Euler with one step is something else: it would weaken the latent first.",
             search_aliases=["one step", "sampler", "sigmas", "4k", "upscale", "super resolution", "sr", "op4ksr"],
             inputs=[
-                io.Model.Input("model", tooltip="A one-step model: its sigma is taken (0.5 where its file names none)."),
+                io.Model.Input(
+                    "model", tooltip="A one-step model: its sigma is taken (0.5 where its file names none)."
+                ),
                 io.Float.Input(
                     "sigma",
                     default=0.0,
@@ -59,7 +61,7 @@ class EmptyLatent16x(io.ComfyNode):
             node_id="OP4KSR_EmptyLatent16x",
             display_name="Empty Latent 16x (OP4KSR)",
             category="model/latent",
-            description="An empty latent for a 16x VAE of the Flux kind (UltraFlux). ComfyUI's own empty latents assume "
+            description="An empty latent for a 16x VAE of the Flux kind (UltraFlux). ComfyUI's own ones assume "
             "8x and would give a picture twice as wide and high as asked for.",
             search_aliases=["empty latent", "16x", "f16", "ultraflux", "4k", "text to image"],
             inputs=[

@@ -28,6 +28,7 @@ NODES = [
     "OP4KSR_SamplePicture",
     "OP4KSR_OneStepSampler",
     "OP4KSR_EmptyLatent16x",
+    "OP4KSR_LoadSRLoRA",
 ]
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
 STEP = "4"
