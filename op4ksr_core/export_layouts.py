@@ -25,6 +25,9 @@ class Piece:
     stop: int
     how: Literal["copy", "swap_halves", "as_linear"] = "copy"
 
+    def shape(self, ours: Shape) -> Shape:
+        return (self.stop - self.start, *(ours[1:2] if self.how == "as_linear" else ours[1:]))
+
     def make(self, ours: Tensor) -> Tensor:
         rows = ours[self.start : self.stop]
         if self.how == "swap_halves":  # BFL: (shift, scale); diffusers: (scale, shift)

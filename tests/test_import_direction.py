@@ -33,6 +33,8 @@ ORDER = [
     "header",
     "checkpoint",
     "lora_file",
+    "safetensors_writer",
+    "conversion",
     "procedural",
     "metrics",
     "autocorrelation",
@@ -65,6 +67,7 @@ ORDER = [
     "cli_plan",
     "cli_periodicity",
     "cli_benchmark",
+    "cli_convert",
     "cli",
     "__main__",
 ]
