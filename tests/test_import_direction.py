@@ -68,6 +68,7 @@ ORDER = [
     "cli_periodicity",
     "cli_benchmark",
     "cli_convert",
+    "cli_rope",
     "cli",
     "__main__",
 ]
