@@ -69,7 +69,9 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="file; folder for several")
     add_size(parser)
     add_models(parser)
-    parser.add_argument("--color", choices=COLOR_FIXES, default="wavelet", help="colour fix (default: wavelet)")
+    parser.add_argument(
+        "--color", choices=COLOR_FIXES, default="wavelet", help="colour fix (default: wavelet; lab: in CIELAB)"
+    )
     parser.add_argument(
         "--fidelity", type=float, default=1.0, help="0 to 1 (default): equality to the input when shrunk"
     )

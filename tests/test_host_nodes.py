@@ -125,6 +125,7 @@ OPTIONS = {
     "fidelity": [1, 96, 128, 3],
     "half_fidelity": [1, 96, 128, 3],
     "adain": [1, 96, 128, 3],
+    "lab": [1, 96, 128, 3],
     "wavelet": [1, 96, 128, 3],
     "vae_only": [1, 96, 128, 3],
     "sigma": [1, 96, 128, 3],
@@ -147,7 +148,7 @@ def test_one_step_node_is_the_core(one_step: Cases, case: str, record_property: 
     assert found["difference"] <= SAME
 
 
-@pytest.mark.parametrize("option", ["fidelity", "adain", "wavelet", "vae_only", "sigma"])
+@pytest.mark.parametrize("option", ["fidelity", "adain", "wavelet", "lab", "vae_only", "sigma"])
 def test_every_option_shows(one_step: Cases, option: str) -> None:
     assert one_step["effects"][option] > VISIBLE
 

@@ -51,6 +51,7 @@ ORDER = [
     "artifacts",
     "paths",
     "report",
+    "cielab",
     "color",
     "one_step",
     "probe",
