@@ -23,7 +23,7 @@ from .color import COLOR_FIXES
 from .demo import SAMPLE_PHOTO, before_after
 from .errors import Op4ksrError
 from .flux import Flux
-from .image_io import Picture, from_pil, holds_alpha, load_image, save_image
+from .image_io import Picture, check_bits, from_pil, holds_alpha, load_image, save_image
 from .inspection import inspect_file
 from .machine import peak_memory
 from .memory import out_of_memory_told
@@ -75,6 +75,7 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fidelity", type=float, default=1.0, help="0 to 1 (default): equality to the input when shrunk"
     )
+    parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="per colour; 16 for PNG only (default: 8)")
     parser.add_argument("--anyway", action="store_true", help="compute even where the plan says it will not fit")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
@@ -96,6 +97,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def run_upscale(options: argparse.Namespace) -> int:
     pairs = output_paths(gather(options.input), options.output)
+    for _, output in pairs:
+        check_bits(output, options.bits)
     settings = OneStepOptions(
         target=target_of(options), color=options.color, fidelity=options.fidelity, vae_only=options.vae_only
     )
@@ -144,7 +147,7 @@ def _upscale_file(
         image = upscale(picture.image.to(device), flux, autoencoder, settings, on_progress=show)
         alpha = None if picture.alpha is None else upscale_alpha(picture.alpha, *image.shape[-2:])
     computed = time.perf_counter()
-    save_image(output, Picture(image, alpha))
+    save_image(output, Picture(image, alpha), options.bits)
     keeps_alpha = alpha is not None and holds_alpha(output)
     if alpha is not None and not keeps_alpha:
         print(f"{output}: this format holds no transparency; end the name in .png to keep it", file=sys.stderr)

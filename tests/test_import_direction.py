@@ -47,6 +47,8 @@ ORDER = [
     "losses",
     "folding",
     "suppress",
+    "icc",
+    "png16",
     "image_io",
     "artifacts",
     "paths",
