@@ -10,6 +10,7 @@ from .pieces import EmptyLatent16x, OneStepSamplerNode
 from .plan import PlanRun
 from .rope import ApplyRFR
 from .sample import SamplePicture
+from .sampling import FluxShift16x
 from .upscale import OneStepUpscale
 
 NODES: list[type[io.ComfyNode]] = [
@@ -25,6 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
     OneStepSamplerNode,
     EmptyLatent16x,
     LoadSRLoRA,
+    FluxShift16x,
 ]
 
 

@@ -22,6 +22,7 @@ NODES = {
     "OP4KSR_OneStepSampler",
     "OP4KSR_EmptyLatent16x",
     "OP4KSR_LoadSRLoRA",
+    "OP4KSR_FluxShift16x",
 }
 
 #: Of images in [0, 1]. Less than a tenth of an 8-bit step: the same fp32 numbers in another order.

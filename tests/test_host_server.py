@@ -29,6 +29,7 @@ NODES = [
     "OP4KSR_OneStepSampler",
     "OP4KSR_EmptyLatent16x",
     "OP4KSR_LoadSRLoRA",
+    "OP4KSR_FluxShift16x",
 ]
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
 STEP = "4"

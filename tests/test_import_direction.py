@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "attention",
     "rope",
+    "schedule",
     "latent",
     "resize",
     "layers",
