@@ -24,8 +24,8 @@ from .header import PROMPT_KEYS, Header, read_header, read_tensors
 from .layouts import Shape
 
 #: How the two factors are called: W + alpha / rank * up @ down.
-_DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight")
-_UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight")
+_DOWN = (".lora_down.weight", ".lora_A.weight")
+_UP = (".lora_up.weight", ".lora_B.weight")
 
 _BFL_TOP = r"(double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer)\."
 _DIFFUSERS_TOP = (
