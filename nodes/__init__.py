@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR
+from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR, LoadSRLoRA
 from .periodicity import PeriodicityDiagnostic, SuppressPeriodicity
+from .pieces import EmptyLatent16x, OneStepSamplerNode
 from .plan import PlanRun
 from .rope import ApplyRFR
 from .sample import SamplePicture
+from .sampling import FluxShift16x
 from .upscale import OneStepUpscale
 
 NODES: list[type[io.ComfyNode]] = [
@@ -21,6 +23,10 @@ NODES: list[type[io.ComfyNode]] = [
     PeriodicityDiagnostic,
     SuppressPeriodicity,
     SamplePicture,
+    OneStepSamplerNode,
+    EmptyLatent16x,
+    LoadSRLoRA,
+    FluxShift16x,
 ]
 
 

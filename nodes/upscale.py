@@ -50,7 +50,7 @@ class OneStepUpscale(io.ComfyNode):
                     options=list(COLOR_FIXES),
                     default="wavelet",
                     tooltip="wavelet: colours and coarse tones from the input. adain: only its mean and contrast. "
-                    "none: the model's own.",
+                    "none: the model's own. lab: mean and contrast of lightness and colour, in CIELAB.",
                 ),
                 io.Float.Input(
                     "fidelity",

@@ -16,14 +16,16 @@ from . import __version__, cli_periodicity
 from .autoencoder import AutoEncoder
 from .cli_ablation import add_ablation
 from .cli_benchmark import add_benchmark
+from .cli_convert import add_convert
 from .cli_options import add_models, add_size, load_models, parse_device, target_of
 from .cli_plan import Planner, add_plan
+from .cli_rope import add_rope
 from .cli_train import add_train
 from .color import COLOR_FIXES
 from .demo import SAMPLE_PHOTO, before_after
 from .errors import Op4ksrError
 from .flux import Flux
-from .image_io import Picture, from_pil, holds_alpha, load_image, save_image
+from .image_io import Picture, check_bits, from_pil, holds_alpha, load_image, save_image
 from .inspection import inspect_file
 from .machine import peak_memory
 from .memory import out_of_memory_told
@@ -55,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_upscale(commands.add_parser("upscale", help="enlarge pictures"))
     add_plan(commands.add_parser("plan", help="what a run will need, before anything is computed"))
     _add_inspect(commands.add_parser("inspect", help="what is this weights file, and will it work"))
+    add_convert(commands.add_parser("convert", help="another layout, a LoRA merged in, metadata, prompt embedding"))
+    add_rope(commands.add_parser("rope", help="turns of each pair of channels on a grid, before and after RFR"))
     add_benchmark(commands.add_parser("benchmark", help="measure, and write the table as JSON and Markdown"))
     cli_periodicity.add_commands(commands)
     add_train(commands.add_parser("train", help="train an autoencoder, a one-step model or a LoRA (extra: train)"))
@@ -69,10 +73,13 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="file; folder for several")
     add_size(parser)
     add_models(parser)
-    parser.add_argument("--color", choices=COLOR_FIXES, default="wavelet", help="colour fix (default: wavelet)")
+    parser.add_argument(
+        "--color", choices=COLOR_FIXES, default="wavelet", help="colour fix (default: wavelet; lab: in CIELAB)"
+    )
     parser.add_argument(
         "--fidelity", type=float, default=1.0, help="0 to 1 (default): equality to the input when shrunk"
     )
+    parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="per colour; 16 for PNG only (default: 8)")
     parser.add_argument("--anyway", action="store_true", help="compute even where the plan says it will not fit")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
@@ -94,6 +101,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def run_upscale(options: argparse.Namespace) -> int:
     pairs = output_paths(gather(options.input), options.output)
+    for _, output in pairs:
+        check_bits(output, options.bits)
     settings = OneStepOptions(
         target=target_of(options), color=options.color, fidelity=options.fidelity, vae_only=options.vae_only
     )
@@ -142,7 +151,7 @@ def _upscale_file(
         image = upscale(picture.image.to(device), flux, autoencoder, settings, on_progress=show)
         alpha = None if picture.alpha is None else upscale_alpha(picture.alpha, *image.shape[-2:])
     computed = time.perf_counter()
-    save_image(output, Picture(image, alpha))
+    save_image(output, Picture(image, alpha), options.bits)
     keeps_alpha = alpha is not None and holds_alpha(output)
     if alpha is not None and not keeps_alpha:
         print(f"{output}: this format holds no transparency; end the name in .png to keep it", file=sys.stderr)

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .cielab import lab_to_rgb, rgb_to_lab
 from .resize import resize
 
-ColorFix = Literal["wavelet", "adain", "none"]
+ColorFix = Literal["wavelet", "adain", "none", "lab"]
 COLOR_FIXES: tuple[ColorFix, ...] = get_args(ColorFix)
 
 #: Rounds of back-projection: our choice, see the README's figures.
@@ -54,10 +56,46 @@ def adain_fix(image: Tensor, reference: Tensor) -> Tensor:
     return (image - mean) / std.clamp(min=1e-5) * spread + target
 
 
+#: Rows at a time in CIELAB, so that the conversion's scratch memory stays small.
+_BAND = 256
+
+
+def lab_fix(image: Tensor, reference: Tensor) -> Tensor:
+    """The image with the reference's mean and standard deviation of L*, a* and b*; both (B, 3, H, W) sRGB in [0, 1].
+
+    After Reinhard, Ashikhmin, Gooch and Shirley, "Color Transfer between Images" (2001), in CIELAB instead of their
+    l-alpha-beta. Unlike ``adain_fix`` it moves lightness and colour apart, as they are seen.
+    """
+    (mean, std), (target, spread) = _lab_statistics(image), _lab_statistics(reference)
+    gain = spread / std.clamp(min=1e-3)
+    out = torch.empty_like(image)
+    for start in range(0, image.shape[-2], _BAND):
+        rows = slice(start, start + _BAND)
+        out[..., rows, :] = lab_to_rgb((rgb_to_lab(image[..., rows, :]) - mean) * gain + target)
+    return out
+
+
+def _lab_statistics(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of L*, a*, b*, (B, 3, 1, 1) each; sums in float64, in two passes."""
+    bands = range(0, image.shape[-2], _BAND)
+    count = image.shape[-2] * image.shape[-1]
+
+    def mean_of(change: Callable[[Tensor], Tensor]) -> Tensor:
+        sums = [
+            change(rgb_to_lab(image[..., i : i + _BAND, :])).sum((-2, -1), keepdim=True).cpu().double() for i in bands
+        ]
+        return (torch.stack(sums).sum(0) / count).to(image.device, torch.float32)
+
+    mean = mean_of(lambda lab: lab)
+    return mean, mean_of(lambda lab: (lab - mean).square()).sqrt()
+
+
 def color_fix(image: Tensor, reference: Tensor, kind: ColorFix, factor: float) -> Tensor:
     """Apply one of ``COLOR_FIXES``; image and reference (the enlarged input) (B, C, H, W)."""
     if kind == "wavelet":
         return wavelet_fix(image, reference, wavelet_levels(factor))
+    if kind == "lab":
+        return lab_fix(image, reference)
     return adain_fix(image, reference) if kind == "adain" else image
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import ImageError, OutputError
+from .icc import to_srgb
+from .png16 import is_png16, open_low_bytes, write_png16
+
+log = logging.getLogger(__name__)
 
 #: What a folder is searched for.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -40,15 +46,20 @@ class Picture:
 def load_image(path: str | Path) -> Picture:
     """Read a picture, turned upright by its EXIF orientation, to RGB and alpha.
 
-    16-bit grey keeps its range; palettes, CMYK and grey become RGB. Raises ImageError: no such
-    file, no picture, cut short, without pixels.
+    16-bit grey, and 16-bit colour PNG, keep all bits (other 16-bit files are read in 8, with a warning);
+    palettes, CMYK and grey become RGB; a colour profile is converted to sRGB, in 8 bit. Raises
+    ImageError: no such file, no picture, cut short, without pixels.
     """
     path = Path(path)
+    low = None
     try:
         # Not by name: Pillow garbles turned grey TIFFs that it can map into memory.
         with path.open("rb") as file, Image.open(file) as opened:
+            deep, reduced = is_png16(opened), _reduced(opened)
             opened.load()
             picture = ImageOps.exif_transpose(opened)
+            if deep:
+                low = ImageOps.exif_transpose(open_low_bytes(file))
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file; check the name and the folder") from error
     except UnidentifiedImageError as error:
@@ -57,7 +68,31 @@ def load_image(path: str | Path) -> Picture:
         raise ImageError(f"{path}: {error}; shrink it first") from error
     except (OSError, SyntaxError, ValueError, TypeError, NotImplementedError) as error:
         raise ImageError(f"{path}: is damaged or cut short ({error}); save it again from its source") from error
-    return from_pil(picture)
+    if reduced:
+        log.warning("%s: has 16 bits per colour, of which 8 are read; save it as 16-bit RGB PNG to keep them", path)
+    converted, changed = to_srgb(picture, str(path))
+    if low is not None and not changed:
+        return _from_bytes(picture, low)
+    if low is not None:
+        log.warning("%s: the colour profile was applied in 8 bit; convert it to sRGB first to keep all 16", path)
+    return from_pil(converted)
+
+
+def _reduced(opened: Image.Image) -> bool:
+    """Whether Pillow will read only the upper half of this file's 16-bit colours, and we have no way round it."""
+    raw = str(opened.tile[0][3]) if getattr(opened, "tile", None) else ""  # pyright: ignore
+    return opened.mode in ("RGB", "RGBA", "LA") and ";16" in raw and not is_png16(opened)
+
+
+def _from_bytes(high: Image.Image, low: Image.Image) -> Picture:
+    """Upper and lower bytes of a 16-bit RGB or RGBA picture -> ``Picture``."""
+    values = np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
+    tensor = torch.from_numpy(values.astype(np.float32) / 65535).permute(2, 0, 1)[None]
+    alpha = tensor[:, 3:].contiguous() if tensor.shape[1] == 4 else None
+    clear = high.info.get("transparency")
+    if alpha is None and isinstance(clear, tuple):  # one colour, in 16 bits, is transparent
+        alpha = torch.from_numpy((values != np.array(clear)).any(-1).astype(np.float32))[None, None]
+    return Picture(tensor[:, :3].contiguous(), alpha)
 
 
 def from_pil(picture: Image.Image) -> Picture:
@@ -76,27 +111,36 @@ def from_pil(picture: Image.Image) -> Picture:
 
 def to_pil(picture: Picture) -> Image.Image:
     """The first picture of a batch -> 8-bit RGB or RGBA."""
+    return Image.fromarray(_to_array(picture, 255, np.uint8))
+
+
+def _to_array(picture: Picture, top: int, dtype: type[Any]) -> np.ndarray:
+    """The first picture of a batch -> (H, W, 3 or 4) integers from 0 to ``top``."""
     planes = [picture.image[0]] if picture.alpha is None else [picture.image[0], picture.alpha[0]]
     tensor = torch.cat([plane.float().cpu() for plane in planes])
-    pixels = tensor.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    return Image.fromarray(pixels)
+    return tensor.clamp(0, 1).mul(top).round().permute(1, 2, 0).contiguous().numpy().astype(dtype)
 
 
-def save_image(path: str | Path, picture: Picture) -> None:
-    """Write the first picture of a batch, 8 bit, in the format of the name's ending; whole or not at all.
+def save_image(path: str | Path, picture: Picture, bits: int = 8) -> None:
+    """Write the first picture of a batch, sRGB, in the format of the name's ending; whole or not at all.
 
-    Formats without transparency get the colours alone. Raises OutputError: unknown ending, no such
-    folder, not writable, disk full; a file that was there is then untouched.
+    bits: per colour, 8 or (PNG only) 16. Formats without transparency get the colours alone. Raises
+    OutputError: unknown ending, 16 bits elsewhere than in PNG, no such folder, not writable, disk full; a
+    file that was there is then untouched.
     """
     path = Path(path)
-    kind = _format(path)
-    content = to_pil(Picture(picture.image) if kind in _OPAQUE_FORMATS else picture)
+    kind = check_bits(path, bits)
+    picture = Picture(picture.image) if kind in _OPAQUE_FORMATS else picture
     options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
         os.close(handle)
         try:
-            content.save(temporary, **options)  # pyright: ignore
+            if bits == 16:
+                with open(temporary, "wb") as file:
+                    write_png16(file, _to_array(picture, 65535, np.uint16))
+            else:
+                to_pil(picture).save(temporary, **options)  # pyright: ignore
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         finally:
@@ -104,6 +148,16 @@ def save_image(path: str | Path, picture: Picture) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path}: cannot be written ({reason}); choose another folder or name") from error
+
+
+def check_bits(path: str | Path, bits: int) -> str:
+    """Pillow's name of the file's format. Raises OutputError where it is unknown or cannot hold so many bits."""
+    kind = _format(Path(path))
+    if bits not in (8, 16):
+        raise OutputError(f"{path}: expected 8 or 16 bits per colour, got {bits}")
+    if bits == 16 and kind != "PNG":
+        raise OutputError(f"{path}: 16 bits per colour are written as PNG only; end the name in .png, or take 8 bits")
+    return kind
 
 
 def check_output(path: str | Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from op4ksr_core.cielab import lab_to_rgb, rgb_to_lab
 from op4ksr_core.color import (
     BACK_PROJECTIONS,
     COLOR_FIXES,
@@ -15,6 +16,7 @@ from op4ksr_core.color import (
     back_project,
     blur_a_trous,
     color_fix,
+    lab_fix,
     wavelet_fix,
     wavelet_levels,
 )
@@ -71,6 +73,55 @@ def test_wavelet_of_a_flat_picture_is_flat_up_to_the_border() -> None:
     torch.testing.assert_close(blur_a_trous(flat, 6), flat)
 
 
+# --- lab --------------------------------------------------------------------------------------
+
+#: sRGB -> L*, a*, b* at D65: published values (Lindbloom's calculator, to 0.01), grey by hand.
+KNOWN = {
+    (1.0, 1.0, 1.0): (100.0, 0.0, 0.0),
+    (0.0, 0.0, 0.0): (0.0, 0.0, 0.0),
+    (1.0, 0.0, 0.0): (53.24, 80.09, 67.20),
+    (0.0, 1.0, 0.0): (87.73, -86.18, 83.18),
+    (0.0, 0.0, 1.0): (32.30, 79.19, -107.86),
+    (1.0, 1.0, 0.0): (97.14, -21.55, 94.48),
+    (0.5, 0.5, 0.5): (53.39, 0.0, 0.0),
+    (0.02, 0.02, 0.02): (1.398, 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("rgb", KNOWN)
+def test_lab_of_known_colours(rgb: tuple[float, float, float]) -> None:
+    lab = rgb_to_lab(torch.tensor(rgb).view(1, 3, 1, 1)).flatten().tolist()
+    assert lab == pytest.approx(KNOWN[rgb], abs=0.02)
+    back = lab_to_rgb(torch.tensor(lab).view(1, 3, 1, 1)).flatten().tolist()
+    assert back == pytest.approx(rgb, abs=2e-4)
+
+
+def test_lab_and_back_is_the_identity_also_beyond_the_range() -> None:
+    image = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
+    torch.testing.assert_close(lab_to_rgb(rgb_to_lab(image)), image, rtol=0, atol=2e-5)
+
+
+def test_lab_fix_matches_mean_and_deviation_in_lab(natural: Natural) -> None:
+    """Taller than a band, and a batch: each picture by its own statistics."""
+    image = torch.cat([natural(600, 40, 1), natural(600, 40, 2)]) * 0.5 + 0.2
+    reference = torch.cat([natural(600, 40, 3), natural(600, 40, 4)]) * 0.6 + 0.2
+    got, wanted = rgb_to_lab(lab_fix(image, reference)), rgb_to_lab(reference)
+    axes = (-2, -1)
+    torch.testing.assert_close(got.mean(axes), wanted.mean(axes), rtol=0, atol=0.01)
+    torch.testing.assert_close(got.std(axes), wanted.std(axes), rtol=0.001, atol=0.01)
+    assert (rgb_to_lab(image).mean(axes) - wanted.mean(axes)).abs().max() > 1
+
+
+def test_lab_fix_with_the_picture_itself_is_the_identity(natural: Natural) -> None:
+    image = natural(300, 40)
+    torch.testing.assert_close(lab_fix(image, image), image, rtol=0, atol=5e-5)
+
+
+def test_lab_fix_of_a_flat_picture_is_finite() -> None:
+    fixed = lab_fix(torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.7))
+    torch.testing.assert_close(fixed, torch.full((1, 3, 4, 4), 0.7), rtol=0, atol=1e-4)
+
+
 # --- adain ------------------------------------------------------------------------------------
 
 
@@ -93,9 +144,10 @@ def test_adain_of_a_flat_picture_is_finite() -> None:
 
 def test_each_colour_fix_by_name(natural: Natural) -> None:
     image, reference = natural(48, 48, 1), natural(48, 48, 2)
-    assert COLOR_FIXES == ("wavelet", "adain", "none")
+    assert COLOR_FIXES == ("wavelet", "adain", "none", "lab")
     assert torch.equal(color_fix(image, reference, "wavelet", 8), wavelet_fix(image, reference, 6))
     assert torch.equal(color_fix(image, reference, "adain", 8), adain_fix(image, reference))
+    assert torch.equal(color_fix(image, reference, "lab", 8), lab_fix(image, reference))
     assert color_fix(image, reference, "none", 8) is image
 
 

@@ -19,6 +19,10 @@ NODES = {
     "OP4KSR_PeriodicityDiagnostic",
     "OP4KSR_SuppressPeriodicity",
     "OP4KSR_SamplePicture",
+    "OP4KSR_OneStepSampler",
+    "OP4KSR_EmptyLatent16x",
+    "OP4KSR_LoadSRLoRA",
+    "OP4KSR_FluxShift16x",
 }
 
 #: Of images in [0, 1]. Less than a tenth of an 8-bit step: the same fp32 numbers in another order.
@@ -122,6 +126,7 @@ OPTIONS = {
     "fidelity": [1, 96, 128, 3],
     "half_fidelity": [1, 96, 128, 3],
     "adain": [1, 96, 128, 3],
+    "lab": [1, 96, 128, 3],
     "wavelet": [1, 96, 128, 3],
     "vae_only": [1, 96, 128, 3],
     "sigma": [1, 96, 128, 3],
@@ -144,7 +149,7 @@ def test_one_step_node_is_the_core(one_step: Cases, case: str, record_property: 
     assert found["difference"] <= SAME
 
 
-@pytest.mark.parametrize("option", ["fidelity", "adain", "wavelet", "vae_only", "sigma"])
+@pytest.mark.parametrize("option", ["fidelity", "adain", "wavelet", "lab", "vae_only", "sigma"])
 def test_every_option_shows(one_step: Cases, option: str) -> None:
     assert one_step["effects"][option] > VISIBLE
 

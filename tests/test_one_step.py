@@ -135,7 +135,7 @@ def test_f8_and_f16_both_work(
     ],
     ids=str,
 )
-@pytest.mark.parametrize("color", ["wavelet", "adain"])
+@pytest.mark.parametrize("color", ["wavelet", "adain", "lab"])
 def test_the_size_is_kept_to_the_pixel(
     flux: Flux,
     autoencoder: AutoEncoder,

@@ -65,6 +65,7 @@ def options() -> dict[str, Any]:
         "fidelity": compare(small, {"fidelity": 1.0}, {"fidelity": 1.0}),
         "half_fidelity": compare(small, {"fidelity": 0.5}, {"fidelity": 0.5}),
         "adain": compare(small, {"color_fix": "adain"}, {"color": "adain"}),
+        "lab": compare(small, {"color_fix": "lab"}, {"color": "lab"}),
         "wavelet": compare(small, {"color_fix": "wavelet"}, {"color": "wavelet"}),
         "vae_only": compare(small, {"vae_only": True}, {"vae_only": True}),
         "sigma": compare(small, {"sigma": 0.9}, {"sigma": 0.9}),
@@ -87,6 +88,7 @@ def effects() -> dict[str, float]:
         "fidelity": {"fidelity": 1.0},
         "adain": {"color_fix": "adain"},
         "wavelet": {"color_fix": "wavelet"},
+        "lab": {"color_fix": "lab"},
         "vae_only": {"vae_only": True},
         "sigma": {"sigma": 0.9},
     }
