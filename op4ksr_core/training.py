@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autocast, nn
 
 from .autoencoder import AutoEncoder, AutoEncoderParams
 from .checkpoint import load_autoencoder, save_autoencoder, save_flux
@@ -161,7 +161,7 @@ def train_autoencoder(scenes: np.ndarray, output: Path, steps: int, start: Path 
         images = sample_crops(scenes, rng, batch, side)
         images[: batch // 2] = degrade(images[: batch // 2])
         pixels = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", torch.bfloat16):
             latent = model.encode_pixels(pixels)
             if start or step >= late:  # so that the decoder bears a transformer's small errors
                 latent = latent + 0.05 / LATENT_SCALE * torch.randn_like(latent)
@@ -209,7 +209,7 @@ def predict(model: Flux, latent: Tensor) -> Tensor:
     """One step on processed latents (B, 16, h, w), with gradients."""
     sigma = torch.full((len(latent),), model.settings.sigma)
     txt, vec = model.prompt(len(latent))
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu", torch.bfloat16):
         velocity = model(latent, sigma, txt, vec)
     return one_step(latent, velocity.float(), sigma)
 
@@ -220,7 +220,7 @@ def encode_scenes(autoencoder: AutoEncoder, scenes: np.ndarray) -> tuple[Tensor,
     highs: list[Tensor] = []
     for picture in scenes:
         image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", torch.bfloat16):
             lows.append(process_in(autoencoder.encode_pixels(degrade(image).clamp(0, 1) * 2 - 1).float()))
             highs.append(process_in(autoencoder.encode_pixels(image * 2 - 1).float()))
     return torch.cat(lows), torch.cat(highs)
@@ -275,11 +275,11 @@ def latent_loss(model: Flux, low: Tensor, high: Tensor) -> Tensor:
 def pixel_loss(model: Flux, autoencoder: AutoEncoder, images: Tensor, rng: np.random.Generator) -> Tensor:
     """Decoded picture against the sharp one, plus a little of the latents' distance."""
     factor = int(rng.choice([4, 4, 4, 2, 8]))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), autocast("cpu", torch.bfloat16):
         low = process_in(autoencoder.encode_pixels(degrade(images, factor).clamp(0, 1) * 2 - 1).float())
         high = process_in(autoencoder.encode_pixels(images * 2 - 1).float())
     predicted = predict(model, low)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu", torch.bfloat16):
         decoded = autoencoder.decode_pixels(process_out(predicted))
     return picture_loss(decoded.float(), images * 2 - 1) + 0.1 * (predicted - high).abs().mean()
 
