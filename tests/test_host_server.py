@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,27 @@ def test_every_input_and_output_has_a_tooltip(object_info: dict[str, Any], node:
     assert info["python_module"] == "custom_nodes.op4ksr"
     assert [name for name, (_, options) in input_specs(info).items() if not options.get("tooltip")] == []
     assert len(info["output_tooltips"]) == len(info["output"]) and all(info["output_tooltips"])
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_help_pages_are_served_where_the_help_panel_looks(server: Server, node: str) -> None:
+    """/extensions/<folder>/docs/<node>/<language>.md, then <node>.md; pictures relative to docs/."""
+    docs = PACK / "web" / "docs"
+    for name in (f"{node}/zh.md", f"{node}.md"):
+        page = server.get_bytes(f"/extensions/op4ksr/docs/{name}").decode("utf-8")
+        assert page == (docs / name).read_text("utf-8")
+        for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page):
+            assert server.get_bytes(f"/extensions/op4ksr/docs/{picture}") == (docs / picture).read_bytes()
+
+
+def test_translations_are_served(server: Server) -> None:
+    served = server.get("/i18n")["zh"]
+    assert served["nodeDefs"] == json.loads((PACK / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
+    assert served["nodeCategories"]["analysis"]
+
+
+def test_nothing_of_ours_runs_in_the_browser(server: Server) -> None:
+    assert [path for path in server.get("/extensions") if "op4ksr" in path] == []
 
 
 # --- prompts ----------------------------------------------------------------------------------
