@@ -22,6 +22,7 @@ class LoadF16VAE(io.ComfyNode):
         return schema(
             node_id="OP4KSR_LoadF16VAE",
             display_name="Load F16 VAE (OP4KSR)",
+            found_as="Load F16 VAE, 16x (OP4KSR)",
             category="loaders",
             description="Loads a VAE that compresses 16x instead of 8x, so that 4096 px are 16,384 Flux tokens. "
             "The result is a native VAE: VAE Encode, VAE Decode and tiled decoding work with it.",
@@ -69,10 +70,22 @@ class ExactVAENode(io.ComfyNode):
         return schema(
             node_id="OP4KSR_ExactVAE",
             display_name="Exact VAE, Low Memory (OP4KSR)",
+            found_as="Exact VAE: no seams, low VRAM (OP4KSR)",
             category="advanced/vae",
             description="Lets any Flux-type picture VAE encode and decode in strips: the same picture as without, to "
             "rounding, in a fraction of the memory, without tiles and their seams. Load F16 VAE has this built in.",
-            search_aliases=["vae", "tiled", "tiles", "seam", "out of memory", "oom", "low vram", "4k", "8k"],
+            search_aliases=[
+                "vae",
+                "tiled",
+                "tiles",
+                "seam",
+                "out of memory",
+                "oom",
+                "low vram",
+                "no seams",
+                "4k",
+                "8k",
+            ],
             inputs=[
                 io.Vae.Input("vae", tooltip="Flux's own 8x VAE, SDXL's, or any other of that kind. It stays as it is."),
                 memory_widget(),
