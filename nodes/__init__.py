@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR
+from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR, LoadSRLoRA
 from .periodicity import PeriodicityDiagnostic, SuppressPeriodicity
+from .pieces import EmptyLatent16x, OneStepSamplerNode
 from .plan import PlanRun
 from .rope import ApplyRFR
 from .sample import SamplePicture
@@ -21,6 +22,9 @@ NODES: list[type[io.ComfyNode]] = [
     PeriodicityDiagnostic,
     SuppressPeriodicity,
     SamplePicture,
+    OneStepSamplerNode,
+    EmptyLatent16x,
+    LoadSRLoRA,
 ]
 
 

@@ -9,7 +9,8 @@ import folder_paths
 from ..op4ksr_core.checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX
 from ..op4ksr_core.errors import OptionError
 
-BUNDLED = {
+BUNDLED: dict[str, dict[str, Path]] = {
+    "loras": {},
     "vae": {f"bundled: {BUNDLED_AUTOENCODER.name}": BUNDLED_AUTOENCODER},
     "diffusion_models": {f"bundled: {BUNDLED_FLUX.name}": BUNDLED_FLUX},
 }

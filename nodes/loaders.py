@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from .exact_vae import ExactVAE, memory_widget, wish_of
 from .files import file_options, file_path
+from .host_lora import load_lora
 from .host_model import WEIGHT_DTYPES, load_model, prompt_conditioning
 from .host_vae import load_vae
 from .schema import advanced, schema
@@ -139,3 +140,42 @@ class LoadFluxSR(io.ComfyNode):
     def execute(cls, model_name: str, weight_dtype: str = "default") -> io.NodeOutput:
         model = load_model(file_path("diffusion_models", model_name), weight_dtype)
         return io.NodeOutput(model, prompt_conditioning(model))
+
+
+class LoadSRLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="OP4KSR_LoadSRLoRA",
+            display_name="Load SR LoRA (OP4KSR)",
+            category="loaders",
+            description="Turns a Flux model into a one-step super-resolution model by a LoRA file that also carries "
+            "theta, sigma, guidance and the prompt embedding it was trained with. An ordinary LoRA needs ComfyUI's "
+            "own loader instead.",
+            search_aliases=["lora", "flux", "4k", "upscale", "super resolution", "one step", "op4ksr"],
+            inputs=[
+                io.Model.Input("model", tooltip="The Flux model that the LoRA was trained on, from any loader."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=file_options("loras"),
+                    tooltip="From models/loras: kohya, diffusers (PEFT) or BFL names, with op4ksr.txt and op4ksr.vec.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Of the change of the weights; theta, sigma and the prompt are always the file's.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("MODEL", tooltip="A clone with the LoRA, its theta and its constants."),
+                io.Conditioning.Output("CONDITIONING", tooltip="The prompt embedding the LoRA was trained with."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, lora_name: str, strength: float = 1.0) -> io.NodeOutput:
+        patched = load_lora(model, file_path("loras", lora_name), strength)
+        return io.NodeOutput(patched, prompt_conditioning(patched))

@@ -30,8 +30,11 @@ def image_to_host(image: Tensor) -> Tensor:
     return image.movedim(1, -1).contiguous()
 
 
-class _OneStepSampler(comfy.samplers.Sampler):
-    """One call of the model on the latent as it is: no noise, x0 = x - sigma v."""
+class OneStepSampler(comfy.samplers.Sampler):
+    """One call of the model on the latent as it is: no noise, x0 = x - sigma v.
+
+    Where a mask (1 = change) is given, the latent stays what it is outside it.
+    """
 
     def sample(
         self,
@@ -44,7 +47,12 @@ class _OneStepSampler(comfy.samplers.Sampler):
         denoise_mask: Tensor | None = None,
         disable_pbar: bool = False,
     ) -> Tensor:
-        return model_wrap(latent_image, sigmas[0] * latent_image.new_ones(len(latent_image)), **extra_args)
+        result = model_wrap(latent_image, sigmas[0] * latent_image.new_ones(len(latent_image)), **extra_args)
+        if denoise_mask is not None:
+            result = torch.lerp(latent_image, result, denoise_mask.to(result.dtype))
+        if callback is not None:
+            callback(0, result, latent_image, 1)
+        return result
 
 
 class HostStages:
@@ -79,7 +87,7 @@ class HostStages:
         guider.inner_set_conds({"positive": self.conditioning})
         guider.set_cfg(1.0)
         sigmas = torch.tensor([self.sigma, 0.0])
-        result = guider.sample(torch.zeros_like(raw), raw, _OneStepSampler(), sigmas, disable_pbar=True, seed=0)
+        result = guider.sample(torch.zeros_like(raw), raw, OneStepSampler(), sigmas, disable_pbar=True, seed=0)
         tell(1, 1)
         return result.to(raw.device)
 

@@ -193,7 +193,7 @@ def describe_flux(
         axes_dim=axes_of_head(header.path, head),
         theta=_theta(header, theta, why),
     )
-    _check_prompt(header, params)
+    check_prompt(header, params.context_in_dim, params.vec_in_dim)
     return Description(header, params, _settings(header, sigma, why), why, quantized=quantized)
 
 
@@ -230,18 +230,29 @@ def load_flux(
 def settings_with_prompt(found: Description) -> OneStepSettings:
     """The described constants, with the prompt embedding read from the file if it carries one."""
     assert found.settings is not None
-    tensors = read_tensors(found.header, set(PROMPT_KEYS))
+    return with_prompt(found.header, found.settings)
+
+
+def with_prompt(header: Header, settings: OneStepSettings) -> OneStepSettings:
+    """The settings with the prompt embedding that the file carries, float32; None where it carries none."""
+    tensors = read_tensors(header, set(PROMPT_KEYS))
     txt, vec = (tensors.get(key) for key in PROMPT_KEYS)
-    return replace(found.settings, txt=None if txt is None else txt.float(), vec=None if vec is None else vec.float())
+    return replace(settings, txt=None if txt is None else txt.float(), vec=None if vec is None else vec.float())
 
 
-def _check_prompt(header: Header, params: FluxParams) -> None:
+def constants(header: Header) -> tuple[tuple[float, float], OneStepSettings, dict[str, str]]:
+    """theta, sigma and the other constants that a transformer or LoRA file names (or our defaults), and why."""
+    why: dict[str, str] = {}
+    return _theta(header, None, why), _settings(header, None, why), why
+
+
+def check_prompt(header: Header, context_in_dim: int, vec_in_dim: int) -> None:
     """Refuse a prompt embedding that is not (T, context_in_dim), or a pooled one not (vec_in_dim,)."""
     txt, vec = (header.shapes.get(key) for key in PROMPT_KEYS)
-    if txt is not None and (len(txt) != 2 or txt[0] < 1 or txt[1] != params.context_in_dim):
-        expected, got = f"op4ksr.txt of (T, {params.context_in_dim})", txt
-    elif vec is not None and vec != (params.vec_in_dim,):
-        expected, got = f"op4ksr.vec of ({params.vec_in_dim},)", vec
+    if txt is not None and (len(txt) != 2 or txt[0] < 1 or txt[1] != context_in_dim):
+        expected, got = f"op4ksr.txt of (T, {context_in_dim})", txt
+    elif vec is not None and vec != (vec_in_dim,):
+        expected, got = f"op4ksr.vec of ({vec_in_dim},)", vec
     else:
         return
     raise UnsupportedCheckpointError(

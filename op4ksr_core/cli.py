@@ -15,8 +15,10 @@ from typing import Any
 from . import __version__, cli_periodicity
 from .autoencoder import AutoEncoder
 from .cli_benchmark import add_benchmark
+from .cli_convert import add_convert
 from .cli_options import add_models, add_size, load_models, parse_device, target_of
 from .cli_plan import Planner, add_plan
+from .cli_rope import add_rope
 from .color import COLOR_FIXES
 from .demo import SAMPLE_PHOTO, before_after
 from .errors import Op4ksrError
@@ -53,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_upscale(commands.add_parser("upscale", help="enlarge pictures"))
     add_plan(commands.add_parser("plan", help="what a run will need, before anything is computed"))
     _add_inspect(commands.add_parser("inspect", help="what is this weights file, and will it work"))
+    add_convert(commands.add_parser("convert", help="another layout, a LoRA merged in, metadata, prompt embedding"))
+    add_rope(commands.add_parser("rope", help="turns of each pair of channels on a grid, before and after RFR"))
     add_benchmark(commands.add_parser("benchmark", help="measure, and write the table as JSON and Markdown"))
     cli_periodicity.add_commands(commands)
     _add_demo(commands.add_parser("demo", help="upscale the bundled photo to 4096 px and show what changed"))

@@ -10,8 +10,9 @@ from .autoencoder import AutoEncoder, AutoEncoderParams
 from .checkpoint import check_tensors, describe_autoencoder, describe_flux, load_autoencoder
 from .errors import OptionError
 from .flux import Flux, FluxParams
-from .header import Header, read_header
+from .header import PROMPT_KEYS, Header, read_header
 from .image_io import load_image
+from .lora_file import describe_lora
 from .probe import probe, verdict
 
 
@@ -31,8 +32,7 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
         "metadata": header.metadata,
     }
     if header.kind == "lora":
-        report["usable"] = "yes: with a LoRA loader, on the model it was trained for"
-        return report
+        return report | _lora(header)
     report |= _geometry(header)
     if photo is not None:
         if header.kind != "vae":
@@ -43,6 +43,22 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
         report["probe"] = [asdict(fit) for fit in fits]
         report["probe_says"] = None if fit is None else {"stride": fit.stride, "shift": fit.shift}
     return report
+
+
+def _lora(header: Header) -> dict[str, Any]:
+    """A one-step LoRA's constants; of any other LoRA, that it is one."""
+    if not all(key in header.shapes for key in PROMPT_KEYS):
+        return {"usable": "yes: with a LoRA loader, on the model it was trained for"}
+    found = describe_lora(header)
+    return {
+        "theta": None if found.theta is None else list(found.theta),
+        "sigma": found.settings.sigma,
+        "guidance": found.settings.guidance,
+        "train_tokens": found.settings.train_tokens,
+        "prompt_embedding": True,
+        "why": found.why,
+        "usable": "yes: with Load SR LoRA, on the model it was trained for; or merged, with 'convert --merge-lora'",
+    }
 
 
 def _geometry(header: Header) -> dict[str, Any]:

@@ -159,3 +159,32 @@ def diffusers_flux_layout(names: Iterable[str]) -> Layout:
         layout |= _flux_block(f"single_blocks.{i}", f"single_transformer_blocks.{i}", _FLUX_SINGLE, present)
     used = {source for recipe in layout.values() for source in recipe.sources}
     return layout | {name: Recipe((name,)) for name in present - used}  # left for the checks to refuse by name
+
+
+def diffusers_modules(module: str) -> tuple[str, ...]:
+    """One of a Flux transformer's modules (our name, without .weight) -> diffusers' modules it is made of, in order.
+
+    Empty for a module that diffusers does not have.
+    """
+    for theirs, ours in _FLUX_TOP.items():
+        if ours == module:
+            return (theirs,)
+    if (match := re.match(r"(double|single)_blocks\.(\d+)\.(.*)", module)) is None:
+        return ()
+    double = match[1] == "double"
+    parts = (_FLUX_DOUBLE if double else _FLUX_SINGLE).get(match[3], ())
+    prefix = f"{'' if double else 'single_'}transformer_blocks.{match[2]}."
+    return tuple(prefix + part for part in ((parts,) if isinstance(parts, str) else parts))
+
+
+def diffusers_autoencoder_name(name: str, levels: int) -> str:
+    """A tensor of the autoencoder (our name) -> diffusers' name; ``levels``: how many widths it has."""
+    new = name.replace("nin_shortcut", "conv_shortcut")
+    for theirs, ours in _MID.items():
+        new = new.replace(f".{ours}", f".{theirs}")
+    new = re.sub(r"\.down\.(\d+)\.block\.(\d+)", r".down_blocks.\1.resnets.\2", new)
+    new = re.sub(r"\.down\.(\d+)\.downsample", r".down_blocks.\1.downsamplers.0", new)
+    if match := re.match(r"decoder\.up\.(\d+)\.(.*)", new):
+        rest = match[2].replace("block.", "resnets.").replace("upsample.", "upsamplers.0.")
+        new = f"decoder.up_blocks.{levels - 1 - int(match[1])}.{rest}"
+    return new

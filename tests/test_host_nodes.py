@@ -19,6 +19,9 @@ NODES = {
     "OP4KSR_PeriodicityDiagnostic",
     "OP4KSR_SuppressPeriodicity",
     "OP4KSR_SamplePicture",
+    "OP4KSR_OneStepSampler",
+    "OP4KSR_EmptyLatent16x",
+    "OP4KSR_LoadSRLoRA",
 }
 
 #: Of images in [0, 1]. Less than a tenth of an 8-bit step: the same fp32 numbers in another order.

@@ -27,6 +27,9 @@ NODES = [
     "OP4KSR_PeriodicityDiagnostic",
     "OP4KSR_SuppressPeriodicity",
     "OP4KSR_SamplePicture",
+    "OP4KSR_OneStepSampler",
+    "OP4KSR_EmptyLatent16x",
+    "OP4KSR_LoadSRLoRA",
 ]
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
 STEP = "4"
