@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .exact_vae import ExactVAE, memory_widget, wish_of
-from .files import file_options, file_path
+from .files import check_file, file_options, file_path
 from .host_lora import load_lora
 from .host_model import WEIGHT_DTYPES, load_model, prompt_conditioning
 from .host_vae import load_vae
@@ -56,6 +56,10 @@ class LoadF16VAE(io.ComfyNode):
             ],
             outputs=[io.Vae.Output("VAE", tooltip="A native VAE with 16 channels at 16x.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, vae_name: str) -> bool | str:
+        return check_file("vae", vae_name)
 
     @classmethod
     def execute(
@@ -137,6 +141,10 @@ class LoadFluxSR(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model_name: str) -> bool | str:
+        return check_file("diffusion_models", model_name)
+
+    @classmethod
     def execute(cls, model_name: str, weight_dtype: str = "default") -> io.NodeOutput:
         model = load_model(file_path("diffusion_models", model_name), weight_dtype)
         return io.NodeOutput(model, prompt_conditioning(model))
@@ -174,6 +182,10 @@ class LoadSRLoRA(io.ComfyNode):
                 io.Conditioning.Output("CONDITIONING", tooltip="The prompt embedding the LoRA was trained with."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str) -> bool | str:
+        return check_file("loras", lora_name)
 
     @classmethod
     def execute(cls, model: Any, lora_name: str, strength: float = 1.0) -> io.NodeOutput:
