@@ -1,7 +1,8 @@
 """The help pages of web/docs: reading them, and the tables of inputs and outputs that the schemas demand.
 
 python tests/help_pages.py writes those tables anew into every page (it needs a ComfyUI); the rest of a page is
-written by hand. A new node needs ``web/docs/<node>.md`` and ``web/docs/<node>/<language>.md`` first.
+written by hand. A new node needs ``web/docs/<node>/<language>.md`` first. ``<node>.md``, for every language that
+has none of its own, is a copy of the English page.
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ LANGUAGES = sorted(WORDS)
 
 
 def page_of(node: str, language: str) -> Path:
-    """English is the page for every language that has none of its own."""
-    return PAGES / f"{node}.md" if language == "en" else PAGES / node / f"{language}.md"
+    return PAGES / node / f"{language}.md"
+
+
+def fallback_of(node: str) -> Path:
+    """For a browser in any other language."""
+    return PAGES / f"{node}.md"
 
 
 def translation(node: str, language: str) -> dict[str, Any]:
@@ -90,6 +95,7 @@ def main() -> None:
         for language in LANGUAGES:
             path = page_of(node, language)
             path.write_text(rewritten(path.read_text("utf-8"), info, language), "utf-8")
+        fallback_of(node).write_text(page_of(node, "en").read_text("utf-8"), "utf-8")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from help_pages import LANGUAGES, PAGES, WORDS, page_of, rewritten, rows, section, table, title
+from help_pages import LANGUAGES, PAGES, WORDS, fallback_of, page_of, rewritten, rows, section, table, title
 from host_support import PACK
 from PIL import Image
 
@@ -18,7 +18,12 @@ NODES = sorted(path.stem for path in PAGES.glob("*.md"))
 def test_every_node_has_its_pages_and_no_page_is_left_over(host_info: dict[str, Any]) -> None:
     assert set(NODES) == set(host_info)
     pages = {page_of(node, language) for node in host_info for language in LANGUAGES}
-    assert pages == set(PAGES.rglob("*.md"))
+    assert pages | {fallback_of(node) for node in host_info} == set(PAGES.rglob("*.md"))
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_other_languages_get_the_english_page(node: str) -> None:
+    assert fallback_of(node).read_bytes() == page_of(node, "en").read_bytes()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -103,7 +103,7 @@ def test_every_input_and_output_has_a_tooltip(object_info: dict[str, Any], node:
 def test_help_pages_are_served_where_the_help_panel_looks(server: Server, node: str) -> None:
     """/extensions/<folder>/docs/<node>/<language>.md, then <node>.md; pictures relative to docs/."""
     docs = PACK / "web" / "docs"
-    for name in (f"{node}/zh.md", f"{node}.md"):
+    for name in (f"{node}/en.md", f"{node}/zh.md", f"{node}.md"):
         page = server.get_bytes(f"/extensions/op4ksr/docs/{name}").decode("utf-8")
         assert page == (docs / name).read_text("utf-8")
         for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page):
