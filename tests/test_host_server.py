@@ -382,7 +382,8 @@ def test_compare_template_shows_three_side_by_side(server: Server, object_info: 
     strip = np.asarray(server.picture(run, preview).convert("RGB"), float)
     assert strip.shape[:2] == (64, 3 * 64 + 2 * 8)
     bicubic, with_rfr, without = (strip[:, left : left + 64] for left in (0, 72, 144))
-    assert np.abs(with_rfr - bicubic).mean() > 0.3 and np.abs(with_rfr - without).mean() > 0.1
+    assert np.abs(with_rfr - bicubic).mean() > 1
+    assert (with_rfr != without).any()  # at 8 x 6 tokens theta matters little
     for slider in by_class(prompt, "ImageCompare"):
         assert run.outputs[slider]["a_images"] and run.outputs[slider]["b_images"]
 
