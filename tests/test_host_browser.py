@@ -69,6 +69,7 @@ def server(tools: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     running = Server(host, tmp_path_factory.mktemp("browser_server"))
     try:
         running.wait_until_up()
+        running.post("/settings/Comfy.TutorialCompleted", b"true")  # no welcome in the way of the canvas
         running.upload("example.png", png(96, 64))  # ComfyUI's own example, which upscale_4k starts with
         yield running
     finally:

@@ -66,6 +66,11 @@ DRAWN = """() => window.app.graph.nodes.flatMap(node => {
   return [...(node.imgs ?? []), ...own].filter(i => i.naturalWidth > 0).map(() => `${node.type} ${node.id}`);
 })"""
 
+EMPTY = """async () => { await window.app.loadGraphData(
+  {last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [], config: {}, extra: {}, version: 0.4}); }"""
+
+RESULTS = "() => [...document.querySelectorAll('[role=option], [data-testid*=result]')].map(e => e.innerText)"
+
 INFO = "[data-testid=info-button]"
 HELP_PICTURE = "img[src*='/extensions/op4ksr/docs/']"
 
@@ -74,14 +79,14 @@ def open_page(page: Page, url: str) -> None:
     page.goto(url, wait_until="domcontentloaded")
     ready = "() => window.LiteGraph?.registered_node_types?.['OP4KSR_OneStepUpscale'] && window.app?.api?.clientId"
     page.wait_for_function(ready, timeout=120_000)
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(2500)
     page.evaluate(LISTEN)
     dismiss(page)
 
 
 def dismiss(page: Page) -> None:
     """A new user's dialogs (templates) are in the way of the canvas."""
-    for _ in range(2):
+    for _ in range(3):
         page.keyboard.press("Escape")
         page.wait_for_timeout(300)
 
@@ -150,18 +155,20 @@ def show_help(page: Page, task: dict[str, Any]) -> dict[str, Any]:
 def search(page: Page, task: dict[str, Any]) -> dict[str, list[str]]:
     """The names that the node search offers for each of ``words``; opened by a double click on the empty canvas."""
     found: dict[str, list[str]] = {}
-    page.evaluate("async () => { await app.loadGraphData({nodes: [], links: [], version: 0.4}); }")
+    page.evaluate(EMPTY)
+    page.wait_for_timeout(500)
     for words in task["words"]:
         page.mouse.dblclick(800, 500)
-        page.wait_for_timeout(500)
-        page.keyboard.type(words)
-        page.wait_for_timeout(900)
-        found[words] = page.evaluate(
-            "() => [...document.querySelectorAll('[role=option], [data-testid*=result]')].map(e => e.innerText)"
-        )
+        page.wait_for_timeout(700)
+        page.keyboard.type(words, delay=30)
+        page.wait_for_timeout(1200)
+        found[words] = page.evaluate(RESULTS)
         if task.get("shot"):
             page.screenshot(path=task["shot"])
-        dismiss(page)
+        page.keyboard.press("Escape")
+        page.wait_for_timeout(600)
+        page.mouse.click(1100, 700)  # away from the search box, should it still be open
+        page.wait_for_timeout(400)
     return found
 
 
