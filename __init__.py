@@ -6,4 +6,6 @@ from importlib.util import find_spec
 if __package__ and find_spec("comfy_api") is not None:
     from .nodes import comfy_entrypoint
 
-    __all__ = ["comfy_entrypoint"]
+    #: Served by the host; the help panel looks for docs/<node>/<language>.md and docs/<node>.md in it.
+    WEB_DIRECTORY = "./web"
+    __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

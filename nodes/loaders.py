@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .exact_vae import ExactVAE, memory_widget, wish_of
-from .files import file_options, file_path
+from .files import check_file, file_options, file_path
 from .host_lora import load_lora
 from .host_model import WEIGHT_DTYPES, load_model, prompt_conditioning
 from .host_vae import load_vae
@@ -23,6 +23,7 @@ class LoadF16VAE(io.ComfyNode):
         return schema(
             node_id="OP4KSR_LoadF16VAE",
             display_name="Load F16 VAE (OP4KSR)",
+            found_as="Load F16 VAE, 16x (OP4KSR)",
             category="loaders",
             description="Loads a VAE that compresses 16x instead of 8x, so that 4096 px are 16,384 Flux tokens. "
             "The result is a native VAE: VAE Encode, VAE Decode and tiled decoding work with it.",
@@ -57,6 +58,10 @@ class LoadF16VAE(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, vae_name: str) -> bool | str:
+        return check_file("vae", vae_name)
+
+    @classmethod
     def execute(
         cls, vae_name: str, compression: str = "auto", shift: str = "auto", memory: str = "auto"
     ) -> io.NodeOutput:
@@ -70,10 +75,22 @@ class ExactVAENode(io.ComfyNode):
         return schema(
             node_id="OP4KSR_ExactVAE",
             display_name="Exact VAE, Low Memory (OP4KSR)",
+            found_as="Exact VAE: no seams, low VRAM (OP4KSR)",
             category="advanced/vae",
             description="Lets any Flux-type picture VAE encode and decode in strips: the same picture as without, to "
             "rounding, in a fraction of the memory, without tiles and their seams. Load F16 VAE has this built in.",
-            search_aliases=["vae", "tiled", "tiles", "seam", "out of memory", "oom", "low vram", "4k", "8k"],
+            search_aliases=[
+                "vae",
+                "tiled",
+                "tiles",
+                "seam",
+                "out of memory",
+                "oom",
+                "low vram",
+                "no seams",
+                "4k",
+                "8k",
+            ],
             inputs=[
                 io.Vae.Input("vae", tooltip="Flux's own 8x VAE, SDXL's, or any other of that kind. It stays as it is."),
                 memory_widget(),
@@ -124,6 +141,10 @@ class LoadFluxSR(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model_name: str) -> bool | str:
+        return check_file("diffusion_models", model_name)
+
+    @classmethod
     def execute(cls, model_name: str, weight_dtype: str = "default") -> io.NodeOutput:
         model = load_model(file_path("diffusion_models", model_name), weight_dtype)
         return io.NodeOutput(model, prompt_conditioning(model))
@@ -161,6 +182,10 @@ class LoadSRLoRA(io.ComfyNode):
                 io.Conditioning.Output("CONDITIONING", tooltip="The prompt embedding the LoRA was trained with."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str) -> bool | str:
+        return check_file("loras", lora_name)
 
     @classmethod
     def execute(cls, model: Any, lora_name: str, strength: float = 1.0) -> io.NodeOutput:

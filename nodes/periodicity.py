@@ -43,6 +43,7 @@ class PeriodicityDiagnostic(io.ComfyNode):
         return schema(
             node_id="OP4KSR_PeriodicityDiagnostic",
             display_name="Is There a Grid? (OP4KSR)",
+            found_as="Grid, Stripes, Banding: Is There One? (OP4KSR)",
             category="image/analysis",
             description="Measures whether a picture has a periodic artifact (grid, mesh, stripes), where, how strong "
             "and of which period, with a false-alarm rate. For any picture from any model.",
@@ -94,10 +95,11 @@ class SuppressPeriodicity(io.ComfyNode):
         return schema(
             node_id="OP4KSR_SuppressPeriodicity",
             display_name="Remove the Grid (OP4KSR)",
+            found_as="Remove Grid, Stripes, Banding (OP4KSR)",
             category="image/postprocessing",
             description="Takes a periodic artifact (grid, mesh, stripes) out of a picture again, where it is, without "
             "a model. Leaves clean pictures as they are, and says so.",
-            search_aliases=["grid", "mesh", "stripes", "banding", "remove", "descreen", "periodic", "artifact"],
+            search_aliases=["remove grid", "mesh", "stripes", "banding", "descreen", "moire", "periodic", "artifact"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("image", tooltip="The picture(s) to clean."),

@@ -58,7 +58,7 @@ class ApplyRFR(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="OP4KSR_ApplyRFR",
-            display_name="Apply RFR (RoPE rescale, OP4KSR)",
+            display_name="Apply RFR (RoPE theta, OP4KSR)",
             category="model/patch",
             description="Rescales the RoPE base theta of any Flux-family model on its two image axes. A model runs "
             "best with the theta it was trained with (policy checkpoint); the others are for pretrained generators at "

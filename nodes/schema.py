@@ -12,13 +12,17 @@ AnyInput = TypeVar("AnyInput", bound=io.Input)
 _KNOWN = {field.name for field in fields(io.Schema)}
 
 
-def schema(*, search_aliases: list[str], description: str, **values: Any) -> io.Schema:
-    """``io.Schema``; where the host knows no search aliases, the words go into the description."""
+def schema(*, search_aliases: list[str], found_as: str | None = None, **values: Any) -> io.Schema:
+    """``io.Schema``, found by what people type.
+
+    A host without search aliases (before 0.9 or so) searches the first 30 characters of names alone, so the
+    node is called ``found_as`` there.
+    """
     if "search_aliases" in _KNOWN:
         values["search_aliases"] = search_aliases
-    else:
-        description = f"{description} ({', '.join(search_aliases)})"
-    return io.Schema(description=description, **values)
+    elif found_as is not None:
+        values["display_name"] = found_as
+    return io.Schema(**values)
 
 
 def advanced(widget: AnyInput) -> AnyInput:

@@ -26,10 +26,21 @@ class OneStepUpscale(io.ComfyNode):
         return schema(
             node_id="OP4KSR_OneStepUpscale",
             display_name="One-Step Upscale to 4K (OP4KSR)",
+            found_as="4K Upscale, Seamless Super Resolution (OP4KSR)",
             category="image/upscaling",
             description="Enlarges a whole picture in one forward pass of a Flux model, without tiles. "
             "Size, aspect ratio and alpha are kept; sigma, guidance and prompt come with the MODEL.",
-            search_aliases=["4k", "upscale", "upscaler", "super resolution", "enlarge", "sr", "seam", "tile free"],
+            search_aliases=[
+                "4k",
+                "upscale",
+                "upscaler",
+                "super resolution",
+                "enlarge",
+                "hires",
+                "sr",
+                "seam",
+                "tile free",
+            ],
             inputs=[
                 io.Image.Input("image", tooltip="The picture(s) to enlarge; a batch is done one by one."),
                 io.Model.Input("model", tooltip="A one-step Flux model (Load Flux SR Model)."),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autocast, nn
 
 from .autocorrelation import box_mean, high_pass
 from .errors import ImageError, OptionError
@@ -79,7 +79,7 @@ class PeriodicityLoss(nn.Module):
                 "periodicity loss: expected two pictures (B, C, H, W) of one shape, "
                 f"got {tuple(prediction.shape)} and {tuple(target.shape)}"
             )
-        with torch.autocast(prediction.device.type, enabled=False):
+        with autocast(prediction.device.type, enabled=False):
             error = _evened(high_pass(prediction.float() - target.float()))
             energy = error.detach().square().mean((1, 2, 3)) + 1e-12
             parts = [self._repeated(error, period) for period in self.periods]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from host_support import find_host, run_cases
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,3 +82,9 @@ def natural() -> Callable[..., Tensor]:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def host_info(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Our nodes as a real ComfyUI tells them to the browser, by id; a skip without one."""
+    return run_cases(find_host(), "info_cases", tmp_path_factory.mktemp("info"))["object_info"]

@@ -131,7 +131,7 @@ class Server:
         for name in ("custom_nodes", "input", "output", "models"):
             (folder / name).mkdir()
         install_pack(folder / "custom_nodes" / "op4ksr")
-        self.log = folder / "server.log"
+        self.folder, self.log = folder, folder / "server.log"
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [str(host.python), "main.py", "--cpu", "--port", str(port), "--disable-api-nodes"]
@@ -265,6 +265,8 @@ def png(width: int, height: int, seed: int = 0) -> bytes:
 
 #: Nodes that exist in the browser alone.
 NOTES = ("Note", "MarkdownNote")
+#: Inputs that are a drawing in the node, with nothing to save.
+_DRAWN_TYPES = ("IMAGECOMPARE",)
 _WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
@@ -308,5 +310,6 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, A
         assert node.get("mode", 0) == 0, f"node {node['id']} is muted or bypassed"
         inputs = widgets_of(node, object_info[node["type"]])
         linked = {i["name"]: sources[i["link"]] for i in node.get("inputs", []) if i.get("link") is not None}
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs | linked}
+        drawn = {name: {} for name, (kind, _) in input_specs(object_info[node["type"]]).items() if kind in _DRAWN_TYPES}
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": drawn | inputs | linked}
     return prompt

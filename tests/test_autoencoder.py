@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import Conv2d, GroupNorm
 from torch.nn import functional as F
 
 from op4ksr_core import AutoEncoder, AutoEncoderParams, ImageError, load_autoencoder
@@ -196,12 +197,12 @@ def test_operations_are_injected(make_autoencoder: Make) -> None:
         @staticmethod
         def Conv2d(*args: Any, **kw: Any) -> nn.Module:  # noqa: N802
             made.append("conv")
-            return nn.Conv2d(*args, **kw)
+            return Conv2d(*args, **kw)
 
         @staticmethod
         def GroupNorm(*args: Any, **kw: Any) -> nn.Module:  # noqa: N802
             made.append("norm")
-            return nn.GroupNorm(*args, **kw)
+            return GroupNorm(*args, **kw)
 
     model = AutoEncoder(make_autoencoder().params, operations=Counting, device="meta", dtype=torch.bfloat16)
     leaves = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.GroupNorm))]

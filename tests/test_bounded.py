@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import Conv2d
 
 from op4ksr_core import AutoEncoder, AutoEncoderParams, ImageError, OptionError
 from op4ksr_core.bounded import BoundedAutoEncoder, read_params
@@ -32,7 +33,7 @@ def spoilt(model: AutoEncoder) -> dict[str, Callable[[], Any]]:
     return {
         "attention between its blocks": lambda: setattr(decoder.up[1], "attn", nn.ModuleList([nn.Identity()])),
         "3x3 shortcuts": lambda: setattr(block, "conv_shortcut", nn.Identity()),
-        "other convolutions": lambda: setattr(block, "conv1", nn.Conv2d(16, 8, 5, padding=2)),
+        "other convolutions": lambda: setattr(block, "conv1", Conv2d(16, 8, 5, padding=2)),
         "other norms": lambda: setattr(block, "norm2", nn.BatchNorm2d(8)),
         "a tanh": lambda: setattr(decoder, "tanh_out", True),
         "16x by another node pack": lambda: setattr(model.encoder.conv_in, "stride", (1, 1)),

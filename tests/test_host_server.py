@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,27 @@ def test_every_input_and_output_has_a_tooltip(object_info: dict[str, Any], node:
     assert info["python_module"] == "custom_nodes.op4ksr"
     assert [name for name, (_, options) in input_specs(info).items() if not options.get("tooltip")] == []
     assert len(info["output_tooltips"]) == len(info["output"]) and all(info["output_tooltips"])
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_help_pages_are_served_where_the_help_panel_looks(server: Server, node: str) -> None:
+    """/extensions/<folder>/docs/<node>/<language>.md, then <node>.md; pictures relative to docs/."""
+    docs = PACK / "web" / "docs"
+    for name in (f"{node}/en.md", f"{node}/zh.md", f"{node}.md"):
+        page = server.get_bytes(f"/extensions/op4ksr/docs/{name}").decode("utf-8")
+        assert page == (docs / name).read_text("utf-8")
+        for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page):
+            assert server.get_bytes(f"/extensions/op4ksr/docs/{picture}") == (docs / picture).read_bytes()
+
+
+def test_translations_are_served(server: Server) -> None:
+    served = server.get("/i18n")["zh"]
+    assert served["nodeDefs"] == json.loads((PACK / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
+    assert served["nodeCategories"]["analysis"]
+
+
+def test_nothing_of_ours_runs_in_the_browser(server: Server) -> None:
+    assert [path for path in server.get("/extensions") if "op4ksr" in path] == []
 
 
 # --- prompts ----------------------------------------------------------------------------------
@@ -230,21 +252,58 @@ def test_templates_are_listed_and_served(server: Server) -> None:
         assert server.get(f"/api/workflow_templates/op4ksr/{path.name}") == read_template(path)
 
 
-def test_template_nodes_exist(object_info: dict[str, Any], template: dict[str, Any]) -> None:
-    types = {node["type"] for node in template["nodes"]} - set(NOTES)
+@pytest.fixture
+def runnable(template: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """A template for this host; a skip for the one with a node that old hosts lack, as its note says."""
+    if "ImageCompare" not in object_info and any(node["type"] == "ImageCompare" for node in template["nodes"]):
+        assert "came after 0.8" in template_note(template)
+        pytest.skip("this host has no Compare Images")
+    return template
+
+
+def test_template_nodes_exist(object_info: dict[str, Any], runnable: dict[str, Any]) -> None:
+    types = {node["type"] for node in runnable["nodes"]} - set(NOTES)
     assert types & set(NODES), "a template without a node of ours"
     assert types <= object_info.keys()
 
 
-def test_template_widgets_fit_the_schemas(object_info: dict[str, Any], template: dict[str, Any]) -> None:
+def test_template_has_a_note_and_a_thumbnail(template: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    """The note says whether it runs as shipped; else which file goes where."""
+    note = template_note(template)
+    assert "**Runs as shipped" in note or ("**Needs" in note and "models/" in note)
+    (path,) = (path for path in TEMPLATES if path.stem in request.node.name.partition("[")[2].rstrip("]").split("-"))
+    thumbnail = path.with_suffix(".jpg")
+    assert thumbnail.stat().st_size < 60_000 and min(Image.open(thumbnail).size) >= 240
+
+
+def test_thumbnails_are_served(server: Server) -> None:
+    for path in TEMPLATES:
+        thumbnail = path.with_suffix(".jpg")
+        assert server.get_bytes(f"/api/workflow_templates/op4ksr/{thumbnail.name}") == thumbnail.read_bytes()
+
+
+def test_template_widgets_fit_the_schemas(object_info: dict[str, Any], runnable: dict[str, Any]) -> None:
     """One value per widget, and each of ours within its dropdown or its range."""
-    for node in template["nodes"]:
+    for node in runnable["nodes"]:
         if node["type"] in NOTES:
             continue
         info = object_info[node["type"]]
         for name, value in widgets_of(node, info).items():
-            if node["type"] in NODES:
+            if node["type"] in NODES and not is_download(runnable, value):
                 assert_allowed(input_specs(info)[name], value, f"{node['type']}.{name}")
+
+
+def is_download(template: dict[str, Any], value: Any) -> bool:
+    """A file that is not bundled: then the template's note says where it is from, and into which folder it goes."""
+    if not (isinstance(value, str) and value.startswith("UltraFlux-v1/")):
+        return False
+    note = template_note(template)
+    return "Owen777/UltraFlux-v1" in note and "models/diffusion_models/UltraFlux-v1" in note
+
+
+def template_note(template: dict[str, Any]) -> str:
+    (note,) = (node for node in template["nodes"] if node["type"] == "MarkdownNote")
+    return note["widgets_values"][0]
 
 
 def assert_allowed(spec: tuple[Any, dict[str, Any]], value: Any, what: str) -> None:
@@ -258,12 +317,12 @@ def assert_allowed(spec: tuple[Any, dict[str, Any]], value: Any, what: str) -> N
         assert isinstance(value, bool), what
 
 
-def test_template_links_are_consistent(object_info: dict[str, Any], template: dict[str, Any]) -> None:
+def test_template_links_are_consistent(object_info: dict[str, Any], runnable: dict[str, Any]) -> None:
     """Every link is known at both of its ends, and the types are those of the nodes."""
-    nodes = {node["id"]: node for node in template["nodes"]}
-    assert len(nodes) == len(template["nodes"]) and template["last_node_id"] >= max(nodes)
+    nodes = {node["id"]: node for node in runnable["nodes"]}
+    assert len(nodes) == len(runnable["nodes"]) and runnable["last_node_id"] >= max(nodes)
     ends: list[tuple[int, str]] = []
-    for link_id, source, out_slot, target, in_slot, kind in template["links"]:
+    for link_id, source, out_slot, target, in_slot, kind in runnable["links"]:
         output, entry = nodes[source]["outputs"][out_slot], nodes[target]["inputs"][in_slot]
         assert link_id in output["links"] and entry["link"] == link_id
         assert output["type"] == entry["type"] == kind
@@ -275,8 +334,8 @@ def test_template_links_are_consistent(object_info: dict[str, Any], template: di
     assert sorted(stated) == sorted(ends) and len(set(ends)) == len(ends)
 
 
-def test_template_required_inputs_are_connected(object_info: dict[str, Any], template: dict[str, Any]) -> None:
-    prompt = to_api(template, object_info)
+def test_template_required_inputs_are_connected(object_info: dict[str, Any], runnable: dict[str, Any]) -> None:
+    prompt = to_api(runnable, object_info)
     for node in prompt.values():
         missing = set(object_info[node["class_type"]]["input"].get("required", {})) - node["inputs"].keys()
         assert not missing, f"{node['class_type']} lacks {missing}"
@@ -304,3 +363,94 @@ def test_diagnose_and_suppress_template_runs_as_shipped(server: Server, object_i
     assert run.outputs[remover]["text"][0].startswith("Took out ")
     (saver,) = (n for n in prompt if prompt[n]["class_type"] == "SaveImage")
     assert server.picture(run, saver).size == (640, 480)
+
+
+def changed(prompt: dict[str, Any], **widgets: dict[str, Any]) -> dict[str, Any]:
+    """The prompt with other widget values, by class: small ones, for the CPU's sake."""
+    for node in prompt.values():
+        node["inputs"] |= widgets.get(node["class_type"], {})
+    return prompt
+
+
+def by_class(prompt: dict[str, Any], class_type: str) -> list[str]:
+    return [node for node in prompt if prompt[node]["class_type"] == class_type]
+
+
+SMALL: dict[str, Any] = {"OP4KSR_OneStepUpscale": {"pixels": 256}, "ImageScale": {"width": 256}}
+
+
+def test_compare_template_shows_three_side_by_side(server: Server, object_info: dict[str, Any]) -> None:
+    if "ImageCompare" not in object_info:
+        pytest.skip("this host has no Compare Images")
+    crop = {"ImageCrop": {"width": 64, "height": 64, "x": 10, "y": 10}}
+    prompt = changed(to_api(read_template(PACK / "workflows" / "compare.json"), object_info), **SMALL, **crop)
+    run = finished(server, prompt)
+    (preview,) = by_class(prompt, "PreviewImage")
+    strip = np.asarray(server.picture(run, preview).convert("RGB"), float)
+    assert strip.shape[:2] == (64, 3 * 64 + 2 * 8)
+    bicubic, with_rfr, without = (strip[:, left : left + 64] for left in (0, 72, 144))
+    assert np.abs(with_rfr - bicubic).mean() > 1
+    assert (with_rfr != without).any()  # at 8 x 6 tokens theta matters little
+    for slider in by_class(prompt, "ImageCompare"):
+        assert run.outputs[slider]["a_images"] and run.outputs[slider]["b_images"]
+
+
+def test_batch_template_saves_every_picture(server: Server, object_info: dict[str, Any]) -> None:
+    prompt = changed(to_api(read_template(PACK / "workflows" / "batch_of_stills.json"), object_info), **SMALL)
+    (saver,) = by_class(prompt, "SaveImage")
+    saved = finished(server, prompt).outputs[saver]["images"]
+    assert len(saved) == 2
+
+
+def test_a_folder_of_pictures_runs_each_in_its_own_size(server: Server, object_info: dict[str, Any]) -> None:
+    """What the note of batch_of_stills advises."""
+    if "LoadImageDataSetFromFolder" not in object_info:
+        pytest.skip("this host has no Load Image (from Folder)")
+    folder = server.folder / "input" / "stills"
+    folder.mkdir()
+    for number, size in enumerate(((96, 64), (64, 80))):
+        (folder / f"{number}.png").write_bytes(png(*size))
+    prompt = upscale_prompt("unused", factor=2.0)
+    prompt["1"] = {"class_type": "LoadImageDataSetFromFolder", "inputs": {"folder": "stills"}}
+    del prompt[STEP]["inputs"]["mask"]
+    sizes = set()
+    for found in finished(server, prompt).outputs["5"]["images"]:
+        path = f"/view?filename={found['filename']}&subfolder={found['subfolder']}&type={found['type']}"
+        sizes.add(Image.open(io.BytesIO(server.get_bytes(path))).size)
+    assert sizes == {(192, 128), (128, 160)}
+
+
+ULTRAFLUX = ["ultraflux_4k_text_to_image", "ultraflux_4k_refine"]
+
+
+@pytest.mark.parametrize("name", ULTRAFLUX)
+def test_a_missing_download_is_one_sentence(server: Server, object_info: dict[str, Any], name: str) -> None:
+    """Refused before anything runs: which file, from where, into which folder."""
+    prompt = to_api(read_template(PACK / "workflows" / f"{name}.json"), object_info)
+    errors = server.refusal(prompt)["node_errors"]
+    for class_type, kind, part in (
+        ("OP4KSR_LoadFluxSR", "diffusion_models", "transformer"),
+        ("OP4KSR_LoadF16VAE", "vae", "vae"),
+    ):
+        (found,) = (errors[node]["errors"][0]["details"] for node in by_class(prompt, class_type) if node in errors)
+        assert f"folder {part} of huggingface.co/Owen777/UltraFlux-v1 into models/{kind}/UltraFlux-v1" in found
+
+
+@pytest.mark.parametrize("name", ULTRAFLUX)
+def test_ultraflux_graph_runs_with_small_weights(server: Server, object_info: dict[str, Any], name: str) -> None:
+    """The bundled weights in place of the downloads, their prompt in place of the text encoders', 2 steps, 256 px."""
+    prompt = to_api(read_template(PACK / "workflows" / f"{name}.json"), object_info)
+    widgets = {"KSampler": {"steps": 2}, "OP4KSR_EmptyLatent16x": {"width": 256, "height": 192}}
+    widgets |= {"OP4KSR_LoadFluxSR": {"model_name": "bundled: op4ksr_small_flux.safetensors"}}
+    widgets |= {"OP4KSR_LoadF16VAE": {"vae_name": "bundled: op4ksr_small_f16_vae.safetensors"}}
+    changed(prompt, **SMALL, **widgets)
+    (sampler,) = by_class(prompt, "KSampler")
+    (text,) = by_class(prompt, "CLIPTextEncode")
+    loader = by_class(prompt, "OP4KSR_LoadFluxSR")[0]
+    for gone in (text, *by_class(prompt, "DualCLIPLoader")):
+        del prompt[gone]
+    for node in prompt.values():
+        node["inputs"] = {k: [loader, 1] if v == [text, 0] else v for k, v in node["inputs"].items()}
+    (saver,) = by_class(prompt, "SaveImage")
+    assert server.picture(finished(server, prompt), saver).size == (256, 192)
+    assert prompt[sampler]["inputs"]["scheduler"] == "simple" and prompt[sampler]["inputs"]["cfg"] == 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import autocast
 
 import op4ksr_core
 from op4ksr_core import ImageError, OptionError, PeriodicityLoss
@@ -84,7 +85,7 @@ def test_any_size_has_finite_gradients(size, generator) -> None:
 def test_half_precision_is_computed_in_float32(clean) -> None:
     spoilt = inject(clean, "white16", 4.0)
     exact = float(PeriodicityLoss()(spoilt.bfloat16().float(), clean.bfloat16().float()))
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu", torch.bfloat16):
         cost = PeriodicityLoss()(spoilt.bfloat16(), clean.bfloat16())
     assert cost.dtype == torch.float32 and float(cost) == pytest.approx(exact, rel=1e-5)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Conv2d, GroupNorm
 from torch.nn import functional as F
 
 from op4ksr_core import AutoEncoder, strips
@@ -218,7 +219,7 @@ def test_moments_in_bfloat16_are_those_of_the_given_numbers(generator: torch.Gen
 
 
 def test_affine_is_group_norm_and_silu(generator: torch.Generator) -> None:
-    norm = nn.GroupNorm(2, 8, eps=1e-6)
+    norm = GroupNorm(2, 8, eps=1e-6)
     with torch.no_grad():
         norm.weight.uniform_(0.5, 2, generator=generator)
         norm.bias.uniform_(-1, 1, generator=generator)
@@ -249,7 +250,7 @@ def test_devices_without_float64_give_the_same(
 
 
 def test_folded_upsampling_is_nearest_then_convolution(generator: torch.Generator) -> None:
-    conv = nn.Conv2d(5, 3, 3, padding=1).requires_grad_(False)
+    conv = Conv2d(5, 3, 3, padding=1).requires_grad_(False)
     x = torch.randn(1, 5, 6, 7, generator=generator)
     weight, bias = fold_upsampling(conv, x)
     assert weight.shape == (12, 5, 2, 2)

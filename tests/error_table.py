@@ -1,0 +1,98 @@
+"""Every error message of the pack, read off the sources, and the table of docs/errors.md.
+
+python tests/error_table.py prints what the table lacks, as rows to be filled in, and what it has too much.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "docs" / "errors.md"
+
+CLASSES = {
+    "Op4ksrError",
+    "UnsupportedCheckpointError",
+    "ImageError",
+    "OptionError",
+    "OutputError",
+    "OutOfMemoryError",
+    "ArgumentTypeError",
+}
+
+
+def sources() -> list[Path]:
+    return [*sorted((ROOT / "op4ksr_core").glob("*.py")), *sorted((ROOT / "nodes").glob("*.py"))]
+
+
+def constants_of(tree: ast.Module) -> dict[str, str]:
+    """The module's texts, by name."""
+    return {
+        target.id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def text_of(node: ast.expr, known: dict[str, str]) -> str:
+    """A string of the source; what is put into it, as <name>, or <...>."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part, known) for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return text_of(node.left, known) + text_of(node.right, known)
+    if isinstance(node, ast.FormattedValue):
+        node = node.value
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+        pattern = known.get(ast.unparse(node.func.value), "<...>")
+        return pattern.replace("{}", text_of(node.args[0], known))
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.Name):
+        return f"<{node.id}>"
+    if isinstance(node, ast.Attribute):
+        return f"<{node.attr}>"
+    return "<...>"
+
+
+def messages_of(path: Path) -> Iterator[tuple[str, int]]:
+    """Each error that is made in a file, as a user reads it, and its line."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in CLASSES:
+            text = text_of(node.args[-1], constants_of(tree)) if node.args else ""
+            prefix = "<file>: " if len(node.args) == 2 else ""
+            yield f"{prefix}{text}".replace("|", "/").replace("`", "'"), node.lineno
+
+
+def messages() -> dict[str, list[str]]:
+    """Message -> where it is made, as file:line."""
+    found: dict[str, list[str]] = {}
+    for path in sources():
+        for message, line in messages_of(path):
+            found.setdefault(message, []).append(f"{path.relative_to(ROOT).as_posix()}:{line}")
+    return found
+
+
+def rows() -> list[tuple[str, str]]:
+    """(message, remedy) of the table."""
+    return re.findall(r"^\| `(.+?)` \| (.*) \|$", TABLE.read_text("utf-8"), re.MULTILINE)
+
+
+def main() -> None:
+    made, listed = messages(), {message for message, _ in rows()}
+    for message, places in made.items():
+        if message not in listed:
+            print(f"| `{message}` | {message.rpartition('; ')[2] if '; ' in message else ''} |   <- {places[0]}")
+    for message in listed - made.keys():
+        print(f"no longer made: {message}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What the Comfy registry, its linter and GitHub ask of the repository; as far as it can be checked offline."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
+
+#: What comfy-test 0.4 refuses in a pack's sources, tests included (its SYNTAX level), in our words.
+FORBIDDEN = {
+    "a device written out": r'\.cuda\s*\(|\.to\s*\(\s*(torch\.device\s*\(\s*)?["\']cuda',
+    "autocast by its full name": r"torch\.(cuda\.amp\.|amp\.)?autocast\s*\(",
+    "a layer by its full name": r"(?<![\w.])(torch\.)?nn\."
+    r"(Linear|Conv[123]d|ConvTranspose[12]d|LayerNorm|GroupNorm|Embedding)\s*\(",
+}
+
+PACK_FOLDERS = ("op4ksr_core", "nodes", "tests")
+
+
+def sources() -> list[Path]:
+    return [ROOT / "__init__.py", *(path for name in PACK_FOLDERS for path in sorted((ROOT / name).rglob("*.py")))]
+
+
+def stated(key: str) -> str:
+    """A string value of pyproject.toml (Python 3.10 has no reader for it)."""
+    found = re.search(rf'^{re.escape(key)} = "([^"]+)"$', PROJECT, re.MULTILINE)
+    assert found, f"pyproject.toml has no {key}"
+    return found.group(1)
+
+
+def test_project_is_named_as_the_registry_wants_it() -> None:
+    name = stated("name")
+    assert re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,99}", name) and "comfyui" not in name.lower()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", stated("version"))
+    assert len(stated("description")) < 250 and stated("PublisherId") and stated("DisplayName")
+    assert 'license = { file = "LICENSE" }' in PROJECT
+    assert "Apache License" in (ROOT / "LICENSE").read_text("utf-8")[:300]
+
+
+def test_nothing_heavy_is_installed() -> None:
+    """ComfyUI has all of it already, and nothing is pinned."""
+    have = {"torch", "safetensors", "numpy", "pillow", "einops"}
+    (line,) = re.findall(r"^dependencies = \[(.+)\]$", PROJECT, re.MULTILINE)
+    assert {re.match(r"[a-z]+", spec).group() for spec in re.findall(r'"([^"]+)"', line)} == have  # pyright: ignore
+    assert set((ROOT / "requirements.txt").read_text("utf-8").split()) == have and "==" not in line
+
+
+def test_changelog_begins_with_this_version() -> None:
+    found = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert found and found.group(1) == stated("version")
+
+
+@pytest.mark.parametrize("name", ["test", "publish"])
+def test_workflows_are_what_github_reads(name: str) -> None:
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text("utf-8"))
+    assert workflow["jobs"] and workflow[True]  # YAML 1.1 reads the key "on" as true
+    for job in workflow["jobs"].values():
+        assert "uses" in job or job["steps"]
+
+
+def test_matrix_covers_what_is_claimed() -> None:
+    matrix = (ROOT / ".github" / "workflows" / "test.yml").read_text("utf-8")
+    claimed = re.findall(r"Python :: (3\.\d+)", PROJECT)
+    assert re.findall(r'"(3\.\d+)"', matrix.split("python: [")[1].split("]")[0]) == claimed
+    assert claimed[0] == stated("requires-python").removeprefix(">=")
+    assert f'"v{stated("requires-comfyui").removeprefix(">=")}"' in matrix
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_sources_have_nothing_that_the_registrys_linter_refuses(what: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in sources()
+        if path.name != Path(__file__).name
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if not line.lstrip().startswith("#") and re.search(FORBIDDEN[what], line)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_sources_are_ascii() -> None:
+    found = [str(path.relative_to(ROOT)) for path in sources() if not path.read_bytes().isascii()]
+    assert not found, found
+
+
+def test_security_rules_of_the_registry() -> None:
+    """``comfy node validate`` runs these: exec, eval, several statements on a line."""
+    rules = ["--isolated", "--select", "S102,S307,E702", "--no-cache"]
+    command = [sys.executable, "-m", "ruff", "check", *rules, *(str(path) for path in sources())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "No module named ruff" in done.stderr:
+        pytest.skip("ruff is not installed")
+    assert done.returncode == 0, done.stdout
