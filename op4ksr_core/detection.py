@@ -36,6 +36,9 @@ TOO_MUCH_KNOWN = 0.4
 #: z of the picture's own 8 px steps above which it is a JPEG, and its 8 and 16 px powers count less.
 JPEG_STEPS = 4.0
 
+#: Share of the mean power of whitened windows under which one is flat.
+DEAD = 1e-4
+
 #: Side of the smaller windows, for what drifts and for the map of where, and the period looked for in each.
 SMALL_WINDOW, LOCAL_PERIOD = 128, 32
 
@@ -103,10 +106,17 @@ def _lines_of(white: Tensor, known: Tensor | None, largest: int) -> tuple[Lines,
         before = folded_spectra(known, largest)
         keep = _unlike_reference(before)
         spectra = spectra - radial_gain(spectra, before) * before
-    inside, along = interior_lines(spectra), [axis_lines(spectra, axis) for axis in (0, 1)]
-    if keep is None:
-        return inside, along, 1.0
-    return inside.kept(keep[0]), [a.kept(keep[1]) for a in along], float(keep[0].float().mean())
+    alive = _not_flat(spectra)
+    tiles, lines = (alive, alive) if keep is None else (keep[0] & alive, keep[1] & alive)
+    inside = interior_lines(spectra).kept(tiles)
+    along = [axis_lines(spectra, axis).kept(lines) for axis in (0, 1)]
+    return inside, along, 1.0 if keep is None else float(keep[0].float().mean())
+
+
+def _not_flat(spectra: Tensor) -> Tensor:
+    """(rows, columns) bool: windows that hold more than the rounding of floats, as black borders and space do not."""
+    power = torch.view_as_real(spectra).square().sum((-3, -2, -1))
+    return power > DEAD * power.mean()
 
 
 def _coherent_statistics(statistics: dict[str, float], inside: Lines, along: list[Lines]) -> None:

@@ -27,6 +27,9 @@ ALARM_RATE = 0.01
 #: Range in grey levels under which a picture is flat: nothing but rounding is in it.
 FLAT = 0.05
 
+#: Grey levels that a row or column of a frame may vary by.
+FRAME_RANGE = 0.75
+
 #: Side of the heat map's cells, px: one token of a 16x autoencoder with 2x2 patches.
 HEAT_CELL = 32
 
@@ -212,6 +215,8 @@ def _measure(
             0.0, 1.0, False, "none", none, none, heat, 0.0, alarm_rate, (height, width), before is not None, index
         )
     known = None if before is None else enlarged_plane(before, plane)
+    part = _inside_frame(plane)
+    plane, known = plane[part], None if known is None else known[part]
     evidence = gather_evidence(plane, known)
     scores = evidence_scores(evidence.statistics, known is not None)
     score = score_of(scores, known is not None)
@@ -225,6 +230,7 @@ def _measure(
     elif evidence.steps.full[8] > JPEG_STEPS:
         kind, period = "jpeg", (8.0, 8.0)
     tokens: Period = (None, None) if token is None else (_divided(period[0], token), _divided(period[1], token))
+    heat = _heatmap(plane if known is None else plane - known, evidence, kind, period)
     return PeriodicityReport(
         score,
         rate,
@@ -232,7 +238,7 @@ def _measure(
         kind,
         period,
         tokens,
-        _heatmap(plane if known is None else plane - known, evidence, kind, period),
+        _placed(heat, part, (height, width)),
         evidence.steps.full[8],
         alarm_rate,
         (height, width),
@@ -240,6 +246,31 @@ def _measure(
         index,
         evidence.correlation,
     )
+
+
+def _inside_frame(plane: Tensor) -> tuple[slice, slice]:
+    """Rows and columns without the flat border (letterbox, black space): its edge is a step that means nothing.
+
+    All of the plane where under 64 px would be left.
+    """
+    inside: list[slice] = []
+    for axis in (1, 0):
+        lively = (plane.amax(axis) - plane.amin(axis) > FRAME_RANGE).nonzero()[:, 0]
+        first, last = (int(lively[0]), int(lively[-1]) + 1) if len(lively) else (0, 0)
+        inside.append(slice(first, last) if last - first >= SMALLEST_SIDE else slice(0, plane.shape[1 - axis]))
+    return inside[0], inside[1]
+
+
+def _placed(heat: Tensor, part: tuple[slice, slice], size: tuple[int, int]) -> Tensor:
+    """The heat of a part of the picture, in cells, at its place in the whole picture's; 0 around it."""
+    cells = tuple(math.ceil(length / HEAT_CELL) for length in size)
+    whole = heat.new_zeros(1, 1, *cells)
+    rows, columns = (
+        min(round(span.start / HEAT_CELL), count - own)
+        for span, count, own in zip(part, cells, heat.shape[-2:], strict=True)
+    )
+    whole[..., rows : rows + heat.shape[-2], columns : columns + heat.shape[-1]] = heat
+    return whole
 
 
 def _divided(length: float | None, token: float) -> float | None:

@@ -266,3 +266,25 @@ def test_fit_finds_an_exponential_tail(generator) -> None:
     u, b = table["tile"][32]
     assert u == pytest.approx(2 * math.log(10), rel=0.1) and b == pytest.approx(2, rel=0.15)
     assert scale == pytest.approx(STRETCH, rel=0.15) and start == pytest.approx((2 * math.log(5) - u) / b, abs=0.15)
+
+
+@pytest.mark.parametrize("box", [(250, 450, 400, 700), (100, 600, 0, 1100)])
+def test_a_black_frame_changes_nothing(natural, box: tuple[int, int, int, int]) -> None:
+    """Its windows hold the rounding of floats alone, which once looked like anything at all; its edge is one step."""
+    top, bottom, left, right = box
+    inner = natural(bottom - top, right - left, 5)
+    picture = torch.zeros(1, 3, 700, 1100)
+    picture[..., top:bottom, left:right] = inner
+    for given in (to_8_bit(picture), picture * 0.999 + 1e-7 * torch.rand(picture.shape)):
+        report = measure_periodicity(given)
+        assert not report.alarm and report.heatmap.shape[-2:] == (22, 35)
+    assert measure_periodicity(to_8_bit(picture)).score == measure_periodicity(to_8_bit(inner)).score
+    low = to_8_bit(resize(picture, 175, 275))
+    assert not measure_periodicity(to_8_bit(picture), low).alarm
+
+
+def test_the_heat_lies_inside_the_frame(natural) -> None:
+    picture = torch.zeros(1, 3, 640, 960)
+    picture[..., 160:480, 320:960] = inject(natural(320, 640, 5), "white32", 6.0)
+    heat = measure_periodicity(to_8_bit(picture)).heatmap[0, 0]
+    assert float(heat[:4].max()) == float(heat[:, :9].max()) == 0 and float(heat[6:14, 11:].mean()) > 0.5
