@@ -112,7 +112,7 @@ def _cleaned(
     if not bool(artifact.any()):
         return None, "Nothing changed: what repeats could not be told from the picture."
     cleaned = (image - artifact.to(image)).clamp(0, 1)
-    if forced or measure_periodicity(cleaned, before, alarm_rate=found.alarm_rate).score < found.score:
+    if forced or measure_periodicity(cleaned, before).score <= found.score - SMALLEST_FALL:
         return cleaned, ""
     return None, "Nothing changed: taking it out would hardly have lowered the score."
 
