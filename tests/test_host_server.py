@@ -358,6 +358,7 @@ def test_diagnose_and_suppress_template_runs_as_shipped(server: Server, object_i
     run = finished(server, prompt)
     verdicts = [run.outputs[n]["text"][0] for n in prompt if prompt[n]["class_type"] == "OP4KSR_PeriodicityDiagnostic"]
     assert "every 32 px (1 token)" in verdicts[0]
+    assert verdicts[1].startswith("No periodic artifact found")
     assert all(run.outputs[n]["images"] for n in prompt if prompt[n]["class_type"] == "OP4KSR_PeriodicityDiagnostic")
     (remover,) = (n for n in prompt if prompt[n]["class_type"] == "OP4KSR_SuppressPeriodicity")
     assert run.outputs[remover]["text"][0].startswith("Took out ")
