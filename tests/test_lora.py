@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from op4ksr_core import OneStepSettings, OptionError, UnsupportedCheckpointError
+from op4ksr_core.checkpoint import save_tensors
 from op4ksr_core.header import read_header, read_tensors
 from op4ksr_core.lora import attach, merge, save_lora, state_dict
 
@@ -73,7 +74,10 @@ def test_what_does_not_fit_is_refused(make_flux, tmp_path: Path) -> None:
         attach(make_flux(), 4, 4.0, ("nothing",))
     model = make_flux()
     save_lora(tmp_path / "l.safetensors", model, stirred(model))
-    with pytest.raises(UnsupportedCheckpointError, match="no LoRA for this model"):
+    with pytest.raises(UnsupportedCheckpointError, match="fit nothing in this transformer"):
         merge(make_flux(depth_single_blocks=1), tmp_path / "l.safetensors")
-    with pytest.raises(UnsupportedCheckpointError, match="for another model"):
+    with pytest.raises(UnsupportedCheckpointError, match="for a model of another size"):
         merge(make_flux(hidden_size=128, num_heads=4), tmp_path / "l.safetensors")
+    save_tensors(tmp_path / "none.safetensors", {"x": torch.zeros(1)}, {})
+    with pytest.raises(UnsupportedCheckpointError, match="holds no LoRA"):
+        merge(make_flux(), tmp_path / "none.safetensors")
