@@ -101,9 +101,15 @@ class Ablation:
 
     def __post_init__(self) -> None:
         if not self.seeds or self.steps < 1 or self.measured < 1:
-            raise OptionError("ablation: expected at least one seed, one step and one picture")
+            raise OptionError(
+                "ablation: expected at least one seed, one step and one picture, "
+                f"got {len(self.seeds)}, {self.steps} and {self.measured}; ask for more"
+            )
         if self.hidden // self.heads != 128:
-            raise OptionError(f"ablation: expected heads of 128 channels, got {self.hidden} over {self.heads} heads")
+            raise OptionError(
+                f"ablation: expected heads of 128 channels, got {self.hidden} over {self.heads} heads; "
+                "take a hidden size of 128 times the heads"
+            )
 
 
 def config_of(ablation: Ablation, name: str, seed: int, theta: float, periodicity: float) -> TrainConfig:

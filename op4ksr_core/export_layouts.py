@@ -46,7 +46,7 @@ def export_flux(shapes: Mapping[str, Shape]) -> Export:
         suffix = "weight" if kind == "scale" else kind
         parts = diffusers_modules(module)
         how = "swap_halves" if module.startswith("final_layer.adaLN") else "copy"
-        for part, (start, stop) in zip(parts, _rows(shape, len(parts), _width(shapes)), strict=True):
+        for part, (start, stop) in zip(parts, rows_of_parts(shape, len(parts), _width(shapes)), strict=True):
             export[f"{part}.{suffix}"] = Piece(name, start, stop, how)
     return export
 
@@ -55,8 +55,8 @@ def _width(shapes: Mapping[str, Shape]) -> int:
     return shapes["img_in.weight"][0]
 
 
-def _rows(shape: Shape, parts: int, width: int) -> list[tuple[int, int]]:
-    """q, k and v are ``width`` rows each, what follows them (a single block's MLP) is the rest."""
+def rows_of_parts(shape: Shape, parts: int, width: int) -> list[tuple[int, int]]:
+    """[start, stop) of each part: q, k and v are ``width`` rows each, a single block's MLP is the rest."""
     if parts < 2:
         return [(0, shape[0])] * parts
     starts = [i * width for i in range(parts)]

@@ -154,7 +154,7 @@ def check_bits(path: str | Path, bits: int) -> str:
     """Pillow's name of the file's format. Raises OutputError where it is unknown or cannot hold so many bits."""
     kind = _format(Path(path))
     if bits not in (8, 16):
-        raise OutputError(f"{path}: expected 8 or 16 bits per colour, got {bits}")
+        raise OutputError(f"{path}: expected 8 or 16 bits per colour, got {bits}; take one of the two")
     if bits == 16 and kind != "PNG":
         raise OutputError(f"{path}: 16 bits per colour are written as PNG only; end the name in .png, or take 8 bits")
     return kind

@@ -134,20 +134,6 @@ _FLUX_SINGLE: dict[str, str | tuple[str, ...]] = {
 }
 
 
-def diffusers_parts(module: str) -> tuple[str, ...]:
-    """A block's linear layer (our name, without .weight) -> diffusers' modules it is made of, in order.
-
-    KeyError for a layer that is in no block.
-    """
-    match = re.match(r"(double|single)_blocks\.(\d+)\.(.*)", module)
-    if match is None:
-        raise KeyError(module)
-    double = match[1] == "double"
-    parts = (_FLUX_DOUBLE if double else _FLUX_SINGLE)[match[3]]
-    prefix = f"{'' if double else 'single_'}transformer_blocks.{match[2]}."
-    return tuple(prefix + part for part in ((parts,) if isinstance(parts, str) else parts))
-
-
 def _flux_block(ours: str, theirs: str, table: dict[str, str | tuple[str, ...]], present: set[str]) -> Layout:
     layout: Layout = {}
     for new, old in table.items():

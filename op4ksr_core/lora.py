@@ -7,7 +7,6 @@ three pairs there that share A, its scale is folded into B, and so no ``alpha`` 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
@@ -15,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checkpoint import save_tensors, transformer_metadata
-from .errors import OptionError, UnsupportedCheckpointError
+from .errors import OptionError
+from .export_layouts import rows_of_parts
 from .flux import Flux
-from .header import PROMPT_KEYS, read_header, read_tensors
-from .layouts import diffusers_parts
+from .header import PROMPT_KEYS
+from .layouts import diffusers_modules
+from .lora_file import additions, describe_lora, lora_tensors
 
 #: What PEFT and diffusers put before a transformer's LoRA.
 PREFIX = "transformer."
@@ -65,7 +66,10 @@ def attach(model: Flux, rank: int, alpha: float, targets: tuple[str, ...], seed:
             found[name] = LoraLinear(module, rank, alpha, generator)
             setattr(model.get_submodule(parent), last, found[name])
     if not found:
-        raise OptionError(f"model.lora_targets: no layer of the blocks is named {' or '.join(targets)}")
+        raise OptionError(
+            f"model.lora_targets: no layer of the blocks is named {' or '.join(targets)}; take last words of their "
+            "names, as qkv, proj or linear1"
+        )
     return found
 
 
@@ -74,20 +78,12 @@ def state_dict(adapters: dict[str, LoraLinear]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, adapter in adapters.items():
         down, up = adapter.down, adapter.scale * adapter.up
-        parts = diffusers_parts(name)
-        for part, rows in zip(parts, split_rows(adapter.base, len(parts)), strict=True):
+        parts = diffusers_modules(name)
+        shape = (adapter.base.out_features, adapter.base.in_features)
+        for part, (start, stop) in zip(parts, rows_of_parts(shape, len(parts), shape[1]), strict=True):
             found[f"{PREFIX}{part}.lora_A.weight"] = down.detach().float().cpu().clone()
-            found[f"{PREFIX}{part}.lora_B.weight"] = up[rows].detach().float().cpu().clone()
+            found[f"{PREFIX}{part}.lora_B.weight"] = up[start:stop].detach().float().cpu().clone()
     return found
-
-
-def split_rows(linear: nn.Linear, parts: int) -> list[slice]:
-    """Rows of a fused projection that belong to each of its parts: q, k, v of the width, then the rest."""
-    if parts == 1:
-        return [slice(0, linear.out_features)]
-    hidden = linear.in_features
-    ends = [hidden, 2 * hidden, 3 * hidden, linear.out_features][: parts - 1] + [linear.out_features]
-    return [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def save_lora(
@@ -105,45 +101,18 @@ def save_lora(
 
 
 def merge(model: Flux, path: str | Path, strength: float = 1.0) -> int:
-    """Add a LoRA file (PEFT's layout, with ``alpha`` where given) to the weights; how many layers changed.
+    """Add a LoRA file, of any layout that ``lora_file`` reads, to the weights; how many of its pairs there were.
 
-    Raises UnsupportedCheckpointError: no LoRA, or one for another model.
+    A weight's sum is formed in float32 and rounded once. Raises UnsupportedCheckpointError: no LoRA, or one for
+    another model.
     """
-    header = read_header(path)
-    tensors = {name: t for name, t in read_tensors(header).items() if name not in PROMPT_KEYS}
-    pairs = _pairs(tensors)
-    changed = 0
+    header = describe_lora(path).header
+    tensors, weights = lora_tensors(header), dict(model.named_parameters())
+    found = additions(header, {name: tuple(weight.shape) for name, weight in weights.items()})
     with torch.no_grad():
-        for name, module in model.named_modules():
-            if not isinstance(module, nn.Linear) or not re.match(r"(double|single)_blocks\.", name):
-                continue
-            parts = diffusers_parts(name)
-            for part, rows in zip(parts, split_rows(module, len(parts)), strict=True):
-                if (pair := pairs.pop(part, None)) is None:
-                    continue
-                added = pair[0] @ pair[1]
-                target = module.weight[rows]
-                if added.shape != target.shape:
-                    raise UnsupportedCheckpointError(
-                        path, f"{part} is {tuple(added.shape)}, the model's {tuple(target.shape)}: for another model"
-                    )
-                target += (strength * added).to(target)
-                changed += 1
-    if pairs or not changed:
-        left = ", ".join(sorted(pairs)[:3]) or "no lora_A and lora_B"
-        raise UnsupportedCheckpointError(path, f"is no LoRA for this model ({left}); take the one made for it")
-    return changed
-
-
-def _pairs(tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module (diffusers' name) -> (B, scaled; A), float32."""
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, down in tensors.items():
-        if not name.endswith(".lora_A.weight"):
-            continue
-        module = name.removesuffix(".lora_A.weight")
-        up = tensors[f"{module}.lora_B.weight"].float()
-        if (alpha := tensors.get(f"{module}.alpha")) is not None:
-            up = up * (float(alpha) / len(down))
-        pairs[module.removeprefix(PREFIX)] = (up, down.float())
-    return pairs
+        for name, parts in found.items():
+            total = weights[name].float()
+            for part in parts:
+                total[part.piece.start : part.piece.stop] += strength * part.product(tensors).to(total.device)
+            weights[name].copy_(total)
+    return sum(map(len, found.values()))

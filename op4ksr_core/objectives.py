@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autocast, nn
+from torch.nn import Conv2d
 from torch.nn import functional as F
 
 from .errors import OptionError
@@ -93,7 +94,7 @@ def perceptual_loss(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
     measure = makers[kind]()
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
-        with torch.autocast(output.device.type, enabled=False):
+        with autocast(output.device.type, enabled=False):
             measure.to(output.device)
             pair = [picture if picture.dtype == torch.float64 else picture.float() for picture in (output, target)]
             return measure(*(((picture + 1) / 2).clamp(0, 1) for picture in pair))
@@ -109,8 +110,8 @@ class PatchDiscriminator(nn.Module):
         widths = (3, width, 2 * width, 4 * width)
         layers: list[nn.Module] = []
         for a, b in zip(widths[:-1], widths[1:], strict=True):
-            layers += [nn.utils.parametrizations.spectral_norm(nn.Conv2d(a, b, 4, 2, 1)), nn.LeakyReLU(0.2)]
-        self.body = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, 1, 1))
+            layers += [nn.utils.parametrizations.spectral_norm(Conv2d(a, b, 4, 2, 1)), nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*layers, Conv2d(widths[-1], 1, 3, 1, 1))
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.body(pictures)

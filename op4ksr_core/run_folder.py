@@ -86,7 +86,9 @@ class CsvLog:
         try:
             return self.path.open(mode, encoding="utf-8", newline="")
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from error
+            raise OutputError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another run folder"
+            ) from error
 
 
 def write_whole(path: Path, text: str) -> None:

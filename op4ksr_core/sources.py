@@ -157,7 +157,7 @@ class FolderSource:
 
     def __init__(self, folder: Path, shrunk: float) -> None:
         if not folder.is_dir():
-            raise OptionError(f"data.path: {folder} is no folder")
+            raise OptionError(f"data.path: {folder} is no folder; name one that holds pictures")
         self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not self.paths:
             raise OptionError(f"data.path: {folder} holds no pictures (looked for {', '.join(IMAGE_SUFFIXES)})")
@@ -181,7 +181,9 @@ class FolderSource:
                 continue
             pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
             return cut(pixels, rng, side, self.shrunk)
-        raise OptionError(f"data.path: none of the {len(self.paths)} pictures in {self.folder} can be read")
+        raise OptionError(
+            f"data.path: none of the {len(self.paths)} pictures in {self.folder} can be read; see the log for each"
+        )
 
 
 # --- shards -----------------------------------------------------------------------------------
@@ -224,7 +226,7 @@ class ShardSource:
                 if len(window) > SHUFFLE:
                     yield window.pop(int(rng.integers(len(window))))
             if seen == before:
-                raise OptionError(f"data.path: no pictures in the shards {self.urls}")
+                raise OptionError(f"data.path: no pictures in the shards {self.urls}; name others")
             while window:
                 yield window.pop(int(rng.integers(len(window))))
 
@@ -240,7 +242,9 @@ class ShardSource:
                 if (picture := _decoded(sample)) is not None:
                     yield picture
         except FileNotFoundError as error:
-            raise OptionError(f"data.path: {error.filename or error}: no such shard") from error
+            raise OptionError(
+                f"data.path: {error.filename or error}: no such shard; check the path and the numbers in braces"
+            ) from error
 
 
 def _decoded(sample: dict[str, Any]) -> Pixels | None:

@@ -74,7 +74,9 @@ class RfrConfig:
 
     def __post_init__(self) -> None:
         if len(self.theta) > 2 or len(self.tokens) not in (1, 2):
-            raise OptionError("rfr: expected one or two numbers for theta and for tokens")
+            raise OptionError(
+                f"rfr: expected one or two numbers for theta and for tokens, got {self.theta} and {self.tokens}"
+            )
         self.rfr()
 
 
@@ -106,7 +108,7 @@ class DataConfig:
             if side < 32 or side % 32:
                 raise OptionError(f"data.{name}: expected a multiple of 32 px (one token), got {side}")
         if self.source != "procedural" and not self.path:
-            raise OptionError(f"data.path: source {self.source!r} needs one")
+            raise OptionError(f"data.path: source {self.source!r} needs one; name a folder, or shards")
 
 
 @dataclass(frozen=True)
@@ -212,13 +214,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.kind == "lora" and not self.model.start:
-            raise OptionError('model.start: kind "lora" needs the model that the LoRA is for')
+            raise OptionError('model.start: kind "lora" needs the model that the LoRA is for; name its file')
         if self.kind != "autoencoder" and self.train.grid_every:
             wrong = [t for t in self.train.grid_tokens if t * PATCH * 16 % self.data.picture_side]
             if wrong:
                 raise OptionError(
                     f"train.grid_tokens: {wrong[0]} tokens are no whole number of pictures "
-                    f"of {self.data.picture_side} px"
+                    f"of {self.data.picture_side} px; change one of the two"
                 )
 
 
@@ -285,7 +287,7 @@ def build(cls: type[Config], table: dict[str, Any], where: str = "") -> Config:
             raise OptionError(f"unknown key {where + key!r}{_nearest(key, where, names)}")
     missing = [f.name for f in fields(cls) if f.name not in table and _required(f)]  # pyright: ignore
     if missing:
-        raise OptionError(f"key {where + missing[0]!r} is missing")
+        raise OptionError(f"key {where + missing[0]!r} is missing; add it")
     return cls(**{key: _value(hints[key], value, where + key) for key, value in table.items()})
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import autocast as mixed_precision
 from torch.utils.checkpoint import checkpoint
 
 from . import lora
@@ -68,8 +69,8 @@ class Task(nn.Module):
     def term_names(self) -> list[str]:
         return self.objective.names(self.pairs)
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
+    def autocast(self, device: torch.device) -> mixed_precision:
+        return mixed_precision(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
 
     def prepare(self, source: Source) -> None:
         """Once, before the first step."""

@@ -62,7 +62,9 @@ class OneProcess:
         try:
             self.device = torch.empty(0, device=name).device
         except (RuntimeError, AssertionError) as error:
-            raise OptionError(f"train.device: {name!r} cannot be used ({str(error).splitlines()[0]})") from error
+            raise OptionError(
+                f'train.device: {name!r} cannot be used ({str(error).splitlines()[0]}); try "cpu"'
+            ) from error
 
     def prepare(self, module: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, torch.optim.Optimizer]:
         return module, optimizer

@@ -98,3 +98,41 @@ def test_security_rules_of_the_registry() -> None:
     if "No module named ruff" in done.stderr:
         pytest.skip("ruff is not installed")
     assert done.returncode == 0, done.stdout
+
+
+# --- the archive of the registry ----------------------------------------------------------------
+
+
+def listed(*options: str) -> set[str]:
+    """Files that git tracks; a skip outside of a checkout."""
+    command = ["git", "-C", str(ROOT), "-c", "core.quotepath=off", "ls-files", *options]
+    try:
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+
+
+@pytest.fixture(scope="module")
+def archive() -> set[str]:
+    """What ``comfy node pack`` takes: all that git tracks, but for .comfyignore (which reads like .gitignore)."""
+    return listed() - listed("--ignored", "--cached", "--exclude-from=.comfyignore")
+
+
+@pytest.mark.parametrize("folder", ["configs", "docs", "locales", "models", "nodes", "op4ksr_core", "samples", "web"])
+def test_archive_has_all_that_is_read(archive: set[str], folder: str) -> None:
+    tracked = {name for name in listed() if name.startswith(f"{folder}/")}
+    assert tracked and tracked <= archive
+
+
+def test_archive_has_the_templates_and_the_papers(archive: set[str]) -> None:
+    workflows = {f"workflows/{path.name}" for path in (ROOT / "workflows").iterdir()}
+    assert workflows | {"__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"} <= archive
+
+
+def test_archive_is_small_and_without_the_tests(archive: set[str]) -> None:
+    """The two bundled models are 15 MB of it; nothing else is large."""
+    assert not [name for name in archive if name.startswith(("tests/", ".github/", ".ci/"))]
+    sizes = {name: (ROOT / name).stat().st_size for name in archive}
+    assert sum(sizes.values()) < 20_000_000
+    rest = {name: size for name, size in sizes.items() if not name.startswith("models/")}
+    assert sum(rest.values()) < 5_000_000 and max(rest.values()) < 1_000_000

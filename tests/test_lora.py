@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from op4ksr_core import OneStepSettings, OptionError, UnsupportedCheckpointError
+from op4ksr_core.checkpoint import save_tensors
 from op4ksr_core.header import read_header, read_tensors
 from op4ksr_core.lora import attach, merge, save_lora, state_dict
 
@@ -73,7 +74,26 @@ def test_what_does_not_fit_is_refused(make_flux, tmp_path: Path) -> None:
         attach(make_flux(), 4, 4.0, ("nothing",))
     model = make_flux()
     save_lora(tmp_path / "l.safetensors", model, stirred(model))
-    with pytest.raises(UnsupportedCheckpointError, match="no LoRA for this model"):
+    with pytest.raises(UnsupportedCheckpointError, match="fit nothing in this transformer"):
         merge(make_flux(depth_single_blocks=1), tmp_path / "l.safetensors")
-    with pytest.raises(UnsupportedCheckpointError, match="for another model"):
+    with pytest.raises(UnsupportedCheckpointError, match="for a model of another size"):
         merge(make_flux(hidden_size=128, num_heads=4), tmp_path / "l.safetensors")
+    save_tensors(tmp_path / "none.safetensors", {"x": torch.zeros(1)}, {})
+    with pytest.raises(UnsupportedCheckpointError, match="holds no LoRA"):
+        merge(make_flux(), tmp_path / "none.safetensors")
+
+
+def test_kohyas_layout_merges_too_and_a_half_weight_is_rounded_once(make_flux, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    up, down = torch.randn(64, 4, generator=generator), torch.randn(4, 64, generator=generator)
+    base = "lora_unet_double_blocks_0_img_attn_proj"
+    pair = {f"{base}.lora_up.weight": up, f"{base}.lora_down.weight": down, f"{base}.alpha": torch.tensor(2.0)}
+    save_tensors(tmp_path / "l.safetensors", pair, {})
+    plain, merged = make_flux().bfloat16(), make_flux().bfloat16()
+    assert merge(merged, tmp_path / "l.safetensors", 0.7) == 1
+    was = dict(plain.named_parameters())
+    name = "double_blocks.0.img_attn.proj.weight"
+    for other, weight in merged.named_parameters():
+        expected = (was[other].float() + 0.7 * (2.0 / 4 * (up @ down))).bfloat16() if other == name else was[other]
+        assert torch.equal(weight, expected), other
+    assert not torch.equal(was[name], merged.get_parameter(name))
