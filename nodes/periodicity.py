@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..op4ksr_core.periodicity import ALARM_RATE, PeriodicityReport, measure_each
 from ..op4ksr_core.report import colours, draw_report
-from ..op4ksr_core.suppress import suppress_with_report
+from ..op4ksr_core.suppress import for_8_bit, suppress_with_report
 from .schema import advanced, schema
 from .stages import image_to_core, image_to_host
 
@@ -128,7 +128,7 @@ class SuppressPeriodicity(io.ComfyNode):
         before = None if reference is None else image_to_core(reference)
         done = suppress_with_report(image_to_core(image), before, strength, alarm_rate=alarm_rate)
         log.info("%s", done.note)
-        cleaned = image_to_host(done.image) if done.acted else image[..., :3]
+        cleaned = image_to_host(for_8_bit(done.image, image_to_core(image))) if done.acted else image[..., :3]
         if image.shape[-1] == 4:
             cleaned = torch.cat((cleaned, image[..., 3:]), dim=-1)
         return io.NodeOutput(cleaned, done.mask[:, 0], done.note, ui=ui.PreviewText(done.note))

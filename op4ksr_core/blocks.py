@@ -18,6 +18,12 @@ BLOCK_PERIODS = (64, 32, 16, 8)
 #: Sum of the step along a side, px, and how often it is taken.
 ALONG, EVERY = 32, 16
 
+#: Share of a phase's steps that one border may have: a frame or a wall has one edge, a grid many.
+LARGEST_STEP = 0.5
+
+#: Shorter side, px, under which blocks are not told: few rows make chance look like steps.
+SHORTEST_BORDER = 160
+
 #: Neighbourhood (px to each side) that a step is compared with.
 ACROSS = 8
 
@@ -34,7 +40,11 @@ def block_steps(plane: Tensor) -> Steps:
     """Of a luma plane (H, W), not whitened; both axes together, zeros where there is not enough of it."""
     profiles = [step_profile(plane), step_profile(plane.T)]
     full = {period: _joined([_best_phase(p, period, False) for p in profiles]) for period in BLOCK_PERIODS}
-    exclusive = {period: _joined([_best_phase(p, period, True) for p in profiles]) for period in BLOCK_PERIODS}
+    exclusive: dict[int, float] = {
+        period: _joined([_best_phase(p, period, True) for p in profiles]) for period in BLOCK_PERIODS
+    }
+    if min(plane.shape) < SHORTEST_BORDER:
+        exclusive = {period: 0.0 for period in BLOCK_PERIODS}
     return Steps(full, exclusive)
 
 
@@ -104,9 +114,13 @@ def _best_phase(profile: Tensor, period: int, exclusive: bool) -> float:
     if folds < 3 or (exclusive and period == 8):
         return 0.0
     spread = 1.4826 * float(profile.abs().median()) + 1e-6
-    folded = profile[: folds * period].reshape(folds, period).mean(0)
+    parts = profile[: folds * period].reshape(folds, period)
+    folded = parts.mean(0)
     if exclusive:
         by_grid = folded.reshape(period // 8, 8)
         folded = (by_grid - (by_grid.sum(0) - by_grid) / (period // 8 - 1)).flatten()
         spread *= math.sqrt(1 + 1 / (period // 8 - 1))
+    steps = parts[:, int(folded.argmax())].clamp(min=0)
+    if float(steps.max()) > LARGEST_STEP * float(steps.sum()):
+        return 0.0
     return float(folded.max()) / spread * math.sqrt(folds)

@@ -19,7 +19,7 @@ from .metrics import luma
 from .paths import gather, keep_apart, output_paths
 from .periodicity import ALARM_RATE, PeriodicityReport, in_words, measure_periodicity
 from .report import draw_report
-from .suppress import suppress_with_report
+from .suppress import for_8_bit, is_8_bit, suppress_with_report
 
 #: Exit status where at least one picture is above the alarm level.
 ALARMED = 3
@@ -151,7 +151,8 @@ def _suppress_file(source: Path, output: Path, options: argparse.Namespace) -> d
     picture = load_image(source)
     with out_of_memory_told(str(source)):
         result = suppress_with_report(picture.image, _reference_of(source, options.reference), options.strength)
-    save_image(output, Picture(result.image, picture.alpha))
+    bits = 8 if is_8_bit(picture.image) or output.suffix.lower() != ".png" else 16
+    save_image(output, Picture(for_8_bit(result.image, picture.image), picture.alpha), bits)
     if not options.json:
         print(f"{output}: {result.note}")
     changed = float(luma(result.image - picture.image).square().mean().sqrt()) * 255

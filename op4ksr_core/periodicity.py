@@ -27,6 +27,9 @@ ALARM_RATE = 0.01
 #: Range in grey levels under which a picture is flat: nothing but rounding is in it.
 FLAT = 0.05
 
+#: How far the reference's aspect ratio may be off; a small one's sides are rounded, so 1 / shorter side more.
+LARGEST_STRETCH = 0.03
+
 #: Grey levels that a row or column of a frame may vary by.
 FRAME_RANGE = 0.75
 
@@ -84,7 +87,7 @@ class PeriodicityReport:
             return f"Too small to tell: a picture of at least {SMALLEST_SIDE} px on each side is needed."
         rate = rate_in_words(self.false_alarm_rate)
         if not self.alarm:
-            grid = " It has an 8 px grid, as JPEG leaves." if self.kind == "jpeg" else ""
+            grid = " It has an 8 px grid, as JPEG and enlarging leave." if self.kind == "jpeg" else ""
             return f"No periodic artifact found; {rate}.{grid}"
         what = {"tile": "A repeating mesh", "comb": "Repeating lines", "blocks": "A block grid"}[self.kind]
         return f"{what} every {in_words(self.period, self.tokens)}; {rate}."
@@ -125,12 +128,12 @@ def _tokens(count: float) -> str:
 
 
 def rate_in_words(rate: float) -> str:
-    """ "1 clean picture in 250 scores as high"."""
+    """ "1 clean photo in 250 scores as high"."""
     if rate >= 0.5:
-        return "most clean pictures score as high"
+        return "most clean photos score as high"
     if rate > 1e-3:
-        return f"1 clean picture in {1 / rate:.0f} scores as high"
-    return "fewer than 1 clean picture in 1,000 scores as high"
+        return f"1 clean photo in {1 / rate:.0f} scores as high"
+    return "fewer than 1 clean photo in 1,000 scores as high"
 
 
 def measure_periodicity(
@@ -181,7 +184,9 @@ def check_pictures(image: Tensor, reference: Tensor | None) -> None:
             raise ImageError(f"{name}: expected (B, 3, H, W) or (B, 1, H, W), got {tuple(picture.shape)}")
         if not picture.is_floating_point():
             raise ImageError(f"{name}: expected floats in [0, 1], got {picture.dtype}; divide 8-bit values by 255")
-        if not bool(torch.isfinite(picture.sum())):  # NaN and infinity survive a sum, at a tenth of the time
+        if not bool(
+            torch.isfinite(picture.sum(dtype=torch.float32))
+        ):  # NaN and infinity survive a sum, at a tenth of the time
             raise ImageError(f"{name}: holds NaN or infinite values; whatever made it has failed")
     if reference is None:
         return
@@ -190,6 +195,12 @@ def check_pictures(image: Tensor, reference: Tensor | None) -> None:
     if reference.shape[-2] > image.shape[-2] or reference.shape[-1] > image.shape[-1]:
         sizes = [f"{p.shape[-1]}x{p.shape[-2]}" for p in (reference, image)]
         raise ImageError(f"reference: {sizes[0]} px is larger than the image, {sizes[1]} px; are they swapped?")
+    height, width = reference.shape[-2:]
+    if abs(height * image.shape[-1] / (width * image.shape[-2]) - 1) > LARGEST_STRETCH + 1 / min(height, width):
+        raise ImageError(
+            f"reference: {width}x{height} px has another shape than the image, {image.shape[-1]}x{image.shape[-2]} px; "
+            "give the whole picture that the image was made from"
+        )
 
 
 def grey_plane(picture: Tensor) -> Tensor:

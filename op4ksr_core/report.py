@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from .autocorrelation import box_mean
+from .autocorrelation import SMALLEST_SIDE, box_mean
 from .periodicity import PeriodicityReport, grey_plane, in_words
 from .resize import resize
 from .suppress import find_artifact
@@ -53,7 +53,7 @@ _CIVIDIS = (
 
 _NEXT = {
     "none": "Nothing to do.",
-    "jpeg": "An 8 px grid is what JPEG leaves: start from a less compressed file, and save as PNG.",
+    "jpeg": "An 8 px grid is what JPEG leaves, and enlarging: start from a less compressed file, and save as PNG.",
     "tile": "Take it out of this picture with 'suppress'. If you train: the loss L_AP (PeriodicityLoss) punishes it;"
     " another RoPE base (RFR) is the paper's other cure.",
     "comb": "Take the lines out with 'suppress'. If you train: the loss L_AP (PeriodicityLoss) punishes them;"
@@ -109,6 +109,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _headline(draw: ImageDraw.ImageDraw, report: PeriodicityReport) -> None:
     """Alarm or not, the verdict, and the score on its scale."""
     word, colour = ("ARTIFACT FOUND", _ALARM) if report.alarm else ("CLEAR", _CLEAR)
+    if min(report.size) < SMALLEST_SIDE:
+        word, colour = "CANNOT BE TOLD", _FAINT
     draw.rectangle((0, 0, WIDTH, 10), fill=colour)
     draw.text((MARGIN, 30), word, fill=colour, font=_font(40))
     _paragraph(draw, MARGIN, 84, 800, report.verdict, 22, _INK)

@@ -85,8 +85,11 @@ def suppress_with_report(
                 notes[i] = f"Nothing changed: fewer than {FEWEST_PERIODS} periods fit into the picture."
                 continue
             before = None if reference is None else reference[min(i, len(reference) - 1)][None]
+            if strength == 0:
+                notes[i] = "Nothing changed: strength is 0."
+                continue
             cleaned, notes[i] = _cleaned(image[i : i + 1], before, (wanted[0], wanted[1]), found, period is not None)
-            if cleaned is None or strength == 0:
+            if cleaned is None:
                 continue
             cleaned = cleaned if strength == 1 else image[i : i + 1].lerp(cleaned, strength)
             out = image.clone() if out is image else out
@@ -95,6 +98,25 @@ def suppress_with_report(
             rms = float((cleaned - image[i : i + 1]).square().mean().sqrt()) * 255
             notes[i] = f"Took out {rms:.2f} grey levels (RMS) of what repeats."
     return Suppression(out, masks, report, out is not image, notes[report.picture])
+
+
+def for_8_bit(cleaned: Tensor, image: Tensor) -> Tensor:
+    """A cleaned picture, rounded to 8 bit by chance (seeded) where it was changed; as it is unless the image was 8 bit.
+
+    Both (B, C, H, W) in [0, 1]. Whole numbers less a tile, rounded as usual, leave what the rounding
+    does to the tile: up to half a grey level, the same in every period, and the meter finds it again.
+    """
+    if not is_8_bit(image):
+        return cleaned
+    generator = torch.Generator().manual_seed(0)
+    chance = torch.rand(cleaned.shape[-2:], generator=generator).to(cleaned)
+    rounded = (cleaned * 255 + chance).floor().div(255).clamp(0, 1)
+    return torch.where(cleaned == image, image, rounded)
+
+
+def is_8_bit(image: Tensor) -> bool:
+    """Whether all values are multiples of 1/255, as a picture read from an 8-bit file has them."""
+    return float((image * 255 - (image * 255).round()).abs().max()) <= 1e-3
 
 
 def _refusal(report: PeriodicityReport) -> str:
@@ -106,15 +128,23 @@ def _refusal(report: PeriodicityReport) -> str:
 def _cleaned(
     image: Tensor, before: Tensor | None, period: tuple[float, float], found: PeriodicityReport, forced: bool
 ) -> tuple[Tensor | None, str]:
-    """One picture without its artifact, or None, and why. Not forced: only where its score falls."""
+    """One picture without its artifact, or None, and why. Not forced: only where its score falls.
+
+    What the meter calls a period may be half of it, so its double is tried where it does not do.
+    """
     least = LEAST_AFTER_ALARM if found.alarm and before is not None else LEAST_CONFIDENCE
-    artifact = find_artifact(image, before, period, None if forced else _place(found), least)
-    if not bool(artifact.any()):
-        return None, "Nothing changed: what repeats could not be told from the picture."
-    cleaned = (image - artifact.to(image)).clamp(0, 1)
-    if forced or measure_periodicity(cleaned, before).score <= found.score - SMALLEST_FALL:
-        return cleaned, ""
-    return None, "Nothing changed: taking it out would hardly have lowered the score."
+    why = "Nothing changed: what repeats could not be told from the picture."
+    for times in (1,) if forced else (1, 2):
+        artifact = find_artifact(
+            image, before, (times * period[0], times * period[1]), None if forced else _place(found), least
+        )
+        if not bool(artifact.any()):
+            continue
+        cleaned = (image - artifact.to(image)).clamp(0, 1)
+        if forced or measure_periodicity(cleaned, before).score <= found.score - SMALLEST_FALL:
+            return cleaned, ""
+        why = "Nothing changed: taking it out would hardly have lowered the score."
+    return None, why
 
 
 def _place(report: PeriodicityReport) -> Tensor | None:

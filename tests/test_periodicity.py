@@ -288,3 +288,21 @@ def test_the_heat_lies_inside_the_frame(natural) -> None:
     picture[..., 160:480, 320:960] = inject(natural(320, 640, 5), "white32", 6.0)
     heat = measure_periodicity(to_8_bit(picture)).heatmap[0, 0]
     assert float(heat[:4].max()) == float(heat[:, :9].max()) == 0 and float(heat[6:14, 11:].mean()) > 0.5
+
+
+def test_half_precision_is_no_infinity() -> None:
+    assert measure_periodicity(torch.full((1, 3, 512, 512), 0.5).half()).score == 0
+
+
+def test_a_reference_of_another_shape_is_refused(natural) -> None:
+    image = natural(400, 600, 5)
+    with pytest.raises(ImageError, match="100x100 px has another shape than the image, 600x400 px"):
+        measure_periodicity(image, image[..., :100, :100])
+    assert measure_periodicity(image, resize(image, 67, 101).clamp(0, 1)).with_reference  # sides are rounded
+
+
+def test_one_edge_is_no_grid_and_narrow_noise_is_none(generator) -> None:
+    dot = torch.zeros(1, 1, 300, 300)
+    dot[..., 150, 140] = 1
+    assert not measure_periodicity(dot).alarm
+    assert sum(measure_periodicity(torch.rand(1, 1, 64, 3000, generator=generator)).alarm for _ in range(6)) <= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from op4ksr_core.artifacts import inject, random_tile, real_texture, to_8_bit
 from op4ksr_core.folding import fold, phases_of, unfold
 from op4ksr_core.metrics import psnr
 from op4ksr_core.resize import resize
-from op4ksr_core.suppress import suppress_with_report
+from op4ksr_core.suppress import _cleaned, for_8_bit, is_8_bit, suppress_with_report
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +128,30 @@ def test_folding_and_unfolding_agree(period, generator) -> None:
     tile = torch.randn(phases.count, generator=generator)
     count = fold(torch.ones(60, 70), phases)
     assert float(count.sum()) == 60 * 70 and torch.allclose(fold(unfold(tile, phases), phases), tile * count, atol=1e-4)
+
+
+def test_rounded_to_8_bit_it_stays_clean(natural) -> None:
+    """Whole numbers less a tile, rounded as usual, hold the tile's rounding: as periodic as the tile."""
+    spoilt = to_8_bit(inject(natural(480, 640, 5), "pink32", 4.0, 3))
+    cleaned = suppress_periodicity(spoilt)
+    kept = for_8_bit(cleaned, spoilt)
+    assert is_8_bit(kept) and float((kept - cleaned).abs().max()) < 1.01 / 255
+    assert measure_periodicity(kept).score < measure_periodicity(to_8_bit(cleaned)).score / 2
+    assert for_8_bit(spoilt, spoilt).equal(spoilt)
+    soft = spoilt * 0.999
+    assert for_8_bit(cleaned, soft) is cleaned and not is_8_bit(soft)
+
+
+def test_half_the_period_is_enough_to_be_told(natural) -> None:
+    clean = natural(480, 640, 5)
+    spoilt = to_8_bit(inject(clean, "white32", 6.0, 3))
+    report = replace(measure_periodicity(spoilt), period=(16.0, 16.0))
+    cleaned, note = _cleaned(spoilt, None, (16.0, 16.0), report, False)
+    assert note == "" and cleaned is not None
+    assert psnr(cleaned, clean) > psnr(spoilt, clean) + 6
+
+
+def test_strength_0_says_so(natural) -> None:
+    spoilt = to_8_bit(inject(natural(300, 320, 5), "white32", 6.0, 3))
+    done = suppress_with_report(spoilt, strength=0.0)
+    assert done.image is spoilt and done.note == "Nothing changed: strength is 0."
