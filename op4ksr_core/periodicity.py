@@ -344,4 +344,6 @@ def _heatmap(plane: Tensor, evidence: Evidence, kind: Kind, period: Period) -> T
     else:
         z = evidence.heat if kind == "tile" else evidence.heat_lines
     heat = ((z - HEAT_FROM) / (HEAT_FULL - HEAT_FROM)).clamp(0, 1)
+    if kind == "blocks":  # strong blocks raise the spread that their z is told in
+        heat = heat / heat.max().clamp(min=0.1)
     return F.interpolate(heat[None, None], cells, mode="bilinear", align_corners=False)

@@ -306,3 +306,9 @@ def test_one_edge_is_no_grid_and_narrow_noise_is_none(generator) -> None:
     dot[..., 150, 140] = 1
     assert not measure_periodicity(dot).alarm
     assert sum(measure_periodicity(torch.rand(1, 1, 64, 3000, generator=generator)).alarm for _ in range(6)) <= 1
+
+
+@pytest.mark.parametrize("levels", [6.0, 12.0])
+def test_the_heat_of_blocks_does_not_fall_as_they_get_stronger(natural, levels: float) -> None:
+    report = measure_periodicity(to_8_bit(inject(natural(512, 512, 5), "block32", levels, 1)))
+    assert report.kind == "blocks" and float(report.heatmap.max()) > 0.9
