@@ -26,7 +26,7 @@ from .image_io import load_image
 from .latent import PATCH
 from .leaves import picture
 from .losses import PeriodicityLoss
-from .metrics import load_piq, psnr
+from .metrics import fidelity_scores, load_piq, psnr
 from .objectives import inner
 from .one_step import OneStepOptions, upscale
 from .periodicity import measure_periodicity
@@ -34,7 +34,7 @@ from .resize import Target, resize
 from .rope import FLUX_THETA, fit_theta, ntk_theta
 from .sources import HELD_OUT
 from .train_config import DataConfig, LoopConfig, LossConfig, ModelConfig, OutputConfig, RfrConfig, TrainConfig
-from .trainer import OnStep, Trainer
+from .trainer import OnStep, Trainer, centre
 
 #: Channels per image axis of a head of 128, and tokens per side of 4096 px: for the thetas below.
 DIM, TOKENS = 56, 128
@@ -83,7 +83,8 @@ class Ablation:
     depth: int = 1
     single: int = 2
     pictures: int = 240
-    periodicity: float = 0.2
+    #: Weight of L_AP in the variants that have it.
+    periodicity: float = 0.5
     #: Theta of the variants with RFR.
     theta: float = THETAS["fit, 1/2 turn"]
     thetas: dict[str, float] = field(default_factory=lambda: dict(THETAS))
@@ -91,7 +92,7 @@ class Ablation:
     measured: int = 24
     large_tokens: int = TOKENS
     large_measured: int = 1
-    #: Photos to measure instead of procedural pictures; never trained on.
+    #: Photos to measure at the training grid besides; never trained on.
     photos: tuple[Path, ...] = ()
     autoencoder: Path = BUNDLED_AUTOENCODER
     device: str = ""
@@ -112,9 +113,10 @@ class Ablation:
             )
 
 
-def config_of(ablation: Ablation, name: str, seed: int, theta: float, periodicity: float) -> TrainConfig:
+def config_of(ablation: Ablation, seed: int, theta: float, periodicity: float) -> TrainConfig:
     """One run: nothing but its theta and the weight of L_AP differs from the others of its seed."""
     a = ablation
+    name = f"theta_{theta:.5g}" + ("_l_ap" if periodicity else "")
     return TrainConfig(
         kind="one_step",
         run=str(a.folder / "runs" / f"{name}_{seed}"),
@@ -165,33 +167,36 @@ class Measure:
     def __init__(self, ablation: Ablation) -> None:
         self.ablation = ablation
         self.autoencoder: AutoEncoder = load_autoencoder(ablation.autoencoder)
-        self.piq = _piq_or_none()
+        self.piq = _has_piq()
         self.l_ap = PeriodicityLoss(margin=0.0)
-        small = self._pictures(ablation.crop, ablation.measured)
-        side = ablation.large_tokens * PATCH * self.autoencoder.params.ratio
-        large = self._pictures(side, ablation.large_measured) if side else []
-        self.grids = {f"{ablation.crop // 32} tokens": small} | (
-            {f"{ablation.large_tokens} tokens": large} if large else {}
-        )
+        small, large = ablation.crop // 32, ablation.large_tokens
+        #: What is measured, by name: sharp pictures (1, 3, side, side).
+        self.sets = {f"{small} tokens": self._made(ablation.crop, ablation.measured)}
+        if ablation.photos:
+            self.sets[f"{small} tokens, photos"] = self._photos(ablation.crop)
+        if large:
+            self.sets[f"{large} tokens"] = self._made(
+                large * PATCH * self.autoencoder.params.ratio, ablation.large_measured
+            )
 
-    def _pictures(self, side: int, count: int) -> list[Tensor]:
-        """Sharp pictures (1, 3, side, side); photos are cut in the middle, those too small left out."""
-        if not self.ablation.photos:
-            made = (picture(FIRST + i, side, side) for i in range(count))
-            return [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in made]
-        found: list[Tensor] = []
-        for path in self.ablation.photos:
-            image = load_image(path).image
-            if min(image.shape[-2:]) >= side and len(found) < count:
-                top, left = ((length - side) // 2 for length in image.shape[-2:])
-                found.append(image[..., top : top + side, left : left + side].contiguous())
+    @staticmethod
+    def _made(side: int, count: int) -> list[Tensor]:
+        made = (picture(FIRST + i, side, side) for i in range(count))
+        return [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in made]
+
+    def _photos(self, side: int) -> list[Tensor]:
+        """The photos' middles. Raises OptionError where none is large enough; the smaller ones are left out."""
+        images = (load_image(path).image for path in self.ablation.photos)
+        found = [centre(image, side) for image in images if min(image.shape[-2:]) >= side]
+        if not found:
+            raise OptionError(f"ablation: none of the photos has {side} px on both sides; name larger ones")
         return found
 
     def rows(self, flux: Flux | None) -> list[Row]:
-        """A row per grid: means over its pictures. ``flux`` None: the autoencoder alone."""
-        return [{"grid": name, **self._grid(flux, pictures)} for name, pictures in self.grids.items() if pictures]
+        """A row per set of pictures: their means. ``flux`` None: the autoencoder alone."""
+        return [{"grid": name, **self._mean(flux, pictures)} for name, pictures in self.sets.items()]
 
-    def _grid(self, flux: Flux | None, pictures: Sequence[Tensor]) -> Row:
+    def _mean(self, flux: Flux | None, pictures: Sequence[Tensor]) -> Row:
         scores = [self._one(flux, high) for high in pictures]
         mean = {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
         return {"pictures": len(scores), **mean}
@@ -203,20 +208,18 @@ class Measure:
         options = OneStepOptions(target=Target(scale=4), color="none", fidelity=0.0, vae_only=flux is None)
         output = (upscale(low, flux, self.autoencoder, options) * 255).round() / 255
         report = measure_periodicity(output, low)
-        found = {"periodicity": report.score, "alarms": float(report.alarm), "psnr": psnr(output, high)}
+        found = {"periodicity": report.score, "alarms": float(report.alarm)}
         found["l_ap"] = float(self.l_ap(inner(output, BORDER), inner(high, BORDER)))
-        if self.piq is not None:
-            found["ssim"] = float(self.piq.ssim(output, high, data_range=1.0))
-            found["gmsd"] = float(self.piq.gmsd(output, high, data_range=1.0))
-        return found
+        return found | (fidelity_scores(output, high) if self.piq else {"psnr": psnr(output, high)})
 
 
-def _piq_or_none() -> Any:
-    """piq, or None where it is not installed: then the table has no SSIM and GMSD."""
+def _has_piq() -> bool:
+    """Whether piq is installed: without it the table has PSNR alone."""
     try:
-        return load_piq()
+        load_piq()
     except OptionError:
-        return None
+        return False
+    return True
 
 
 def run_ablation(ablation: Ablation, parts: Sequence[str] = ("variants", "theta"), tell: OnName | None = None) -> Path:
@@ -224,12 +227,13 @@ def run_ablation(ablation: Ablation, parts: Sequence[str] = ("variants", "theta"
     measure = Measure(ablation)
     details: list[Row] = [{"part": "", "name": "autoencoder alone", **row} for row in measure.rows(None)]
     report = write(ablation, details)
+    known: dict[str, list[Row]] = {}
     for part, name, config in jobs(ablation, parts):
-        flux, seconds = trained(config, None if tell is None else tell(f"{name}, seed {config.seed}"))
-        for row in measure.rows(flux):
-            theta = flux.params.theta[0]
-            head: Row = {"part": part, "name": name, "seed": config.seed, "theta": theta, "train_seconds": seconds}
-            details.append(head | row)
+        if config.run not in known:
+            flux, seconds = trained(config, None if tell is None else tell(f"{name}, seed {config.seed}"))
+            head: Row = {"seed": config.seed, "theta": flux.params.theta[0], "train_seconds": seconds}
+            known[config.run] = [head | row for row in measure.rows(flux)]
+        details += [{"part": part, "name": name} | row for row in known[config.run]]
         report = write(ablation, details)
     return report
 
@@ -239,18 +243,18 @@ OnName = Callable[[str], OnStep]
 
 
 def jobs(ablation: Ablation, parts: Sequence[str]) -> list[tuple[str, str, TrainConfig]]:
-    """(part, name, config) of every run."""
+    """(part, name, config) of every row; a run that stands in both parts is the same run."""
     a = ablation
     found: list[tuple[str, str, TrainConfig]] = []
     if "variants" in parts:
         for seed in a.seeds:
             for name, (rfr, l_ap) in VARIANTS.items():
                 theta, weight = a.theta if rfr else FLUX_THETA, a.periodicity if l_ap else 0.0
-                found.append(("variants", name, config_of(a, name, seed, theta, weight)))
+                found.append(("variants", name, config_of(a, seed, theta, weight)))
     if "theta" in parts:
         for seed in a.sweep_seeds:
             for name, theta in a.thetas.items():
-                found.append(("theta", name, config_of(a, f"theta_{theta:.5g}", seed, theta, 0.0)))
+                found.append(("theta", name, config_of(a, seed, theta, 0.0)))
     return found
 
 
@@ -278,7 +282,7 @@ def summed(rows: Sequence[Row]) -> list[Row]:
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
         row: Row = {"model": name, "theta": _text(own[0].get("theta")), "seeds": len(own)}
-        for key in ("periodicity", "alarms", "l_ap", "psnr", "ssim", "gmsd", "train_seconds"):
+        for key in ("periodicity", "alarms", "l_ap", "psnr", "ssim", "gmsd", "haarpsi", "train_seconds"):
             if key in own[0]:
                 row[key] = sum(r[key] for r in own) / len(own)
             elif key == "train_seconds":

@@ -20,10 +20,11 @@ def add_ablation(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, default=Path("runs/ablation"), metavar="FOLDER")
     add("--only", nargs="+", choices=PARTS, default=PARTS, help="the four variants, the sweep of theta, or both")
     add("--quick", action="store_true", help="a tiny run of minutes, which proves the command and nothing else")
-    add("--photos", nargs="+", type=Path, default=[], help="measure these instead of procedural pictures")
+    add("--photos", nargs="+", type=Path, default=[], help="measure these besides; never trained on")
     add("--vae", type=Path, default=BUNDLED_AUTOENCODER)
     for name in ("steps", "batch", "crop", "pictures", "measured", "large_tokens", "large_measured", "hidden", "heads"):
         add("--" + name.replace("_", "-"), type=int, help=f"default: {getattr(_DEFAULT, name)}")
+    add("--periodicity", type=float, help=f"weight of L_AP where it is on; default: {_DEFAULT.periodicity}")
     add("--seeds", nargs="+", type=int, help="default: 0 1 2")
     add("--sweep-seeds", nargs="+", type=int, help="default: 0")
     add("--device", default="")
@@ -50,7 +51,7 @@ QUICK = {
 
 def ablation(options: argparse.Namespace) -> int:
     sizes = dict(QUICK) if options.quick else {}
-    for name in (*QUICK, "large_measured", "sweep_seeds"):
+    for name in (*QUICK, "large_measured", "periodicity", "sweep_seeds"):
         if (value := getattr(options, name)) is not None:
             sizes[name] = tuple(value) if isinstance(value, list) else value
     chosen = Ablation(

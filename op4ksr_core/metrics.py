@@ -1,4 +1,4 @@
-"""How near two pictures are. PSNR is ours; SSIM and GMSD are piq's (extra ``bench``)."""
+"""How near two pictures are. PSNR is ours; SSIM, GMSD and HaarPSI are piq's (extra ``bench``)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ def load_piq() -> Any:
     try:
         import piq  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
-        raise OptionError(f"SSIM and GMSD need piq and torchvision: pip install piq torchvision ({error})") from error
+        raise OptionError(
+            f"SSIM, GMSD and HaarPSI need piq and torchvision: pip install piq torchvision ({error})"
+        ) from error
     return piq  # pyright: ignore
 
 
 def fidelity_scores(image: Tensor, target: Tensor) -> dict[str, float]:
-    """PSNR (dB), SSIM (1 is best) and GMSD (0 is best) of one pair (1, 3, H, W) in [0, 1]."""
+    """PSNR (dB), SSIM and HaarPSI (1 is best) and GMSD (0 is best) of one pair (1, 3, H, W) in [0, 1]."""
     piq = load_piq()
     image, target = image.float().clamp(0, 1), target.float()
     return {

@@ -249,7 +249,7 @@ class Trainer:
             return []
         if output.sample_folder:
             paths = gather([Path(output.sample_folder)])[: output.samples]
-            return [_centre(load_image(path).image, output.sample_side) for path in paths]
+            return [centre(load_image(path).image, output.sample_side) for path in paths]
         made = [procedural_picture(HELD_OUT + i, *(output.sample_side,) * 2) for i in range(output.samples - 1)]
         return [_slope(output.sample_side)] + [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in made]
 
@@ -470,7 +470,7 @@ def _slope(side: int) -> Tensor:
     return torch.stack([plane + 0.02, plane, plane - 0.02])[None]
 
 
-def _centre(image: Tensor, side: int) -> Tensor:
+def centre(image: Tensor, side: int) -> Tensor:
     """(1, 3, H, W) -> its middle, at most ``side`` px and whole tokens of 32 px."""
     height, width = (min(side, length) // 32 * 32 or length for length in image.shape[-2:])
     top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2

@@ -67,7 +67,9 @@ def test_it_measures_every_run_at_both_grids_and_trains_none_twice(tiny: Ablatio
     details = json.loads((tiny.folder / "ablation.json").read_text("utf-8"))["details"]
     rows = [row for row in details if row.get("part")]
     assert len(rows) == 2 * 6 and all(row["psnr"] > 3 and row["periodicity"] >= 0 for row in rows)
-    assert describe_flux(tiny.folder / "runs/RFR_0/checkpoints/flux_0000002.safetensors").params.theta[0] == tiny.theta
+    weights = tiny.folder / f"runs/theta_{tiny.theta:.5g}_l_ap_0/checkpoints/flux_0000002.safetensors"
+    assert describe_flux(weights).params.theta[0] == tiny.theta
+    assert len(list((tiny.folder / "runs").iterdir())) == 5, "theta 10000 stands in both parts and is one run"
     steps = len(told)
     assert steps > 0
     run_ablation(tiny, tell=tell)
