@@ -36,8 +36,8 @@ def host_plan(size: tuple[int, int], target: Target, model: Any, vae: ExactVAE, 
     models = Models(vae.params_of("decode"), vae.params_of("encode"), weights=(_weights("VAE", vae.patcher),))
     if not vae_only:
         models = _with_transformer(models, model)
-    padded = make_plan(size, target, models, machine).padded
-    wish: dict[Stage, Any] = {stage: vae.planned(stage, *padded, dtype) for stage in ("encode", "decode")}
+    framed = make_plan(size, target, models, machine).framed
+    wish: dict[Stage, Any] = {stage: vae.planned(stage, *framed, dtype) for stage in ("encode", "decode")}
     return make_plan(size, target, replace(models, wish=wish), machine)
 
 

@@ -1,7 +1,8 @@
 """One step from a photo to its large version. The only orchestrator: CLI, nodes and benchmark call it.
 
-Steps (our choice where the paper's abstract is silent): bicubic to the target size, pad to whole
-tokens, encode, ``z_hr = z_lr - sigma * v(z_lr, sigma)``, decode, crop, colour fix, back-projection.
+Steps (our choice where the paper's abstract is silent): bicubic to the target size, mirror to whole
+tokens and a margin, encode, ``z_hr = z_lr - sigma * v(z_lr, sigma)``, decode, crop, colour fix,
+back-projection. The margin is the autoencoder's alone: the transformer does not see it.
 No noise is added; the enlarged input stands in for x_t of the rectified flow at one fixed sigma.
 """
 
@@ -17,8 +18,8 @@ from .autoencoder import AutoEncoder, AutoEncoderParams
 from .color import BACK_PROJECTIONS, COLOR_FIXES, ColorFix, back_project, color_fix
 from .errors import ImageError, Op4ksrError, OptionError
 from .flux import Flux, FluxParams, OnProgress, check_sigma
-from .latent import PATCH, process_in, process_out
-from .resize import Target, pad_to_multiple, resize
+from .latent import MARGIN, PATCH, process_in, process_out
+from .resize import Target, mirror_frame, resize
 from .rope import Rfr, parse_theta
 
 
@@ -141,10 +142,12 @@ def _one_picture(
     low: Tensor, height: int, width: int, stages: Stages, options: OneStepOptions, meter: _Meter
 ) -> Tensor:
     enlarged = resize(low, height, width).clamp(0, 1)
-    raw = stages.encode(pad_to_multiple(enlarged, stages.ratio * PATCH), meter.part("encode"))
+    margin = stages.ratio * MARGIN
+    raw = stages.encode(mirror_frame(enlarged, stages.ratio * PATCH, margin), meter.part("encode"))
     if not options.vae_only:
-        raw = stages.transform(raw, meter.part("transform"))
-    output = stages.decode(raw, meter.part("decode")).to(low.device, torch.float32)[..., :height, :width]
+        raw = _transform_inner(raw, stages, meter.part("transform"))
+    output = stages.decode(raw, meter.part("decode"))[..., margin : margin + height, margin : margin + width]
+    output = output.to(low.device, torch.float32)
     del raw
     if not output.isfinite().all():
         raise Op4ksrError("the model's output is not finite (NaN); run it in float32 or bfloat16 instead of float16")
@@ -156,6 +159,15 @@ def _one_picture(
     output = back_project(output, low, options.fidelity, on_round=lambda done: finish(done, BACK_PROJECTIONS))
     finish(BACK_PROJECTIONS, BACK_PROJECTIONS)
     return output.clamp(0, 1)
+
+
+def _transform_inner(raw: Tensor, stages: Stages, tell: OnProgress) -> Tensor:
+    """The latent with all but its margin through the transformer."""
+    inner = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
+    result = stages.transform(raw[inner].contiguous(), tell)
+    framed = raw.to(result.device, result.dtype, copy=True)
+    framed[inner] = result
+    return framed
 
 
 def upscale_alpha(alpha: Tensor, height: int, width: int) -> Tensor:

@@ -17,8 +17,9 @@ from .bounded import StripWish
 from .cost import autoencoder_flops, flux_flops, flux_peak_bytes, image_tokens
 from .errors import OutOfMemoryError
 from .flux import FluxParams
+from .latent import MARGIN, PATCH
 from .memory import THRIFTIEST, Stage, choose_strips, peak_elements
-from .resize import Target
+from .resize import Target, framed_size
 from .strips import THRIFTS, StripSettings, Thrift
 
 #: Copies of the output picture (3 channels, float32) alive: while the VAE encodes, while the transformer
@@ -74,11 +75,15 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes are (height, width) in px; tokens (rows, columns)."""
+    """Sizes are (height, width) in px; tokens (rows, columns).
+
+    framed: what the VAE sees, whole tokens and the mirrored margin; latent: its latent. The margin is
+    not among the tokens.
+    """
 
     input: tuple[int, int]
     output: tuple[int, int]
-    padded: tuple[int, int]
+    framed: tuple[int, int]
     latent: tuple[int, int]
     tokens: tuple[int, int]
     stages: tuple[StagePlan, ...]
@@ -149,10 +154,10 @@ class Plan:
 
     def text(self) -> str:
         """The plan in lines, for a console or a node."""
-        sizes = [_size(self.input), _size(self.output), _size(self.padded), _size(self.latent)]
+        sizes = [_size(self.input), _size(self.output), _size(self.framed), _size(self.latent)]
         rows, columns = self.tokens
         lines = [
-            f"{sizes[0]} -> {sizes[1]} px, padded to {sizes[2]}; latent {sizes[3]}, "
+            f"{sizes[0]} -> {sizes[1]} px, {sizes[2]} with its margin; latent {sizes[3]}, "
             f"{columns} x {rows} = {rows * columns:,} tokens"
         ]
         lines += [_line(stage) for stage in self.stages]
@@ -169,7 +174,7 @@ class Plan:
         return {
             "input_size": list(self.input[::-1]),
             "output_size": list(self.output[::-1]),
-            "padded_size": list(self.padded[::-1]),
+            "framed_size": list(self.framed[::-1]),
             "latent_size": list(self.latent[::-1]),
             "tokens": {"rows": self.tokens[0], "columns": self.tokens[1], "train_tokens": self.train_tokens},
             "stages": [_stage_report(stage) for stage in self.stages],
@@ -249,21 +254,21 @@ def make_plan(size: tuple[int, int], target: Target, models: Models, machine: Ma
 
 def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machine) -> Plan:
     params, output = models.autoencoder, target.size(*size)
-    side = params.ratio * 2
-    padded = -(-output[0] // side) * side, -(-output[1] // side) * side
-    tokens = image_tokens(params, *padded)
-    pictures = {name: int(count * 12 * padded[0] * padded[1]) for name, count in _PICTURES.items()}
-    stages = [_strip_stage("encode", padded, models, machine, pictures["encode"])]
+    side = params.ratio * PATCH
+    tokens = image_tokens(params, *framed_size(*output, side))
+    framed = framed_size(*output, side, params.ratio * MARGIN)
+    pictures = {name: int(count * 12 * framed[0] * framed[1]) for name, count in _PICTURES.items()}
+    stages = [_strip_stage("encode", framed, models, machine, pictures["encode"])]
     transformer = _transformer_stage(tokens, models, machine, pictures["transformer"])
     stages += [transformer] if transformer else []
-    stages.append(_strip_stage("decode", padded, models, machine, pictures["decode"]))
+    stages.append(_strip_stage("decode", framed, models, machine, pictures["decode"]))
     if machine.holds_pictures:
         stages.append(StagePlan("finish", pictures["finish"], 0, path="colour fix and back-projection"))
-    latent = padded[0] // params.ratio, padded[1] // params.ratio
-    return Plan(size, output, padded, latent, tokens, tuple(stages), models.weights, machine, models.train_tokens)
+    latent = framed[0] // params.ratio, framed[1] // params.ratio
+    return Plan(size, output, framed, latent, tokens, tuple(stages), models.weights, machine, models.train_tokens)
 
 
-def _strip_stage(stage: Stage, padded: tuple[int, int], models: Models, machine: Machine, pictures: int) -> StagePlan:
+def _strip_stage(stage: Stage, framed: tuple[int, int], models: Models, machine: Machine, pictures: int) -> StagePlan:
     params = (models.encoder or models.autoencoder) if stage == "encode" else models.autoencoder
     dtype = machine.dtype
     settings = (models.wish or {}).get(stage)
@@ -271,19 +276,19 @@ def _strip_stage(stage: Stage, padded: tuple[int, int], models: Models, machine:
         free = machine.free
         if free is not None:
             free -= _beside(pictures, models.weights, machine)
-        settings = choose_strips(params, stage, *padded, dtype, free)
+        settings = choose_strips(params, stage, *framed, dtype, free)
     peaks: dict[Thrift, int] = {
-        thrift: _live(params, stage, padded, dtype, StripSettings(thrift=thrift)) for thrift in THRIFTS
+        thrift: _live(params, stage, framed, dtype, StripSettings(thrift=thrift)) for thrift in THRIFTS
     }
     return StagePlan(
         stage,
-        _live(params, stage, padded, dtype, settings),
+        _live(params, stage, framed, dtype, settings),
         pictures,
-        autoencoder_flops(params, stage, *padded, settings),
+        autoencoder_flops(params, stage, *framed, settings),
         f"strips of {settings.rows} rows, {settings.thrift}",
         settings,
         peaks,
-        _live(params, stage, padded, dtype, THRIFTIEST),
+        _live(params, stage, framed, dtype, THRIFTIEST),
     )
 
 
@@ -301,9 +306,9 @@ def _transformer_stage(tokens: tuple[int, int], models: Models, machine: Machine
 
 
 def _live(
-    params: AutoEncoderParams, stage: Stage, padded: tuple[int, int], dtype: torch.dtype, settings: StripSettings
+    params: AutoEncoderParams, stage: Stage, framed: tuple[int, int], dtype: torch.dtype, settings: StripSettings
 ) -> int:
-    return peak_elements(params, stage, *padded, settings) * dtype.itemsize
+    return peak_elements(params, stage, *framed, settings) * dtype.itemsize
 
 
 def _remedies(size: tuple[int, int], target: Target, models: Models, machine: Machine) -> list[str]:

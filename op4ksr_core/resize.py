@@ -79,23 +79,26 @@ class Target:
         return out
 
 
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Extend (B, C, H, W) at the bottom and right, by mirroring, to sides that are multiples.
+def framed_size(height: int, width: int, multiple: int, margin: int = 0) -> tuple[int, int]:
+    """Sides as ``mirror_frame`` makes them: rounded up to multiples, and the margin twice."""
+    return -(-height // multiple) * multiple + 2 * margin, -(-width // multiple) * multiple + 2 * margin
 
-    Mirroring repeats as often as it must, so that any size can be padded to any other.
+
+def mirror_frame(image: Tensor, multiple: int, margin: int = 0) -> Tensor:
+    """Extend (B, C, H, W) by mirroring: right and below to sides that are multiples, then by ``margin`` all round.
+
+    The picture begins at (margin, margin). Mirroring repeats as often as it must, so that any size can
+    be extended to any other; the edge itself is not doubled.
     """
-    height, width = image.shape[-2:]
-    rows = _mirrored_index(height, -(-height // multiple) * multiple, image.device)
-    columns = _mirrored_index(width, -(-width // multiple) * multiple, image.device)
-    if len(rows) != height:
-        image = image.index_select(-2, rows)
-    if len(columns) != width:
-        image = image.index_select(-1, columns)
+    for axis, side in zip((-2, -1), framed_size(*image.shape[-2:], multiple, margin), strict=True):
+        length = image.shape[axis]
+        if side != length:
+            image = image.index_select(axis, _mirrored_index(length, -margin, side - margin, image.device))
     return image
 
 
-def _mirrored_index(length: int, padded: int, device: torch.device) -> Tensor:
-    """0, 1, ..., length-1, length-2, ..., 1, 0, 1, ... (``padded`` of them): reflection, edge not doubled."""
+def _mirrored_index(length: int, start: int, stop: int, device: torch.device) -> Tensor:
+    """Of ..., 2, 1, 0, 1, 2, ..., length-1, length-2, ..., where 0 stands at place 0, the places start to stop."""
     period = max(1, 2 * (length - 1))
-    index = torch.arange(padded, device=device) % period
+    index = torch.arange(start, stop, device=device) % period
     return torch.where(index < length, index, period - index)

@@ -642,14 +642,14 @@ def test_plan_of_a_size_or_a_picture(
     source = photo(tmp_path / "in.png") if given == "picture" else given
     assert plan(source, "--scale", 10) == 0
     text = capsys.readouterr().out
-    assert text.startswith("12x10 -> 120x100 px, padded to 128x128; latent 8x8, 4 x 4 = 16 tokens")
+    assert text.startswith("12x10 -> 120x100 px, 192x192 with its margin; latent 12x12, 4 x 4 = 16 tokens")
     assert "fits" in text and "TFLOP" in text and "vae.safetensors: cpu, float32" in text
 
 
 def test_plan_as_json_and_a_grid_beyond_training(plan: Callable[..., int], capsys: Capture) -> None:
     assert plan("300x100", "--scale", 1, "--json", "--strips", "tiny:16") == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["padded_size"] == [320, 128] and report["tokens"] == {"rows": 4, "columns": 10, "train_tokens": 8}
+    assert report["framed_size"] == [384, 192] and report["tokens"] == {"rows": 4, "columns": 10, "train_tokens": 8}
     assert "more than the 8 per side this model was trained on" in report["warnings"][0]
     assert [stage["strips"] for stage in report["stages"] if stage["strips"]] == 2 * [{"rows": 16, "thrift": "tiny"}]
 

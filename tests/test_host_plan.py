@@ -15,7 +15,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Cases:
 
 def test_the_node_tells_sizes_and_whether_it_fits(plan: Cases) -> None:
     found = plan["node"]
-    assert found["text"].startswith("100x60 -> 200x120 px, padded to 224x128; latent 14x8, 7 x 4 = 28 tokens")
+    assert found["text"].startswith("100x60 -> 200x120 px, 288x192 with its margin; latent 18x12, 7 x 4 = 28 tokens")
     for word in ("encode", "transformer", "decode", "TFLOP", "VAE: ", "model: ", "fits"):
         assert word in found["text"]
     assert found["size"] == [200, 120] and found["fits"] is True

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from op4ksr_core import (
     AutoEncoder,
@@ -23,10 +24,12 @@ from op4ksr_core import (
     Target,
     upscale,
 )
+from op4ksr_core.checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, load_autoencoder, load_flux
 from op4ksr_core.color import back_project, wavelet_fix
+from op4ksr_core.flux import OnProgress
 from op4ksr_core.latent import process_in, process_out
-from op4ksr_core.one_step import one_step, upscale_alpha
-from op4ksr_core.resize import pad_to_multiple, resize
+from op4ksr_core.one_step import one_step, run, upscale_alpha
+from op4ksr_core.resize import mirror_frame, resize
 
 PLAIN = OneStepOptions(Target(scale=2), color="none", fidelity=0.0)
 
@@ -64,14 +67,15 @@ def with_final_layer(flux: Flux, make_flux: Callable[..., Flux], value: float) -
 
 
 def test_the_steps_by_hand(image: Tensor, flux: Flux, autoencoder: AutoEncoder) -> None:
-    """Bicubic, pad to 32, encode, z - sigma v, decode, crop, colours, back-projection."""
+    """Bicubic, mirror to 32 px and a margin, encode, z - sigma v without it, decode, crop, colours, back-projection."""
     options = OneStepOptions(Target(scale=2))
     enlarged = resize(image, 48, 80).clamp(0, 1)
-    raw = autoencoder.encode(pad_to_multiple(enlarged, 32))
-    assert raw.shape == (1, 16, 4, 6)
-    latent, sigma = process_in(raw), torch.tensor([0.4])
+    raw = autoencoder.encode(mirror_frame(enlarged, 32, 32))
+    assert raw.shape == (1, 16, 8, 10)
+    latent, sigma = process_in(raw[..., 2:-2, 2:-2]), torch.tensor([0.4])
     velocity = flux(latent, sigma, torch.zeros(1, 1, 24), torch.zeros(1, 12), torch.tensor([2.0]))
-    output = autoencoder.decode(process_out(latent - 0.4 * velocity))[..., :48, :80]
+    raw[..., 2:-2, 2:-2] = process_out(latent - 0.4 * velocity)
+    output = autoencoder.decode(raw)[..., 32:80, 32:112]
     expected = back_project(wavelet_fix(output, enlarged, 4), image, 1.0).clamp(0, 1)
     torch.testing.assert_close(upscale(image, flux, autoencoder, options), expected, rtol=0, atol=1e-6)
 
@@ -152,12 +156,44 @@ def test_the_size_is_kept_to_the_pixel(
     assert result.min() >= 0 and result.max() <= 1
 
 
-def test_what_lies_beyond_the_crop_does_not_shift_the_picture(image: Tensor, autoencoder: AutoEncoder) -> None:
-    """A picture of whole tokens and the same one padded by hand agree pixel for pixel."""
-    options = OneStepOptions(Target(scale=1), "none", 0.0, vae_only=True)
-    padded = pad_to_multiple(image, 32)
-    whole = upscale(padded, None, autoencoder, options)
-    assert torch.equal(upscale(image, None, autoencoder, options), whole[..., :24, :40])
+class Shuffled:
+    """Stages that lose nothing: 16 x 16 px as channels, and back."""
+
+    ratio = 16
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+
+    def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
+        self.framed = image
+        return F.pixel_unshuffle(image, 16)
+
+    def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        self.seen.append(tuple(raw.shape))
+        return raw + 0.25
+
+    def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        return F.pixel_shuffle(raw, 16)
+
+
+@pytest.mark.parametrize("size", [(24, 40), (5, 33), (1, 1), (32, 64)])
+def test_the_margin_is_the_autoencoders_alone_and_cut_off_again(size: tuple[int, int]) -> None:
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(7)) / 2
+    stages = Shuffled()
+    options = OneStepOptions(Target(scale=1), "none", 0.0)
+    assert torch.equal(run(image, stages, options), (image + 0.25))
+    tokens = tuple(-(-side // 32) for side in size)
+    assert stages.seen == [(1, 768, 2 * tokens[0], 2 * tokens[1])], "the transformer sees whole tokens, no margin"
+    assert stages.framed.shape[-2:] == (32 * tokens[0] + 64, 32 * tokens[1] + 64)
+    assert torch.equal(stages.framed, mirror_frame(image, 32, 32))
+
+
+@pytest.mark.parametrize("grey", [0.2, 0.5, 0.9])
+def test_a_flat_picture_stays_flat_up_to_its_border(grey: float) -> None:
+    """Of the bundled weights: without the margin the outer 16 px were wrong by up to 31 levels of 255."""
+    image = torch.full((1, 3, 48, 48), grey)
+    output = upscale(image, load_flux(BUNDLED_FLUX), load_autoencoder(BUNDLED_AUTOENCODER))
+    assert (output - grey).abs().max() * 255 < 4
 
 
 def test_values_beyond_0_to_1_are_clamped_first(image: Tensor, flux: Flux, autoencoder: AutoEncoder) -> None:
@@ -297,9 +333,11 @@ def test_sigma_reaches_both_the_model_and_the_step(
 ) -> None:
     """With a constant velocity only the step depends on sigma: z - sigma * 1."""
     constant = with_final_layer(flux, make_flux, 1.0)
-    raw = autoencoder.encode(pad_to_multiple(resize(image, 48, 80).clamp(0, 1), 32))
+    raw = autoencoder.encode(mirror_frame(resize(image, 48, 80).clamp(0, 1), 32, 32))
     for sigma in (0.4, 1.0):
-        expected = autoencoder.decode(process_out(process_in(raw) - sigma))[..., :48, :80]
+        moved = raw.clone()
+        moved[..., 2:-2, 2:-2] = process_out(process_in(raw[..., 2:-2, 2:-2]) - sigma)
+        expected = autoencoder.decode(moved)[..., 32:80, 32:112]
         torch.testing.assert_close(
             upscale(image, constant, autoencoder, PLAIN, sigma=sigma), expected, rtol=0, atol=1e-5
         )

@@ -30,7 +30,7 @@ def plan(free: float | None, *, holds: bool = True, models: Models = FULL, targe
 
 def test_sizes() -> None:
     found = make_plan((301, 200), Target(scale=1.5), FULL, Machine("cpu", torch.float32, None))
-    assert (found.output, found.padded, found.latent, found.tokens) == ((452, 300), (480, 320), (30, 20), (15, 10))
+    assert (found.output, found.framed, found.latent, found.tokens) == ((452, 300), (544, 384), (34, 24), (15, 10))
     assert [stage.name for stage in found.stages] == ["encode", "transformer", "decode", "finish"]
 
 

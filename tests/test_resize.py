@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from op4ksr_core import OptionError, Target
-from op4ksr_core.resize import DEFAULT_CEILING_MEGAPIXELS, MEGAPIXEL, pad_to_multiple, resize
+from op4ksr_core.resize import DEFAULT_CEILING_MEGAPIXELS, MEGAPIXEL, mirror_frame, resize
 
 # --- target -----------------------------------------------------------------------------------
 
@@ -94,18 +94,22 @@ def test_a_ceiling_is_a_number_above_zero(ceiling: float) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 4093), (2, 2), (31, 33), (32, 64), (100, 1)], ids=str)
-def test_padding_mirrors_without_doubling_the_edge(generator: torch.Generator, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("margin", [0, 32])
+def test_padding_mirrors_without_doubling_the_edge(
+    generator: torch.Generator, size: tuple[int, int], margin: int
+) -> None:
     image = torch.rand(2, 3, *size, generator=generator)
-    padded = pad_to_multiple(image, 32)
+    padded = mirror_frame(image, 32, margin)
     height, width = (-(-side // 32) * 32 for side in size)
-    assert padded.shape == (2, 3, height, width)
-    expected = np.pad(image.numpy(), [(0, 0), (0, 0), (0, height - size[0]), (0, width - size[1])], mode="reflect")
+    assert padded.shape == (2, 3, height + 2 * margin, width + 2 * margin)
+    sides = [(margin, height - size[0] + margin), (margin, width - size[1] + margin)]
+    expected = np.pad(image.numpy(), [(0, 0), (0, 0), *sides], mode="reflect")
     assert torch.equal(padded, torch.from_numpy(expected))
 
 
 def test_whole_sides_are_returned_as_they_are() -> None:
     image = torch.zeros(1, 3, 32, 96)
-    assert pad_to_multiple(image, 32) is image
+    assert mirror_frame(image, 32) is image
 
 
 # --- resampling -------------------------------------------------------------------------------

@@ -115,9 +115,9 @@ def prediction() -> dict[str, float]:
     works = comfy.ldm.flux.math.optimized_attention
     comfy.ldm.flux.math.optimized_attention = attention.attention_pytorch  # as on a GPU
     try:
-        latent = noise(1, 16, plan.latent[0], plan.latent[1])
+        inner = noise(1, 16, 2 * plan.tokens[0], 2 * plan.tokens[1])
         for name, dtype in (("transformer", torch.float32), ("transformer_bf16", torch.bfloat16)):
-            given = (latent, torch.tensor([0.5]), torch.zeros(1, 3, 64), torch.zeros(1, 32))
+            given = (inner, torch.tensor([0.5]), torch.zeros(1, 3, 64), torch.zeros(1, 32))
             flux.dtype, cast = dtype, [tensor.to(dtype) for tensor in given]
             flux.to(dtype)
             with AllocationTracker() as tracker:
@@ -129,7 +129,8 @@ def prediction() -> dict[str, float]:
         flux.to(torch.float32)
         flux.dtype = torch.float32
         comfy.ldm.flux.math.optimized_attention = works
-    pixels, out = noise(1, 3, *plan.padded), torch.empty(1, 3, *plan.padded)
+    latent = noise(1, 16, *plan.latent)
+    pixels, out = noise(1, 3, *plan.framed), torch.empty(1, 3, *plan.framed)
     with AllocationTracker() as tracker:
         vae.first_stage_model.encode(pixels)
     found["encode"] = tracker.peak / stages["encode"]
