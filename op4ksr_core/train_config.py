@@ -161,7 +161,10 @@ class LoopConfig:
     accelerate: bool = False
     #: Of an autoencoder: deviation of the noise on processed latents, so that its decoder bears errors.
     latent_noise: float = 0.05
-    #: A new autoencoder: share of the run after which its latents are scaled to unit deviation.
+    #: A new autoencoder: the steps at the beginning that train the linear map through its trunk alone.
+    linear_steps: int = 0
+    #: A new autoencoder: share of the run after which its latents are scaled to unit deviation; after the
+    #: linear steps already, where there are any.
     unit_at: float = 0.7
     #: Of a transformer: every so many steps a latent step on a grid of 4K's size; 0 never.
     grid_every: int = 0
@@ -172,6 +175,8 @@ class LoopConfig:
         for name in ("steps", "batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise OptionError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.linear_steps and self.accelerate:
+            raise OptionError("train.linear_steps: works in one process only; set it to 0 for several GPUs")
 
 
 @dataclass(frozen=True)

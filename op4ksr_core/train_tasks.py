@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch import autocast as mixed_precision
 from torch.utils.checkpoint import checkpoint
 
-from . import lora
+from . import linear_start, lora
 from .autoencoder import AutoEncoder, AutoEncoderParams
 from .autoencoder_layers import ResnetBlock
 from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, load_autoencoder, load_flux, save_autoencoder, save_flux
@@ -24,6 +24,7 @@ from .degradation import degrade
 from .flux import DEFAULT_SIGMA, Flux, FluxParams, OneStepSettings, check_sigma
 from .latent import LATENT_SCALE, LATENT_SHIFT, PATCH, process_in, process_out
 from .layers import DoubleStreamBlock, SingleStreamBlock
+from .linear_start import trunk_decode, trunk_encode
 from .objectives import Objective
 from .one_step import OneStepOptions, check_pair, one_step, upscale
 from .resize import Target, resize
@@ -136,11 +137,15 @@ class AutoencoderTask(Task):
                 mid_attention=model.mid_attention,
             )
             self.model = AutoEncoder(params)
+        #: The steps that train the trunk alone.
+        self.linear_steps = 0 if model.start else config.train.linear_steps
+        if self.linear_steps:
+            linear_start.begin(self.model)
         self.whole = model.part == "all"
         if not self.whole:
             self.model.encoder.requires_grad_(False)
         #: The step from which latents have unit deviation.
-        self.unit_step = 0 if model.start else int(config.train.unit_at * config.train.steps)
+        self.unit_step = 0 if model.start else self.linear_steps or int(config.train.unit_at * config.train.steps)
         self.to(memory_format=torch.channels_last)  # pyright: ignore
         if config.train.checkpointing:
             checkpoint_blocks(self.model)
@@ -148,20 +153,26 @@ class AutoencoderTask(Task):
     def before(self, step: int, source: Source) -> bool:
         if self.config.model.start or step != self.unit_step:
             return False
-        self.scale_latents(source, centre=True)
+        if self.linear_steps:
+            linear_start.bend(self.model, self.typical(source))
+        unit_latents(self.model, self.typical(source), centre=True)
         return True
 
-    def scale_latents(self, source: Source, centre: bool) -> None:
-        images = source.crops((self.config.seed, UNIT), 64, 96).to(self.model.device)
-        unit_latents(self.model, images, centre)
+    def typical(self, source: Source) -> Tensor:
+        """(64, 3, 96, 96) in [0, 1], the same whenever it is asked for."""
+        return source.crops((self.config.seed, UNIT), 64, 96).to(self.model.device)
 
     def finish(self, source: Source) -> None:
         if self.whole and not self.config.model.start:
-            self.scale_latents(source, centre=False)
+            unit_latents(self.model, self.typical(source), centre=False)
 
     def forward(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
         pixels = (high * 2 - 1).contiguous(memory_format=torch.channels_last)
         noise = self.config.train.latent_noise
+        if step < self.linear_steps:
+            with self.autocast(pixels.device):
+                decoded = trunk_decode(self.model.decoder, trunk_encode(self.model.encoder, pixels))
+            return Judged(self.objective.pictures(decoded, pixels), decoded.float(), pixels)
         with self.autocast(pixels.device):
             with torch.set_grad_enabled(self.whole and torch.is_grad_enabled()):
                 latent = self.model.encode_pixels(pixels)

@@ -36,7 +36,7 @@ def folder(tmp_path: Path, make_autoencoder, make_flux) -> Path:
 def config(folder: Path, kind: str = "one_step", run: str = "run", **sections: str) -> str:
     """A tiny run's TOML; a section's text is added to it."""
     model = {
-        "autoencoder": "widths = [8, 16, 16, 16]\nnorm_groups = 4\nlayers_per_block = 1\n",
+        "autoencoder": "widths = [8, 16, 16, 16]\nnorm_groups = 2\nlayers_per_block = 1\n",
         "one_step": TINY_FLUX + f'autoencoder = "{(folder / "vae.safetensors").as_posix()}"\n',
         "lora": f'start = "{(folder / "flux.safetensors").as_posix()}"\nlora_rank = 4\n'
         f'autoencoder = "{(folder / "vae.safetensors").as_posix()}"\n',
@@ -83,9 +83,13 @@ def killed_at(step: int):
     return on_step
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "one_step", "lora"])
-def test_a_killed_run_goes_on_bit_for_bit(folder: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "linear"), [("autoencoder", 0), ("autoencoder", 2), ("autoencoder", 4), ("one_step", 0), ("lora", 0)]
+)
+def test_a_killed_run_goes_on_bit_for_bit(folder: Path, kind: str, linear: int) -> None:
     more = {"train": "accumulate = 2\ngrid_every = 4\ngrid_tokens = [8]\ngrid_pictures = 2\nunit_at = 0.5\n"}
+    if linear:
+        more = {"train": f"linear_steps = {linear}\n", "model": ""}
     whole = train(config(folder, kind, "whole", **more))
     text = config(folder, kind, "killed", **more)
     with pytest.raises(StoppedError):
