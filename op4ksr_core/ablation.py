@@ -8,6 +8,7 @@ folder and is not repeated where it is finished, so the command may be stopped a
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import ablation_figure
 from .autoencoder import AutoEncoder
 from .benchmark import Row, write_report
 from .checkpoint import BUNDLED_AUTOENCODER, load_autoencoder, load_flux
@@ -259,7 +261,7 @@ def jobs(ablation: Ablation, parts: Sequence[str]) -> list[tuple[str, str, Train
 
 
 def write(ablation: Ablation, details: list[Row]) -> Path:
-    """ablation.json and ablation.md: a table per part and grid, means and deviations over the seeds."""
+    """ablation.json, .md and .png: a table per part and grid, means and deviations over the seeds."""
     tables: dict[str, list[Row]] = {}
     alone = [row for row in details if not row["part"]]
     for part, title in (("variants", "RFR and L_AP"), ("theta", "Theta")):
@@ -268,8 +270,15 @@ def write(ablation: Ablation, details: list[Row]) -> Path:
             if rows:
                 tables[f"{title}, at {grid}"] = summed(rows) + summed([r for r in alone if r["grid"] == grid])
     tables = tables or {"The autoencoder alone": summed(alone)}
+    with contextlib.suppress(OptionError):  # without matplotlib there are the tables alone
+        ablation_figure.draw(details, _folder(ablation) / "ablation.png")
     settings = {k: str(v) for k, v in vars(replace(ablation, thetas={})).items() if k != "thetas"}
     return write_report(ablation.folder, "ablation", tables, [{"settings": settings}, *details])
+
+
+def _folder(ablation: Ablation) -> Path:
+    ablation.folder.mkdir(parents=True, exist_ok=True)
+    return ablation.folder
 
 
 def summed(rows: Sequence[Row]) -> list[Row]:

@@ -6,22 +6,13 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .autoencoder import AutoEncoder
-from .color import back_project
-from .errors import OptionError, OutputError
-from .flux import Flux
-from .image_io import IMAGE_SUFFIXES, load_image
-from .metrics import fidelity_scores, load_piq
-from .one_step import OneStepOptions, upscale
-from .resize import Target, resize
+from .errors import OutputError
 
 Row = dict[str, Any]
 
@@ -36,44 +27,6 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": platform.system(),
-    }
-
-
-def quality(photos: Sequence[Path], flux: Flux, autoencoder: AutoEncoder, factor: int = 4) -> list[Row]:
-    """Scores of each photo (and the mean) by method: shrink by ``factor``, enlarge, compare.
-
-    The LR picture is bicubic and rounded to 8 bit; sides are cut to multiples of the factor. Methods:
-    bicubic, bicubic + back-projection, VAE only, full; the last two with the default options, and
-    full with fidelity 0 besides.
-    """
-    if not photos:
-        raise OptionError(f"benchmark quality: no pictures found (looked for {', '.join(IMAGE_SUFFIXES)})")
-    load_piq()
-    methods = _methods(flux, autoencoder, factor)
-    rows: list[Row] = []
-    for path in photos:
-        high = load_image(path).image
-        height, width = (length // factor * factor for length in high.shape[-2:])
-        high = high[..., :height, :width]
-        low = resize(high, height // factor, width // factor).clamp(0, 1).mul(255).round().div(255)
-        for name, method in methods.items():
-            rows.append({"photo": path.stem, "set": path.parent.name, "method": name})
-            rows[-1] |= fidelity_scores(method(low), high)
-    return rows
-
-
-def _methods(flux: Flux, autoencoder: AutoEncoder, factor: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    options = OneStepOptions(target=Target(scale=factor))
-
-    def bicubic(low: Tensor) -> Tensor:
-        return resize(low, low.shape[-2] * factor, low.shape[-1] * factor).clamp(0, 1)
-
-    return {
-        "bicubic": bicubic,
-        "bicubic + back-projection": lambda low: back_project(bicubic(low), low, 1.0).clamp(0, 1),
-        "VAE only": lambda low: upscale(low, None, autoencoder, replace(options, vae_only=True)),
-        "full": lambda low: upscale(low, flux, autoencoder, options),
-        "full, fidelity 0": lambda low: upscale(low, flux, autoencoder, replace(options, fidelity=0.0)),
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from op4ksr_core import OptionError, cli_ablation, save_autoencoder
 from op4ksr_core.ablation import THETAS, VARIANTS, Ablation, jobs, run_ablation, summed
+from op4ksr_core.ablation_figure import draw
 from op4ksr_core.checkpoint import describe_flux
 from op4ksr_core.cli import main
 
@@ -113,3 +114,36 @@ def test_the_command_sets_the_sizes(tmp_path: Path, monkeypatch, capsys) -> None
     assert quick.seeds == (4, 5) and quick.hidden == 128 and quick.steps == 6 and parts == ("theta",)
     assert plain.large_tokens == 64 and plain.steps == 7 and plain.batch == 4 and both == ("variants", "theta")
     assert "the table" in capsys.readouterr().out
+
+
+def test_the_figure_shows_every_run_and_the_autoencoder_alone(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    details = [{"part": "", "name": "autoencoder alone", "grid": "8 tokens", "l_ap": 0.25, "psnr": 21.0}]
+    for part, name, theta, l_ap in (
+        ("variants", "neither", 10000.0, 0.5),
+        ("variants", "neither", 10000.0, 0.7),
+        ("variants", "both", 46.7, 0.1),
+        ("theta", "16", 16.0, 0.3),
+        ("theta", "100", 100.0, 0.4),
+    ):
+        details.append({"part": part, "name": name, "theta": theta, "grid": "8 tokens", "l_ap": l_ap, "psnr": 22.0})
+    drawn: list[Figure] = []
+    keep = Figure.savefig
+
+    def savefig(self: Figure, *args: object, **kwargs: object) -> None:
+        drawn.append(self)
+        keep(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        draw(details, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    left, right = (sorted_points(axis) for axis in drawn[0].axes[:2])
+    assert left[0] == [(0, 0.5), (0, 0.7), (1, 0.1)] and left[1] == [(0, 0.6), (1, 0.1)]
+    assert right[1] == [(16.0, 0.3), (100.0, 0.4)] and right[2][0][1] == 0.25
+
+
+def sorted_points(axis) -> list[list[tuple[float, float]]]:
+    return [sorted((x, round(y, 6)) for x, y in zip(*line.get_data(), strict=True)) for line in axis.lines]

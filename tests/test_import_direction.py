@@ -69,11 +69,14 @@ ORDER = [
     "inspection",
     "allocation",
     "sources",
+    "linear_start",
     "train_tasks",
     "run_folder",
     "trainer",
     "benchmark",
+    "benchmark_quality",
     "benchmark_periodicity",
+    "ablation_figure",
     "ablation",
     "demo",
     "tiles",
@@ -93,7 +96,7 @@ ORDER = [
 
 #: Nowhere in the core; and at no module's top level.
 NEVER = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "diffusers"}
-ONLY_INSIDE_FUNCTIONS = {"piq", "pyiqa", "lpips", "webdataset", "accelerate", "tensorboard", "tomli", "tomllib"}
+ONLY_INSIDE_FUNCTIONS = {"piq", "matplotlib", "pyiqa", "lpips", "webdataset", "accelerate", "tensorboard", "tomli", "tomllib"}
 
 SOURCES = sorted(CORE.glob("*.py"))
 #: Not ours, or made by tools.

@@ -1,0 +1,134 @@
+"""How near to the sharp photo: the model against what needs none, and its parts by themselves.
+
+Photos are shrunk by the factor, bicubic and rounded to 8 bit ("clean"), or made worse by the seeded
+second-order degradation ("degraded"), and enlarged again by every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from .autoencoder import AutoEncoder
+from .benchmark import Row
+from .color import back_project
+from .degradation import Degradation, degrade
+from .errors import OptionError
+from .flux import Flux
+from .image_io import IMAGE_SUFFIXES, Picture, from_pil, load_image, to_pil
+from .metrics import fidelity_scores, load_piq, psnr
+from .one_step import OneStepOptions, upscale
+from .periodicity import measure_periodicity
+from .resize import Target, resize
+
+#: Seed of the degraded pictures, besides each one's number.
+SEED = 41
+
+#: What the model is held against: all that it needs a network for comes on top of this.
+BASE = "bicubic + back-projection"
+
+#: Scores where less is better.
+LESS = ("gmsd",)
+
+Method = Callable[[Tensor], Tensor]
+
+
+def quality(photos: Sequence[Path], flux: Flux, autoencoder: AutoEncoder, factor: int = 4) -> list[Row]:
+    """A row per photo, degradation and method: PSNR, SSIM, GMSD, HaarPSI, and whether the meter alarms (0 or 1).
+
+    Methods: bicubic, Lanczos, bicubic + back-projection, VAE only and full with the default options and
+    with fidelity 0. Sides are cut to multiples of the factor. Raises OptionError: no photos, no piq.
+    """
+    methods = _methods(flux, autoencoder, factor)
+    rows: list[Row] = []
+    for index, (path, high) in enumerate(_loaded(photos, factor)):
+        for damage, low in _lows(high, factor, index).items():
+            for name, method in methods.items():
+                output = (method(low) * 255).round() / 255
+                head = {"photo": path.stem, "set": path.parent.name, "degradation": damage, "method": name}
+                alarm = float(measure_periodicity(output, low).alarm)
+                rows.append(head | fidelity_scores(output, high) | {"alarms": alarm})
+    return rows
+
+
+def reconstruction(photos: Sequence[Path], autoencoder: AutoEncoder, factor: int = 4) -> list[Row]:
+    """A row per photo and kind (sharp; enlarged, as the one step's encoder sees it): the autoencoder there and back.
+
+    PSNR against what went in, and whether the meter, with that as reference, alarms (0 or 1).
+    """
+    options = OneStepOptions(target=Target(scale=1), color="none", fidelity=0.0, vae_only=True)
+    rows: list[Row] = []
+    for path, high in _loaded(photos, factor):
+        low = _shrunk(high, factor)
+        for kind, picture in (("sharp", high), ("enlarged", _bicubic(low, factor))):
+            output = (upscale(picture, None, autoencoder, options) * 255).round() / 255
+            alarm = float(measure_periodicity(output, picture).alarm)
+            rows.append({"photo": path.stem, "picture": kind, "psnr": psnr(output, picture), "alarms": alarm})
+    return rows
+
+
+def shares(rows: Sequence[Row], base: str = BASE) -> list[Row]:
+    """A row per method but ``base``: on which share of the photos it is better than ``base``, score by score."""
+    scores = [key for key, value in rows[0].items() if isinstance(value, float) and key != "alarms"]
+    held = {row["photo"]: row for row in rows if row["method"] == base}
+    table: list[Row] = []
+    for name in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == name]
+        better = {
+            key: sum((row[key] < held[row["photo"]][key]) == (key in LESS) for row in own) / len(own) for key in scores
+        }
+        table += [] if name == base else [{"method": name, "photos": len(own), **better}]
+    return table
+
+
+def _loaded(photos: Sequence[Path], factor: int) -> Iterator[tuple[Path, Tensor]]:
+    if not photos:
+        raise OptionError(f"benchmark quality: no pictures found (looked for {', '.join(IMAGE_SUFFIXES)})")
+    load_piq()
+    for path in photos:
+        high = load_image(path).image
+        height, width = (length // factor * factor for length in high.shape[-2:])
+        yield path, high[..., :height, :width]
+
+
+def _lows(high: Tensor, factor: int, index: int) -> dict[str, Tensor]:
+    damage = Degradation(factor=(factor, factor))
+    return {"clean": _shrunk(high, factor), "degraded": degrade(high, damage, (SEED, index)).low}
+
+
+def _shrunk(high: Tensor, factor: int) -> Tensor:
+    height, width = high.shape[-2:]
+    return resize(high, height // factor, width // factor).clamp(0, 1).mul(255).round().div(255)
+
+
+def _bicubic(low: Tensor, factor: int) -> Tensor:
+    return resize(low, low.shape[-2] * factor, low.shape[-1] * factor).clamp(0, 1)
+
+
+def _lanczos(low: Tensor, factor: int) -> Tensor:
+    """Pillow's, in 8 bit."""
+    small = to_pil(Picture(low))
+    return from_pil(small.resize((small.width * factor, small.height * factor), Image.Resampling.LANCZOS)).image
+
+
+def _methods(flux: Flux, autoencoder: AutoEncoder, factor: int) -> dict[str, Method]:
+    options = OneStepOptions(target=Target(scale=factor))
+
+    def model(vae_only: bool, **changes: Any) -> Method:
+        chosen = replace(options, vae_only=vae_only, **changes)
+        return lambda low: upscale(low, None if vae_only else flux, autoencoder, chosen)
+
+    return {
+        "bicubic": lambda low: _bicubic(low, factor),
+        "Lanczos": lambda low: _lanczos(low, factor),
+        BASE: lambda low: back_project(_bicubic(low, factor), low, 1.0).clamp(0, 1),
+        "VAE only": model(True),
+        "VAE only, fidelity 0": model(True, fidelity=0.0),
+        "full": model(False),
+        "full, fidelity 0": model(False, fidelity=0.0),
+    }
