@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import ablation_figure
+from .autocorrelation import high_pass
 from .autoencoder import AutoEncoder
 from .benchmark import Row, write_report
 from .checkpoint import BUNDLED_AUTOENCODER, load_autoencoder, load_flux
@@ -27,7 +28,7 @@ from .flux import Flux
 from .image_io import load_image
 from .latent import PATCH
 from .leaves import picture
-from .losses import PeriodicityLoss
+from .losses import PeriodicityLoss, lattice_correlation, periods_nearby
 from .metrics import fidelity_scores, load_piq, psnr
 from .objectives import inner
 from .one_step import OneStepOptions, upscale
@@ -173,7 +174,10 @@ class Measure:
         self.l_ap = PeriodicityLoss(margin=0.0)
         small, large = ablation.crop // 32, ablation.large_tokens
         #: What is measured, by name: sharp pictures (1, 3, side, side).
-        self.sets = {f"{small} tokens": self._made(ablation.crop, ablation.measured)}
+        self.sets = {
+            f"{small} tokens": self._made(ablation.crop, ablation.measured),
+            f"{small} tokens, smooth": [smooth_picture(i, ablation.crop) for i in range(ablation.measured)],
+        }
         if ablation.photos:
             self.sets[f"{small} tokens, photos"] = self._photos(ablation.crop)
         if large:
@@ -210,9 +214,31 @@ class Measure:
         options = OneStepOptions(target=Target(scale=4), color="none", fidelity=0.0, vae_only=flux is None)
         output = (upscale(low, flux, self.autoencoder, options) * 255).round() / 255
         report = measure_periodicity(output, low)
-        found = {"periodicity": report.score, "alarms": float(report.alarm)}
+        found = {"mesh": mesh(output, high), "periodicity": report.score, "alarms": float(report.alarm)}
         found["l_ap"] = float(self.l_ap(inner(output, BORDER), inner(high, BORDER)))
         return found | (fidelity_scores(output, high) if self.piq else {"psnr": psnr(output, high)})
+
+
+def smooth_picture(number: int, side: int) -> Tensor:
+    """(1, 3, side, side) in [0, 1], 8 bit: soft, coloured hills, a quarter of the side wide, where a mesh shows."""
+    generator = torch.Generator().manual_seed(FIRST + number)
+    hills = (
+        0.5 + 0.12 * torch.randn(1, 1, 5, 5, generator=generator) + 0.03 * torch.randn(1, 3, 5, 5, generator=generator)
+    )
+    return (resize(hills, side, side).clamp(0, 1) * 255).round() / 255
+
+
+def mesh(output: Tensor, high: Tensor) -> float:
+    """What repeats every 32 px (a token) in the error, beyond what chance gives at periods nearby: RMS, levels of 255.
+
+    Of (1, 3, H, W) pictures in [0, 1], without the outer 32 px; the error high-passed, its mean over the channels.
+    """
+    error = high_pass(inner(output - high, BORDER).mean(1, keepdim=True) * 255)
+    own = lattice_correlation(error, 32)
+    nearby = [u for p in periods_nearby(32) if (u := lattice_correlation(error, p)) is not None]
+    if own is None or not nearby:
+        return 0.0
+    return float((own - torch.stack(nearby).mean(0)).clamp(min=0).sqrt())
 
 
 def _has_piq() -> bool:
@@ -284,14 +310,15 @@ def _folder(ablation: Ablation) -> Path:
 def summed(rows: Sequence[Row]) -> list[Row]:
     """Runs of one name -> one row: means over its seeds, and the deviation of the periodicity score.
 
-    periodicity: reference-aware score, 2 is what 1 clean picture in 100 reaches. alarms: their share.
-    l_ap: the share of the error against the sharp picture that repeats (no margin for chance).
+    mesh: RMS in grey levels of what repeats every token. periodicity: reference-aware score, 2 is what 1
+    clean picture in 100 reaches. alarms: their share. l_ap: the share of the error against the sharp
+    picture that repeats (no margin for chance).
     """
     found: list[Row] = []
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
         row: Row = {"model": name, "theta": _text(own[0].get("theta")), "seeds": len(own)}
-        for key in ("periodicity", "alarms", "l_ap", "psnr", "ssim", "gmsd", "haarpsi", "train_seconds"):
+        for key in ("mesh", "periodicity", "alarms", "l_ap", "psnr", "ssim", "gmsd", "haarpsi", "train_seconds"):
             if key in own[0]:
                 row[key] = sum(r[key] for r in own) / len(own)
             elif key == "train_seconds":

@@ -10,7 +10,7 @@ from .benchmark import Row
 from .errors import OptionError
 
 #: Column of the details -> how its axis is named. The upper is the grid, the lower fidelity.
-SHOWN = {"l_ap": "share of the error that repeats (L_AP)", "psnr": "PSNR (dB)"}
+SHOWN = {"mesh": "what repeats every token (RMS, levels of 255)", "psnr": "PSNR (dB)"}
 
 
 def draw(details: Sequence[Row], path: Path) -> None:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from op4ksr_core import OptionError, cli_ablation, save_autoencoder
-from op4ksr_core.ablation import THETAS, VARIANTS, Ablation, jobs, run_ablation, summed
+from op4ksr_core.ablation import THETAS, VARIANTS, Ablation, jobs, mesh, run_ablation, smooth_picture, summed
 from op4ksr_core.ablation_figure import draw
 from op4ksr_core.checkpoint import describe_flux
 from op4ksr_core.cli import main
@@ -63,11 +64,12 @@ def test_it_measures_every_run_at_both_grids_and_trains_none_twice(tiny: Ablatio
 
     report = run_ablation(tiny, tell=tell)
     text = report.read_text("utf-8")
-    for title in ("RFR and L_AP, at 4 tokens", "RFR and L_AP, at 6 tokens", "Theta, at 4 tokens", "Theta, at 6 tokens"):
-        assert f"### {title}" in text
+    for title in ("4 tokens", "4 tokens, smooth", "6 tokens"):
+        assert f"### RFR and L_AP, at {title}\n" in text
+        assert f"### Theta, at {title}\n" in text
     details = json.loads((tiny.folder / "ablation.json").read_text("utf-8"))["details"]
     rows = [row for row in details if row.get("part")]
-    assert len(rows) == 2 * 6 and all(row["psnr"] > 3 and row["periodicity"] >= 0 for row in rows)
+    assert len(rows) == 3 * 6 and all(row["psnr"] > 3 and row["periodicity"] >= 0 for row in rows)
     weights = tiny.folder / f"runs/theta_{tiny.theta:.5g}_l_ap_0/checkpoints/flux_0000002.safetensors"
     assert describe_flux(weights).params.theta[0] == tiny.theta
     assert len(list((tiny.folder / "runs").iterdir())) == 5, "theta 10000 stands in both parts and is one run"
@@ -120,15 +122,15 @@ def test_the_figure_shows_every_run_and_the_autoencoder_alone(tmp_path: Path) ->
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    details = [{"part": "", "name": "autoencoder alone", "grid": "8 tokens", "l_ap": 0.25, "psnr": 21.0}]
-    for part, name, theta, l_ap in (
+    details = [{"part": "", "name": "autoencoder alone", "grid": "8 tokens", "mesh": 0.25, "psnr": 21.0}]
+    for part, name, theta, level in (
         ("variants", "neither", 10000.0, 0.5),
         ("variants", "neither", 10000.0, 0.7),
         ("variants", "both", 46.7, 0.1),
         ("theta", "16", 16.0, 0.3),
         ("theta", "100", 100.0, 0.4),
     ):
-        details.append({"part": part, "name": name, "theta": theta, "grid": "8 tokens", "l_ap": l_ap, "psnr": 22.0})
+        details.append({"part": part, "name": name, "theta": theta, "grid": "8 tokens", "mesh": level, "psnr": 22.0})
     drawn: list[Figure] = []
     keep = Figure.savefig
 
@@ -147,3 +149,18 @@ def test_the_figure_shows_every_run_and_the_autoencoder_alone(tmp_path: Path) ->
 
 def sorted_points(axis) -> list[list[tuple[float, float]]]:
     return [sorted((x, round(y, 6)) for x, y in zip(*line.get_data(), strict=True)) for line in axis.lines]
+
+
+def test_a_mesh_is_measured_in_grey_levels() -> None:
+    high = smooth_picture(3, 320)
+    assert high.shape == (1, 3, 320, 320) and 0.02 < float(high.std()) < 0.3
+    assert torch.equal(high, smooth_picture(3, 320)) and not torch.equal(high, smooth_picture(4, 320))
+    tile = torch.randn(32, 32, generator=torch.Generator().manual_seed(1))
+    tile = (tile - tile.mean()) / tile.std(correction=0)
+    for level in (0.5, 2.0):
+        gridded = high + level / 255 * tile.repeat(10, 10)
+        assert mesh(gridded, high) == pytest.approx(level, rel=0.05)
+    noise = torch.randn(1, 3, 320, 320, generator=torch.Generator().manual_seed(2)) * 2 / 255
+    assert mesh(high + noise, high) < 0.2 and mesh(high, high) == 0
+    other = torch.randn(29, 29, generator=torch.Generator().manual_seed(3)).repeat(12, 12)[:320, :320]
+    assert mesh(high + 2 / 255 * other, high) < 0.2, "another period is no mesh of tokens"

@@ -96,7 +96,8 @@ ORDER = [
 
 #: Nowhere in the core; and at no module's top level.
 NEVER = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "diffusers"}
-ONLY_INSIDE_FUNCTIONS = {"piq", "matplotlib", "pyiqa", "lpips", "webdataset", "accelerate", "tensorboard", "tomli", "tomllib"}
+ONLY_INSIDE_FUNCTIONS = {"piq", "matplotlib", "pyiqa", "lpips", "webdataset", "accelerate", "tensorboard"}
+ONLY_INSIDE_FUNCTIONS |= {"tomli", "tomllib"}
 
 SOURCES = sorted(CORE.glob("*.py"))
 #: Not ours, or made by tools.
