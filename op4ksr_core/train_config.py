@@ -163,8 +163,8 @@ class LoopConfig:
     latent_noise: float = 0.05
     #: A new autoencoder: the steps at the beginning that train the linear map through its trunk alone.
     linear_steps: int = 0
-    #: A new autoencoder: share of the run after which its latents are scaled to unit deviation; after the
-    #: linear steps already, where there are any.
+    #: A new autoencoder: share of the run after which its latents are scaled to unit deviation; where there
+    #: are linear steps, at the end.
     unit_at: float = 0.7
     #: Of a transformer: every so many steps a latent step on a grid of 4K's size; 0 never.
     grid_every: int = 0

@@ -77,7 +77,7 @@ class Task(nn.Module):
         """Once, before the first step."""
 
     def before(self, step: int, source: Source) -> bool:
-        """Before each step; True if the weights were changed, so that running means begin anew."""
+        """Before each step; True if the weights were changed, so that running means and the optimizer begin anew."""
         return False
 
     def forward(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
@@ -144,19 +144,27 @@ class AutoencoderTask(Task):
         self.whole = model.part == "all"
         if not self.whole:
             self.model.encoder.requires_grad_(False)
-        #: The step from which latents have unit deviation.
-        self.unit_step = 0 if model.start else self.linear_steps or int(config.train.unit_at * config.train.steps)
+        #: The step from which latents have unit deviation; after linear steps only the finished model's have.
+        share = 1.0 if self.linear_steps else config.train.unit_at
+        self.unit_step = 0 if model.start else int(share * config.train.steps)
         self.to(memory_format=torch.channels_last)  # pyright: ignore
         if config.train.checkpointing:
             checkpoint_blocks(self.model)
 
     def before(self, step: int, source: Source) -> bool:
-        if self.config.model.start or step != self.unit_step:
+        if self.config.model.start or step not in (self.linear_steps or self.unit_step, self.unit_step):
             return False
-        if self.linear_steps:
+        if step == self.linear_steps and self.linear_steps:
             linear_start.bend(self.model, self.typical(source))
-        unit_latents(self.model, self.typical(source), centre=True)
+        else:
+            unit_latents(self.model, self.typical(source), centre=True)
         return True
+
+    def deviation(self, latent: Tensor) -> Tensor | float:
+        """Of the latents: the fixed constants' once they are scaled, until then this batch's, per channel."""
+        if not self.linear_steps:
+            return 1 / LATENT_SCALE
+        return latent.detach().std((0, 2, 3), keepdim=True)
 
     def typical(self, source: Source) -> Tensor:
         """(64, 3, 96, 96) in [0, 1], the same whenever it is asked for."""
@@ -164,7 +172,7 @@ class AutoencoderTask(Task):
 
     def finish(self, source: Source) -> None:
         if self.whole and not self.config.model.start:
-            unit_latents(self.model, self.typical(source), centre=False)
+            unit_latents(self.model, self.typical(source), centre=bool(self.linear_steps))
 
     def forward(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
         pixels = (high * 2 - 1).contiguous(memory_format=torch.channels_last)
@@ -176,9 +184,9 @@ class AutoencoderTask(Task):
         with self.autocast(pixels.device):
             with torch.set_grad_enabled(self.whole and torch.is_grad_enabled()):
                 latent = self.model.encode_pixels(pixels)
-            if noise and step >= self.unit_step:
+            if noise and step >= min(self.unit_step, self.linear_steps or self.unit_step):
                 fresh = torch.randn(latent.shape, generator=generator_of((*seed, NOISE))).to(latent)
-                latent = latent + noise / LATENT_SCALE * fresh
+                latent = latent + noise * self.deviation(latent) * fresh
             decoded = self.model.decode_pixels(latent)
         return Judged(self.objective.pictures(decoded, pixels), decoded.float(), pixels)
 

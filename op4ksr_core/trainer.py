@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 #: (steps done, of how many, one line for people).
 OnStep = Callable[[int, int, str], None]
 
+#: The warm-up after the linear steps, against the first: so many branches begin to learn at once.
+SECOND_WARMUP = 5
+
 #: The adversarial judge learns at this share of the model's rate.
 JUDGE_RATE = 0.5
 
@@ -172,12 +175,15 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def rate_at(step: int, config: TrainConfig) -> float:
-    """Learning rate: linear warm-up, then a cosine down to ``final``."""
+    """Learning rate: linear warm-up, then a cosine down to ``final``; after linear steps a longer warm-up again."""
     train = config.train
     if step < train.warmup:
         return train.rate * (step + 1) / train.warmup
     share = (step - train.warmup) / max(1, train.steps - train.warmup)
-    return train.rate * (train.final + (1 - train.final) * 0.5 * (1 + math.cos(math.pi * share)))
+    rate = train.rate * (train.final + (1 - train.final) * 0.5 * (1 + math.cos(math.pi * share)))
+    since = step - train.linear_steps + 1
+    again = train.linear_steps and 0 < since < SECOND_WARMUP * train.warmup
+    return rate * since / (SECOND_WARMUP * train.warmup) if again else rate
 
 
 class Trainer:
@@ -277,6 +283,7 @@ class Trainer:
             while self.step < train.steps:
                 if self.task.before(self.step, self.source):
                     self.ema.restart()
+                    self.optimizer.state.clear()
                 terms, count = self._one_step(batches)
                 pictures += count
                 self.step += 1

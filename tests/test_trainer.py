@@ -6,6 +6,7 @@ import csv
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,13 @@ from op4ksr_core import Op4ksrError, OptionError, load_autoencoder, load_flux, s
 from op4ksr_core.checkpoint import describe_flux
 from op4ksr_core.cli import main
 from op4ksr_core.header import read_header, read_tensors
+from op4ksr_core.latent import process_in
 from op4ksr_core.leaves import picture
 from op4ksr_core.lora import merge
 from op4ksr_core.rope import fit_theta
+from op4ksr_core.sources import open_source
 from op4ksr_core.train_config import parse_config
+from op4ksr_core.train_tasks import UNIT
 from op4ksr_core.trainer import Trainer, rate_at
 
 TINY_FLUX = "hidden_size = 64\nnum_heads = 2\ndepth = 1\ndepth_single_blocks = 1\ncontext_in_dim = 8\nvec_in_dim = 8\n"
@@ -218,6 +222,22 @@ def test_the_rate_warms_up_and_falls(folder: Path) -> None:
     rates = [rate_at(step, found) for step in range(7)]
     assert rates[:2] == [1.0, 2.0] and rates[2] == pytest.approx(2.0) and rates[6] == pytest.approx(0.2)
     assert all(a >= b for a, b in zip(rates[1:], rates[2:], strict=False))
+
+
+def test_after_the_linear_steps_it_warms_up_again(folder: Path) -> None:
+    found = parse_config(config(folder, "autoencoder", train="linear_steps = 20\n"), changes=["train.steps=60"])
+    plain = replace(found, train=replace(found.train, linear_steps=0))
+    ratios = [rate_at(step, found) / rate_at(step, plain) for step in range(60)]
+    assert ratios[:20] == [1] * 20 and ratios[30:] == [1] * 30
+    assert ratios[20:30] == pytest.approx([(i + 1) / 10 for i in range(10)])
+
+
+def test_latents_of_a_linear_start_are_unit_in_the_end(folder: Path) -> None:
+    model = load_autoencoder(train(config(folder, "autoencoder", train="linear_steps = 3\n")))
+    source = open_source(parse_config(config(folder, "autoencoder")).data, 0, folder / "run" / "cache")
+    latent = process_in(model.encode_pixels(source.crops((0, UNIT), 64, 96) * 2 - 1))
+    torch.testing.assert_close(latent.std((0, 2, 3)), torch.ones(16), rtol=1e-3, atol=0)
+    torch.testing.assert_close(latent.mean((0, 2, 3)), torch.zeros(16), rtol=0, atol=1e-3)
 
 
 def test_accelerate_in_one_process_gives_the_same(folder: Path) -> None:
