@@ -26,15 +26,28 @@ def lattice_correlation(error: Tensor, period: int) -> Tensor | None:
     With n tiles: (|sum of tiles|^2 - sum of |tile|^2) / (n (n - 1)), mean over the tile's pixels.
     None where fewer than two whole tiles fit.
     """
+    cut = _tiles(error, period)
+    if cut is None:
+        return None
+    tiles, n = cut
+    total = tiles.sum((2, 4)).square().mean((1, 2, 3))
+    alone = tiles.square().mean((1, 2, 3, 4, 5)) * n
+    return (total - alone) / (n * (n - 1))
+
+
+def shared_tile_energy(error: Tensor, period: int) -> Tensor | None:
+    """(B, C, H, W) -> (B,): mean square of the mean tile; None where fewer than two whole tiles fit."""
+    cut = _tiles(error, period)
+    return None if cut is None else cut[0].mean((2, 4)).square().mean((1, 2, 3))
+
+
+def _tiles(error: Tensor, period: int) -> tuple[Tensor, int] | None:
+    """(B, C, rows, period, columns, period) and rows * columns; None for fewer than two."""
     rows, columns = error.shape[-2] // period, error.shape[-1] // period
-    n = rows * columns
-    if n < 2:
+    if rows * columns < 2:
         return None
     error = error[..., : rows * period, : columns * period]
-    tiles = error.reshape(*error.shape[:2], rows, period, columns, period)
-    total = tiles.sum((2, 4)).square().mean((1, 2, 3))
-    alone = error.square().mean((1, 2, 3)) * n
-    return (total - alone) / (n * (n - 1))
+    return error.reshape(*error.shape[:2], rows, period, columns, period), rows * columns
 
 
 def periods_nearby(period: int) -> tuple[int, ...]:
@@ -54,7 +67,8 @@ class PeriodicityLoss(nn.Module):
 
     Per picture and period P: relu(U(P) - mean U(nearby) - margin * sd U(nearby)) / mean e^2, where e
     is the high-passed error over the root of its local energy (17 px; at least 1/255) and U is
-    ``lattice_correlation``; mean over both. Only e in U(P) has a gradient; the weights are constants.
+    ``lattice_correlation``; mean over both. The gradient is of |mean tile|^2 in U's place, weighted so that
+    the value is the same; all else is constant.
     It is the share of the error that repeats: 0 for an error that does not, 1 at most. Computed in
     float32 whatever the inputs. Periods that do not fit twice are skipped.
 
@@ -90,11 +104,14 @@ class PeriodicityLoss(nn.Module):
 
     def _repeated(self, error: Tensor, period: int) -> Tensor | None:
         """(B,): error energy that repeats with that period and not merely by chance; None where it does not fit."""
-        own = lattice_correlation(error, period)
-        if own is None:
+        shared = shared_tile_energy(error, period)
+        if shared is None:
             return None
         with torch.no_grad():
+            own = lattice_correlation(error, period)
+            assert own is not None
             found = [lattice_correlation(error, p) for p in periods_nearby(period)]
             chance = torch.stack([u for u in found if u is not None] or [torch.zeros_like(own)])
             level = chance.mean(0) + self.margin * chance.std(0, correction=0)
-        return (own - level).relu()
+            weight = (own - level).relu() / shared.clamp(min=1e-12)
+        return weight * shared

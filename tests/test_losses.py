@@ -10,7 +10,7 @@ import op4ksr_core
 from op4ksr_core import ImageError, OptionError, PeriodicityLoss
 from op4ksr_core.artifacts import inject
 from op4ksr_core.benchmark_periodicity import descent
-from op4ksr_core.losses import lattice_correlation, periods_nearby
+from op4ksr_core.losses import lattice_correlation, periods_nearby, shared_tile_energy
 from op4ksr_core.resize import resize
 
 
@@ -64,6 +64,36 @@ def test_other_periods_cost_far_less(generator) -> None:
 
 def test_descent_takes_the_mesh_away(clean) -> None:
     assert descent(clean, seed=2) > 4
+
+
+def test_a_pattern_whose_tiles_cancel_does_not_pay() -> None:
+    """What a model draws at places that it knows must not grow under errors that repeat by chance.
+
+    With the gradient of U itself it grew to 4 times its size in these steps.
+    """
+    generator = torch.Generator().manual_seed(4)
+    tile = torch.randn(1, 1, 16, 16, generator=generator)
+    start = torch.cat([torch.cat([tile, -tile], 3), torch.cat([-tile, tile], 3)], 2).repeat(1, 1, 2, 2) * 0.004
+    pattern = start.clone().requires_grad_()
+    optimizer = torch.optim.SGD([pattern], 3.0)
+    loss, moved = PeriodicityLoss(periods=(16,), margin=0.0), 0.0
+    for _ in range(60):
+        noise = 0.02 * torch.randn(8, 1, 64, 64, generator=generator)
+        optimizer.zero_grad()
+        loss(noise + pattern, torch.zeros_like(noise)).backward()
+        moved += float(pattern.grad.norm())  # pyright: ignore
+        optimizer.step()
+    assert moved > 0.01, "no error repeated by chance: the test shows nothing"
+    assert float((pattern.detach() * start).sum() / start.square().sum()) < 1.05
+
+
+def test_the_shared_tile_is_the_mean_of_all(generator) -> None:
+    error = torch.randn(2, 3, 13, 9, generator=generator)
+    tiles = [error[:, :, y : y + 4, x : x + 4] for y in (0, 4, 8) for x in (0, 4)]
+    expected = torch.stack(tiles).mean(0).square().mean((1, 2, 3))
+    found = shared_tile_energy(error, 4)
+    assert found is not None and torch.allclose(found, expected, atol=1e-6)
+    assert shared_tile_energy(error, 8) is None
 
 
 def test_the_batch_is_the_mean_of_its_pictures(clean, blurred) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from op4ksr_core import OptionError
 from op4ksr_core.autocorrelation import box_mean, high_pass
-from op4ksr_core.losses import PeriodicityLoss, lattice_correlation, periods_nearby
+from op4ksr_core.losses import PeriodicityLoss, lattice_correlation, periods_nearby, shared_tile_energy
 from op4ksr_core.objectives import (
     Objective,
     PatchDiscriminator,
@@ -65,7 +65,7 @@ class _Judging(torch.nn.Module):
 
 
 def test_l_ap_has_the_gradient_of_finite_differences_with_its_weights_held(generator) -> None:
-    """Only the error in U(P) has a gradient; local strength, chance and energy are constants by design."""
+    """Only the shared tile has a gradient; local strength, weights and energy are constants by design."""
     target = torch.rand(2, 3, 96, 96, dtype=torch.float64, generator=generator)
     tile = 0.05 * torch.randn(1, 3, 16, 16, dtype=torch.float64, generator=generator)
     noise = 0.01 * torch.randn(target.shape, dtype=torch.float64, generator=generator)
@@ -74,14 +74,15 @@ def test_l_ap_has_the_gradient_of_finite_differences_with_its_weights_held(gener
     local = (box_mean(error.square().mean(1, keepdim=True)).clamp(min=0) + (1 / 255) ** 2).sqrt()
     evened = error / local
     energy = evened.square().mean((1, 2, 3)) + 1e-12
-    levels = {}
+    weights = {}
     for period in (8, 16, 32):
         chance = torch.stack([lattice_correlation(evened, p) for p in periods_nearby(period)])  # type: ignore[misc]
-        levels[period] = chance.mean(0) + 3.0 * chance.std(0, correction=0)
+        level = chance.mean(0) + 3.0 * chance.std(0, correction=0)
+        weights[period] = (lattice_correlation(evened, period) - level).relu() / shared_tile_energy(evened, period)  # type: ignore[operator]
 
     def held(x: Tensor) -> Tensor:
         e = high_pass(x - target) / local
-        parts = [(lattice_correlation(e, p) - level).relu() / energy for p, level in levels.items()]  # type: ignore[operator]
+        parts = [weight * shared_tile_energy(e, p) / energy for p, weight in weights.items()]
         return torch.stack(parts).mean()
 
     output = start.clone().requires_grad_()
