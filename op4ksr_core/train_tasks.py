@@ -6,6 +6,7 @@ A task is the module whose ``forward`` gives the loss's terms, so that several G
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,7 +51,7 @@ class Judged:
     target: Tensor | None = None
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """What the trainer knows of what it trains."""
 
     #: File name of the weights it makes.
@@ -80,19 +81,20 @@ class Task(nn.Module):
         """Before each step; True if the weights were changed, so that running means and the optimizer begin anew."""
         return False
 
+    @abstractmethod
     def forward(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
-        raise NotImplementedError
+        """One step on pictures (B, 3, H, W) in [0, 1]: sharp ones and, if ``pairs``, degraded and enlarged ones."""
 
     def finish(self, source: Source) -> None:
         """Once, with the running mean's weights in place, before they are saved for the last time."""
 
+    @abstractmethod
     def save(self, path: Path, line: str) -> None:
         """Write the weights as a user loads them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, high: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """A sharp picture (1, 3, H, W) in [0, 1] -> (input enlarged, output, input as it is)."""
-        raise NotImplementedError
 
 
 def generator_of(seed: tuple[int, ...]) -> torch.Generator:
