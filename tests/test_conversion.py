@@ -55,45 +55,18 @@ def flux_file(tmp_path: Path, make_flux: MakeFlux) -> Path:
 
 
 @pytest.fixture
-def diffusers_flux(tmp_path: Path, stir: Callable[..., Any]) -> Path:
-    transformer = pytest.importorskip("diffusers").FluxTransformer2DModel
-    model = stir(
-        lambda: transformer(
-            in_channels=64,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=32,
-            num_attention_heads=2,
-            joint_attention_dim=24,
-            pooled_projection_dim=12,
-            guidance_embeds=True,
-            axes_dims_rope=(4, 14, 14),
-        ),
-        1,
-    )
+def diffusers_flux(tmp_path: Path, make_diffusers_flux: Callable[..., Any]) -> Path:
     path = tmp_path / "theirs.safetensors"
-    save_file({name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}, path)
+    state = make_diffusers_flux(1, guidance_embeds=True).state_dict()
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in state.items()}, path)
     return path
 
 
 @pytest.fixture
-def diffusers_vae(tmp_path: Path, stir: Callable[..., Any]) -> Path:
-    kl = pytest.importorskip("diffusers").AutoencoderKL
-    model = stir(
-        lambda: kl(
-            block_out_channels=(32, 64, 64, 64),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=16,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
-        2,
-    )
+def diffusers_vae(tmp_path: Path, make_diffusers_autoencoder: Callable[..., Any]) -> Path:
     path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     path.parent.mkdir()
-    save_file(dict(model.state_dict()), path)
+    save_file(dict(make_diffusers_autoencoder(2, norm_num_groups=32).state_dict()), path)
     config = {"_class_name": "AutoencoderKL", "stride": 2, "norm_num_groups": 32}
     (path.parent / "config.json").write_text(json.dumps(config))
     return path
@@ -120,24 +93,14 @@ def test_our_flux_goes_there_and_back_with_all_it_carries(tmp_path: Path, flux_f
     assert metadata_of(back) == metadata_of(flux_file)
 
 
-def test_diffusers_takes_what_is_written_for_it(tmp_path: Path, flux_file: Path, make_flux: MakeFlux) -> None:
+def test_diffusers_takes_what_is_written_for_it(
+    tmp_path: Path, make_flux: MakeFlux, make_diffusers_flux: Callable[..., Any]
+) -> None:
     """Its own class loads the names, and computes the same velocity."""
-    transformer = pytest.importorskip("diffusers").FluxTransformer2DModel
     file, plain = tmp_path / "theirs.safetensors", tmp_path / "plain.safetensors"
     save_flux(plain, make_flux())
     assert run(plain, "-o", file, "--layout", "diffusers") == 0
-    params = load_flux(plain).params
-    model = transformer(
-        in_channels=64,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=32,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        pooled_projection_dim=12,
-        guidance_embeds=False,
-        axes_dims_rope=params.axes_dim,
-    ).eval()
+    model = make_diffusers_flux(num_layers=1)
     model.load_state_dict(load_file(file), strict=True)
     flux, latent, sigma = load_flux(plain), noise(1, 16, 6, 10), torch.tensor([0.4])
     txt, vec, ids = noise(1, 3, 24, seed=1), noise(1, 12, seed=2), position_ids(3, 3, 5)[0]
