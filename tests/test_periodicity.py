@@ -11,6 +11,7 @@ from torch import Tensor
 
 from op4ksr_core import ImageError, OptionError, measure_periodicity
 from op4ksr_core.artifacts import inject, jpeg, random_tile, real_texture, tiled, to_8_bit
+from op4ksr_core.blocks import block_map
 from op4ksr_core.calibration import ALONE, BESIDE, STRETCH, evidence_scores, false_alarm_rate, fit, score_of, split_name
 from op4ksr_core.periodicity import measure_each
 from op4ksr_core.resize import resize
@@ -312,3 +313,26 @@ def test_one_edge_is_no_grid_and_narrow_noise_is_none(generator) -> None:
 def test_the_heat_of_blocks_does_not_fall_as_they_get_stronger(natural, levels: float) -> None:
     report = measure_periodicity(to_8_bit(inject(natural(512, 512, 5), "block32", levels, 1)))
     assert report.kind == "blocks" and float(report.heatmap.max()) > 0.9
+
+
+def test_less_than_rounding_is_no_mesh() -> None:
+    """A flat picture of floats, a mesh of a fiftieth of a grey level on it: nobody can see that."""
+    tile = random_tile(16, False, torch.Generator().manual_seed(0)).repeat(16, 16)
+    tile = (tile - tile.min()) / (tile.max() - tile.min())
+    faint, seen = (measure_periodicity(0.5 + (tile * levels / 255)[None, None]) for levels in (0.02, 1.0))
+    assert faint.score == 0 and not faint.alarm and faint.kind == "none" and seen.alarm
+
+
+@pytest.mark.parametrize("period", [32, 64])
+def test_the_heat_of_blocks_is_of_their_period(scenes, monkeypatch, period: int) -> None:
+    asked: list[int] = []
+
+    def recorded(plane: Tensor, period: int, cells: tuple[int, int]) -> Tensor:
+        asked.append(period)
+        return block_map(plane, period, cells)
+
+    monkeypatch.setattr("op4ksr_core.periodicity.block_map", recorded)
+    offsets = torch.randn(21, 25, generator=torch.Generator().manual_seed(1))
+    blocks = offsets.repeat_interleave(period, 0).repeat_interleave(period, 1)[:320, :384]
+    report = measure_periodicity(to_8_bit(scenes[0] + blocks * 12 / 255))
+    assert report.kind == "blocks" and asked == [period] == [report.period[0]]

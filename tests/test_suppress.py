@@ -10,10 +10,10 @@ import torch
 import op4ksr_core
 from op4ksr_core import OptionError, measure_periodicity, suppress_periodicity
 from op4ksr_core.artifacts import inject, random_tile, real_texture, to_8_bit
-from op4ksr_core.folding import fold, phases_of, unfold
+from op4ksr_core.folding import Folded, fold, phases_of, unfold
 from op4ksr_core.metrics import psnr
 from op4ksr_core.resize import resize
-from op4ksr_core.suppress import _cleaned, for_8_bit, is_8_bit, suppress_with_report
+from op4ksr_core.suppress import _cleaned, find_artifact, for_8_bit, is_8_bit, suppress_with_report
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +155,27 @@ def test_strength_0_says_so(natural) -> None:
     spoilt = to_8_bit(inject(natural(300, 320, 5), "white32", 6.0, 3))
     done = suppress_with_report(spoilt, strength=0.0)
     assert done.image is spoilt and done.note == "Nothing changed: strength is 0."
+
+
+def test_fewer_than_three_periods_are_left(clean) -> None:
+    done = suppress_with_report(clean, period=(0.0, 120.0))
+    assert done.image is clean and done.note == "Nothing changed: fewer than 3 periods fit into the picture."
+    assert "fewer" not in suppress_with_report(clean, period=(0.0, 100.0)).note
+
+
+def test_what_the_luma_does_not_show_leaves_the_colours_alone(clean) -> None:
+    colour = torch.tensor([1.0, -0.299 / 0.587, 0.0])[None, :, None, None]  # luma 0
+    tile = random_tile(16, True, torch.Generator().manual_seed(3)).repeat(18, 20)
+    assert not find_artifact(clean + colour * tile * 6 / 255, None, (16.0, 16.0)).any()
+    assert find_artifact(clean + tile * 6 / 255, None, (16.0, 16.0)).any()
+
+
+def test_an_estimate_that_would_add_detail_is_not_believed(clean, monkeypatch) -> None:
+    def believed(sign: float) -> bool:
+        def estimate(detail: torch.Tensor, *_: object) -> Folded:
+            return Folded(sign * detail, explained=1.0, confidence=9.0)
+
+        monkeypatch.setattr("op4ksr_core.suppress.estimate_artifact", estimate)
+        return bool(find_artifact(clean, None, (16.0, 16.0)).any())
+
+    assert believed(1.0) and not believed(-1.0)
