@@ -364,6 +364,10 @@ def test_wrong_files(
     assert "model of another size" in refused(capsys, flux_file, "-o", out, "--merge-lora", wide)
     assert "fit nothing in this transformer" in refused(capsys, flux_file, "-o", out, "--merge-lora", other)
     assert "is a LoRA" in refused(capsys, lora, "-o", out, "--merge-lora", lora)
+    assert "left as they are" in refused(capsys, lora, "-o", out, "--layout", "bfl")
+    flat = {f"{base}.lora_A.weight": noise(320), f"{base}.lora_B.weight": noise(64, 4)}
+    flat_lora = lora_file(tmp_path / "f.safetensors", flat)
+    assert "model of another size" in refused(capsys, flux_file, "-o", out, "--merge-lora", flat_lora)
     assert "expected a prompt embedding" in refused(capsys, flux_file, "-o", out, "--prompt-embedding", lora)
     assert ".safetensors" in refused(capsys, flux_file, "-o", tmp_path / "out.ckpt")
     assert "no such folder" in refused(capsys, flux_file, "-o", tmp_path / "no" / "out.safetensors")
