@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,17 @@ from op4ksr_core.artifacts import inject, random_tile, real_texture, to_8_bit
 from op4ksr_core.folding import Folded, fold, phases_of, unfold
 from op4ksr_core.metrics import psnr
 from op4ksr_core.resize import resize
-from op4ksr_core.suppress import _cleaned, find_artifact, for_8_bit, is_8_bit, suppress_with_report
+from op4ksr_core.suppress import (
+    LEAST_AFTER_ALARM,
+    LEAST_CONFIDENCE,
+    _cleaned,
+    _opponent,
+    _place,
+    find_artifact,
+    for_8_bit,
+    is_8_bit,
+    suppress_with_report,
+)
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +190,44 @@ def test_an_estimate_that_would_add_detail_is_not_believed(clean, monkeypatch) -
         return bool(find_artifact(clean, None, (16.0, 16.0)).any())
 
     assert believed(1.0) and not believed(-1.0)
+
+
+def test_each_picture_has_its_own_reference_and_surety(clean, low, monkeypatch) -> None:
+    asked: list[tuple[bool, float, float | None]] = []
+
+    def nothing(image: torch.Tensor, reference: torch.Tensor | None, *rest: Any) -> torch.Tensor:
+        asked.append((rest[1] is None, rest[2], None if reference is None else float(reference.mean())))
+        return torch.zeros_like(image)
+
+    monkeypatch.setattr("op4ksr_core.suppress.find_artifact", nothing)
+    spoilt = to_8_bit(inject(clean, "white32", 4.0, seed=1))
+    both, lows = torch.cat([spoilt, spoilt]), torch.cat([low, low * 0.9])
+    means = [pytest.approx(float(x.mean())) for x in lows]
+    for references, expected in ((None, [None, None]), (low, [means[0]] * 2), (lows, means)):
+        asked.clear()
+        done = suppress_with_report(both, references)
+        least = LEAST_CONFIDENCE if references is None else LEAST_AFTER_ALARM
+        assert not done.acted and asked == [(False, least, mean) for mean in expected for _ in (1, 2)]
+    asked.clear()
+    suppress_with_report(clean, low, period=(32.0, 32.0))
+    assert asked == [(True, LEAST_CONFIDENCE, means[0])] and LEAST_CONFIDENCE > LEAST_AFTER_ALARM >= 2
+
+
+def test_it_is_looked_for_where_the_heat_is(clean) -> None:
+    spoilt = clean.clone()
+    spoilt[..., 160:] = to_8_bit(inject(clean, "white32", 4.0, seed=1))[..., 160:]
+    place = _place(measure_periodicity(spoilt))
+    assert place is not None and place.shape == (288, 320)
+    assert float(place[:, 200:].mean()) > 0.8 and float(place[:, :96].mean()) < 0.3 and float(place.min()) > 0
+    assert _place(measure_periodicity(clean)) is None
+
+
+def test_planes_that_are_not_sure_are_left(clean, monkeypatch) -> None:
+    sure = iter((5.0, 3.9, 4.1))
+
+    def estimate(detail: torch.Tensor, *_: object) -> Folded:
+        return Folded(torch.ones_like(detail), explained=1.0, confidence=next(sure))
+
+    monkeypatch.setattr("op4ksr_core.suppress._best_estimate", estimate)
+    planes = _opponent(find_artifact(clean, None, (16.0, 16.0)))
+    assert [round(float(plane.mean()), 2) for plane in planes] == [1.0, 0.0, 1.0]
