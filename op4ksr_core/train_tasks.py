@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch import autocast as mixed_precision
 from torch.utils.checkpoint import checkpoint
@@ -300,8 +301,7 @@ class OneStepTask(Task):
         chosen = torch.randint(0, len(low), (across * across,), generator=generator_of(seed)).to(low.device)
 
         def lay(source: Tensor) -> Tensor:
-            rows = source[chosen].unflatten(0, (across, across)).permute(2, 0, 3, 1, 4)
-            return rows.flatten(3, 4).flatten(1, 2)[None]
+            return rearrange(source[chosen], "(rows columns) c h w -> 1 c (rows h) (columns w)", rows=across)
 
         return lay(low), lay(high)
 
