@@ -9,6 +9,7 @@ from torch import Tensor
 from op4ksr_core.autocorrelation import box_mean
 from op4ksr_core.folding import (
     LARGEST_GAIN,
+    PLAIN,
     WIDE_BOX,
     Folded,
     alternated,
@@ -105,15 +106,29 @@ def test_half_a_picture_is_cleaned_and_the_other_left(noise, tile) -> None:
     assert float(found.artifact[:, 200:].abs().mean()) < 0.02 < 1.3 < float(found.artifact[:, :120].abs().mean())
 
 
-def test_it_is_looked_for_in_its_place_and_by_quiet_pixels(noise, tile) -> None:
-    """A tile in a fifth of the picture, beside loud noise: folded over everything it drowns."""
-    truth = torch.zeros(SIZE)
+def test_it_is_looked_for_in_its_place(noise, tile) -> None:
+    """Another tile of the same period fills the other four fifths."""
+    truth = unfold(tile.flip(0, 1), PHASES)
     truth[:, :64] = unfold(tile, PHASES)[:, :64]
-    picture = truth + noise
-    picture[:, 64:] += 30 * noise[:, 64:].roll(7, 0)
     place = torch.full(SIZE, 0.02)
     place[:, :64] = 1
-    assert rms((estimate(picture, place).artifact - truth)[:, :64]) < 0.5 * rms(truth[:, :64])
+    found = {at: estimate(truth + noise, at).artifact[:, :64] for at in (place, None)}
+    errors = [rms(artifact - truth[:, :64]) for artifact in found.values()]
+    assert errors[0] < 0.4 * rms(tile) and errors[0] < 0.6 * errors[1]
+
+
+def test_quiet_pixels_tell_more(noise, tile) -> None:
+    truth = unfold(tile, PHASES)
+    loud = noise.clone()
+    loud[:, 64:] *= 30
+    assert rms((estimate(truth + loud).artifact - truth)[:, :64]) < 0.5 * rms(tile)
+
+
+def test_it_is_no_surer_than_every_pixel_alike_makes_it(noise, tile, monkeypatch) -> None:
+    picture = 3 * noise + unfold(tile, PHASES)
+    assert estimate(picture).confidence > 10
+    monkeypatch.setattr("op4ksr_core.folding._plainly", lambda *_: 0.5)
+    assert estimate(picture).confidence == PLAIN * 0.5
 
 
 def test_what_goes_with_the_contrast_is_found_with_it(noise, tile) -> None:

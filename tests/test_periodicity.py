@@ -284,6 +284,17 @@ def test_a_black_frame_changes_nothing(natural, box: tuple[int, int, int, int]) 
     assert not measure_periodicity(to_8_bit(picture), low).alarm
 
 
+def test_a_black_hole_changes_nothing(natural) -> None:
+    """As space between clouds: no frame, and its windows too hold the rounding of floats alone."""
+    picture = natural(640, 640, 3)
+    picture[..., 100:540, 100:540] = 0
+    low = resize(picture, 160, 160).clamp(0, 1)
+    low[..., 28:132, 28:132] = 0
+    noise = 1e-7 * torch.rand(picture.shape, generator=torch.Generator().manual_seed(0))
+    for given in (picture, picture * 0.999 + noise):
+        assert not measure_periodicity(given).alarm and not measure_periodicity(given, low).alarm
+
+
 def test_the_heat_lies_inside_the_frame(natural) -> None:
     picture = torch.zeros(1, 3, 640, 960)
     picture[..., 160:480, 320:960] = inject(natural(320, 640, 5), "white32", 6.0)
@@ -299,7 +310,10 @@ def test_a_reference_of_another_shape_is_refused(natural) -> None:
     image = natural(400, 600, 5)
     with pytest.raises(ImageError, match="100x100 px has another shape than the image, 600x400 px"):
         measure_periodicity(image, image[..., :100, :100])
-    assert measure_periodicity(image, resize(image, 67, 101).clamp(0, 1)).with_reference  # sides are rounded
+    for height, width in ((67, 101), (5, 8), (100, 154)):  # sides are rounded, and a little stretching passes
+        assert measure_periodicity(image, resize(image, height, width).clamp(0, 1)).with_reference
+    with pytest.raises(ImageError, match="160x100 px has another shape"):
+        measure_periodicity(image, resize(image, 100, 160).clamp(0, 1))
 
 
 def test_one_edge_is_no_grid_and_narrow_noise_is_none(generator) -> None:

@@ -149,6 +149,7 @@ def test_rounded_to_8_bit_it_stays_clean(natural) -> None:
     assert is_8_bit(kept) and float((kept - cleaned).abs().max()) < 1.01 / 255
     assert measure_periodicity(kept).score < measure_periodicity(to_8_bit(cleaned)).score / 2
     assert for_8_bit(spoilt, spoilt).equal(spoilt)
+    assert for_8_bit(cleaned, spoilt).equal(kept), "another picture each time"
     soft = spoilt * 0.999
     assert for_8_bit(cleaned, soft) is cleaned and not is_8_bit(soft)
 
