@@ -211,6 +211,19 @@ def test_merging_and_changing_the_layout_at_once(tmp_path: Path, flux_file: Path
     assert same(dict(load_flux(ours).state_dict()), dict(load_flux(theirs).state_dict()))
 
 
+def test_half_weights_are_summed_in_float32_and_rounded_once(tmp_path: Path, flux_file: Path) -> None:
+    half, out = tmp_path / "half.safetensors", tmp_path / "out.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(flux_file).items()}, half)
+    base, loras, total = "single_blocks.0.linear2", [], load_file(half)["single_blocks.0.linear2.weight"].float()
+    for i in range(3):
+        down, up = 0.05 * noise(4, 320, seed=i), 0.05 * noise(64, 4, seed=9 + i)
+        path = tmp_path / f"l{i}.safetensors"
+        loras += ["--merge-lora", lora_file(path, {f"{base}.lora_A.weight": down, f"{base}.lora_B.weight": up})]
+        total += up @ down
+    assert run(half, "-o", out, *loras) == 0
+    assert torch.equal(load_file(out)[f"{base}.weight"], total.bfloat16())
+
+
 def test_two_loras_add_up_and_a_strength_of_0_changes_nothing(tmp_path: Path, flux_file: Path) -> None:
     base = "diffusion_model.single_blocks.0.linear2"
     lora = {f"{base}.lora_A.weight": noise(4, 320), f"{base}.lora_B.weight": noise(64, 4)}

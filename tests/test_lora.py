@@ -13,7 +13,7 @@ from op4ksr_core import OneStepSettings, OptionError, UnsupportedCheckpointError
 from op4ksr_core.checkpoint import save_tensors
 from op4ksr_core.header import read_header, read_tensors
 from op4ksr_core.lora import attach, merge, save_lora, state_dict
-from op4ksr_core.lora_file import canonical_name
+from op4ksr_core.lora_file import canonical_name, describe_lora
 
 TARGETS = ("qkv", "proj", "0", "2", "linear1", "linear2")
 
@@ -123,6 +123,14 @@ def test_the_file_carries_the_models_constants(make_flux, tmp_path: Path) -> Non
     names = {name.partition(".lora_")[0] for name in header.shapes if "lora_" in name}
     assert "transformer.transformer_blocks.0.attn.to_k" in names
     assert "transformer.single_transformer_blocks.1.proj_mlp" in names
+
+
+def test_a_theta_is_the_files_own_or_none(make_flux, tmp_path: Path) -> None:
+    model = make_flux(theta=(46.7, 80.0))
+    save_lora(tmp_path / "l.safetensors", model, stirred(model))
+    assert describe_lora(tmp_path / "l.safetensors").theta == (46.7, 80.0)
+    save_tensors(tmp_path / "plain.safetensors", {"lora_unet_img_in.lora_up.weight": torch.zeros(64, 4)}, {})
+    assert describe_lora(tmp_path / "plain.safetensors").theta is None
 
 
 def test_what_does_not_fit_is_refused(make_flux, tmp_path: Path) -> None:
