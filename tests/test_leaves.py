@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from op4ksr_core.dice import Dice, sine
+from op4ksr_core.dice import Dice, sine, steady
 from op4ksr_core.leaves import glyph, leaf_mask, noise_tile, picture, repeated_tile, stock, wave_tile
 
 
@@ -81,6 +81,8 @@ def test_dice_and_sine() -> None:
     dice = Dice(0, 1)
     draws = np.array([dice.normal() for _ in range(4000)])
     assert draws.mean() == pytest.approx(0, abs=0.06) and draws.std() == pytest.approx(1, abs=0.05)
+    assert steady(0.1) == float(np.float32(0.1)) != 0.1, "libm's last bit would show on another machine"
+    assert all(x == float(np.float32(x)) for x in (dice.log_uniform(0.1, 9), dice.log_normal(2, 0.5)))
     c, s = dice.turn()
     assert c * c + s * s == pytest.approx(1)
     assert {dice.whole(2, 5) for _ in range(60)} == {2, 3, 4}
