@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from op4ksr_core.dice import Dice, sine, steady
-from op4ksr_core.leaves import glyph, leaf_mask, noise_tile, picture, repeated_tile, stock, wave_tile
+from op4ksr_core.leaves import TILE, Canvas, glyph, leaf_mask, noise_tile, picture, repeated_tile, stock, wave_tile
 
 
 def digest(*pictures: np.ndarray) -> str:
@@ -64,6 +64,28 @@ def test_repeated_tiles_repeat_exactly() -> None:
         assert np.array_equal(tile, np.roll(tile, 64, 0)) and np.array_equal(tile, np.roll(tile, 64, 1))
         assert tile.std() == pytest.approx(1, abs=0.01)
     assert wave_tile(Dice(0)).std() == pytest.approx(1, abs=0.01)
+
+
+def test_some_repeated_tiles_are_rows_or_columns_alone() -> None:
+    tiles = [repeated_tile(Dice(seed)) for seed in range(40)]
+    lying = sum(bool((tile == tile[:, :1]).all()) for tile in tiles)
+    standing = sum(bool((tile == tile[:1]).all()) for tile in tiles)
+    assert 3 <= lying <= 17 and 3 <= standing <= 17
+
+
+def test_textures_wider_than_their_tile_go_on_in_it() -> None:
+    tile = np.arange(TILE * TILE, dtype=np.float32).reshape(TILE, TILE)
+    canvas = Canvas(Dice(1), 8, 8, 0, 0.2)
+    ways: set[bool] = set()
+    for _ in range(8):
+        cut = canvas.texture(np.tile(tile, (2, 2)), 300, 600)
+        top, left = divmod(int(cut[0, 0]), TILE)
+        turned = abs(cut[0, 1] - cut[0, 0]) >= TILE - 1 and abs(cut[1, 0] - cut[0, 0]) in (1, TILE - 1)
+        own = tile.T if turned else tile
+        top, left = (left, top) if turned else (top, left)
+        assert np.array_equal(cut, np.tile(np.roll(own, (-top, -left), (0, 1)), (2, 3))[:300, :600])
+        ways.add(bool(turned))
+    assert ways == {False, True}
 
 
 def test_masks_are_antialiased_and_about_as_large_as_asked() -> None:
