@@ -387,6 +387,31 @@ def test_wrong_files(
     assert not out.exists()
 
 
+def test_quantized_and_mixed_files_are_refused(
+    tmp_path: Path, flux_file: Path, diffusers_flux: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scaled, mixed, out = (tmp_path / f"{name}.safetensors" for name in ("scaled", "mixed", "out"))
+    save_file({**load_file(flux_file), "double_blocks.0.img_attn.qkv.scale_weight": torch.ones(1)}, scaled)
+    assert "is quantized with scales" in refused(capsys, scaled, "-o", out, "--layout", "diffusers")
+    tensors = load_file(diffusers_flux)
+    name = "transformer_blocks.0.attn.to_k.weight"
+    save_file({**tensors, name: tensors[name].float()}, mixed)
+    assert "have different dtypes (BF16, F32)" in refused(capsys, mixed, "-o", out, "--layout", "bfl")
+    assert run(mixed, "-o", out) == 0, "as it is, nothing is fused"
+
+
+def test_only_constants_come_along_with_a_lora_and_its_prompt_is_not_overwritten(
+    tmp_path: Path, flux_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, prompt, out = "single_blocks.0.linear2", tmp_path / "p.safetensors", tmp_path / "out.safetensors"
+    lora = {f"{base}.lora_A.weight": noise(4, 320), f"{base}.lora_B.weight": noise(64, 4)}
+    save_file(lora, tmp_path / "l.safetensors", {"op4ksr.sigma": "0.7", "training": "mine", "ss_epoch": "3"})
+    assert run(flux_file, "-o", out, "--merge-lora", tmp_path / "l.safetensors") == 0
+    assert metadata_of(out) == {**metadata_of(flux_file), "op4ksr.sigma": "0.7"}
+    save_file({"txt": noise(3, 24), "vec": noise(12)}, prompt)
+    assert "one of the inputs" in refused(capsys, flux_file, "-o", prompt, "--prompt-embedding", prompt)
+
+
 def test_fp8_is_not_merged_into(tmp_path: Path, flux_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = tmp_path / "fp8.safetensors"
     save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(flux_file).items()}, small)
