@@ -20,21 +20,31 @@ from .stages import image_to_core, image_to_host
 
 log = logging.getLogger(__name__)
 
-_REFERENCE = "What the picture was made from (the small one before upscaling): what is in it already is not blamed."
 
-
-def _alarm_widget() -> Any:
-    return advanced(
-        io.Float.Input(
-            "alarm_rate",
-            default=ALARM_RATE,
-            min=0.0001,
-            max=0.5,
-            step=0.001,
-            round=False,
-            tooltip="Alarm where fewer than this share of clean pictures would look as periodic: 0.01 is one in 100.",
-        )
-    )
+def _inputs(image: str, own: io.Input) -> list[Any]:
+    """What both nodes take, around an input of a node's own. image: that input's tooltip."""
+    return [
+        io.Image.Input("image", tooltip=image),
+        io.Image.Input(
+            "reference",
+            optional=True,
+            tooltip="What the picture was made from (the small one before upscaling): what is in it already "
+            "is not blamed.",
+        ),
+        own,
+        advanced(
+            io.Float.Input(
+                "alarm_rate",
+                default=ALARM_RATE,
+                min=0.0001,
+                max=0.5,
+                step=0.001,
+                round=False,
+                tooltip="Alarm where fewer than this share of clean pictures would look as periodic: "
+                "0.01 is one in 100.",
+            )
+        ),
+    ]
 
 
 class PeriodicityDiagnostic(io.ComfyNode):
@@ -49,9 +59,8 @@ class PeriodicityDiagnostic(io.ComfyNode):
             "and of which period, with a false-alarm rate. For any picture from any model.",
             search_aliases=["grid", "mesh", "stripes", "banding", "periodic", "artifact", "pattern", "autocorrelation"],
             is_output_node=True,
-            inputs=[
-                io.Image.Input("image", tooltip="The picture(s) to look at."),
-                io.Image.Input("reference", optional=True, tooltip=_REFERENCE),
+            inputs=_inputs(
+                "The picture(s) to look at.",
                 io.Int.Input(
                     "token_size",
                     default=32,
@@ -60,8 +69,7 @@ class PeriodicityDiagnostic(io.ComfyNode):
                     tooltip="Pixels per token, to tell the period in tokens: 32 with a 16x VAE, 16 with an 8x one; "
                     "0: unknown. It does not change what is found.",
                 ),
-                _alarm_widget(),
-            ],
+            ),
             outputs=[
                 io.Image.Output("REPORT", tooltip="One picture that says it all; it shows in the node too."),
                 io.Image.Output("HEATMAP", tooltip="Where: dark is clean, bright is periodic; of the picture's size."),
@@ -101,9 +109,8 @@ class SuppressPeriodicity(io.ComfyNode):
             "a model. Leaves clean pictures as they are, and says so.",
             search_aliases=["remove grid", "mesh", "stripes", "banding", "descreen", "moire", "periodic", "artifact"],
             is_output_node=True,
-            inputs=[
-                io.Image.Input("image", tooltip="The picture(s) to clean."),
-                io.Image.Input("reference", optional=True, tooltip=_REFERENCE),
+            inputs=_inputs(
+                "The picture(s) to clean.",
                 io.Float.Input(
                     "strength",
                     default=1.0,
@@ -112,8 +119,7 @@ class SuppressPeriodicity(io.ComfyNode):
                     step=0.05,
                     tooltip="Share of what was found that is taken out; 0 changes nothing.",
                 ),
-                _alarm_widget(),
-            ],
+            ),
             outputs=[
                 io.Image.Output("IMAGE", tooltip="The cleaned picture(s); the same where nothing was found."),
                 io.Mask.Output("MASK", tooltip="Where something was changed; 1 from one grey level on."),

@@ -9,13 +9,13 @@ import torch
 from comfy_api.latest import io
 
 from ..op4ksr_core.flux import check_sigma
-from ..op4ksr_core.latent import PATCH
 from .host_model import settings_of
 from .schema import schema
 from .stages import OneStepSampler
+from .widgets import RATIO, side_widgets, sigma_widget
 
-#: What a 16x VAE of the Flux kind makes of a picture.
-CHANNELS, RATIO = 16, 16
+#: Of the latent that a VAE of the Flux kind makes of a picture.
+CHANNELS = 16
 
 
 class OneStepSamplerNode(io.ComfyNode):
@@ -33,14 +33,7 @@ class OneStepSamplerNode(io.ComfyNode):
                 io.Model.Input(
                     "model", tooltip="A one-step model: its sigma is taken (0.5 where its file names none)."
                 ),
-                io.Float.Input(
-                    "sigma",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="0: the model's own. Else the point of the flow at which the picture enters.",
-                ),
+                sigma_widget(),
             ],
             outputs=[
                 io.Sampler.Output("SAMPLER", tooltip="For SamplerCustomAdvanced; honours a latent's noise mask."),
@@ -65,22 +58,7 @@ class EmptyLatent16x(io.ComfyNode):
             "8x and would give a picture twice as wide and high as asked for.",
             search_aliases=["empty latent", "16x", "f16", "ultraflux", "4k", "text to image"],
             inputs=[
-                io.Int.Input(
-                    "width",
-                    default=4096,
-                    min=RATIO * PATCH,
-                    max=32768,
-                    step=RATIO * PATCH,
-                    tooltip="Of the picture, in px; a multiple of 32 (one token).",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=4096,
-                    min=RATIO * PATCH,
-                    max=32768,
-                    step=RATIO * PATCH,
-                    tooltip="Of the picture, in px; a multiple of 32 (one token).",
-                ),
+                *side_widgets("Of the picture, in px; a multiple of 32 (one token)."),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many pictures at once."),
             ],
             outputs=[io.Latent.Output("LATENT", tooltip="Zeros: 16 channels, a sixteenth of the width and height.")],

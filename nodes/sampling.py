@@ -11,8 +11,8 @@ from comfy_api.latest import io
 
 from ..op4ksr_core.latent import PATCH
 from ..op4ksr_core.schedule import BASE_SHIFT, MAX_SHIFT, ULTRAFLUX_SHIFT, mu_of_shift, mu_of_tokens
-from .pieces import RATIO
 from .schema import advanced, schema
+from .widgets import RATIO, side_widgets
 
 log = logging.getLogger(__name__)
 
@@ -51,22 +51,7 @@ class FluxShift16x(io.ComfyNode):
                     step=0.05,
                     tooltip="Mode fixed: sigma = s t / (1 + (s - 1) t). 3: UltraFlux. 1: none.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=4096,
-                    min=RATIO * PATCH,
-                    max=32768,
-                    step=RATIO * PATCH,
-                    tooltip="Mode by tokens: width of the picture in px.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=4096,
-                    min=RATIO * PATCH,
-                    max=32768,
-                    step=RATIO * PATCH,
-                    tooltip="Mode by tokens: height of the picture in px.",
-                ),
+                *side_widgets("Mode by tokens: {} of the picture in px."),
                 advanced(
                     io.Float.Input(
                         "base_shift",

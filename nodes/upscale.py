@@ -15,7 +15,7 @@ from .exact_vae import ExactVAE
 from .plan import host_plan
 from .schema import advanced, schema
 from .stages import HostStages, image_to_core, image_to_host, progress_bar
-from .widgets import size_widgets, target_of
+from .widgets import sigma_widget, size_widgets, target_of
 
 log = logging.getLogger(__name__)
 
@@ -76,16 +76,7 @@ class OneStepUpscale(io.ComfyNode):
                     default=False,
                     tooltip="Skip the transformer: shows honestly what the model itself contributes.",
                 ),
-                advanced(
-                    io.Float.Input(
-                        "sigma",
-                        default=0.0,
-                        min=0.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip="0: the model's own. Else the point of the flow at which the picture enters.",
-                    )
-                ),
+                advanced(sigma_widget()),
                 advanced(
                     io.Float.Input(
                         "guidance",

@@ -6,7 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..op4ksr_core.latent import PATCH
 from ..op4ksr_core.resize import Target
+
+#: Pixels per latent row or column of a 16x VAE.
+RATIO = 16
 
 _TARGETS = ("long edge", "short edge", "factor", "megapixels")
 
@@ -46,3 +50,24 @@ def size_widgets() -> list[Any]:
             tooltip="Area of the output, for target megapixels; 1 MP = 1024 x 1024 px.",
         ),
     ]
+
+
+def side_widgets(tooltip: str) -> list[Any]:
+    """Width and height, in px and whole tokens, of what a 16x VAE makes. "{}" in the tooltip is the side's name."""
+    token = RATIO * PATCH
+    return [
+        io.Int.Input(side, default=4096, min=token, max=32768, step=token, tooltip=tooltip.format(side))
+        for side in ("width", "height")
+    ]
+
+
+def sigma_widget() -> Any:
+    """The point of the flow; 0 leaves it to the model."""
+    return io.Float.Input(
+        "sigma",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="0: the model's own. Else the point of the flow at which the picture enters.",
+    )

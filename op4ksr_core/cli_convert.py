@@ -13,7 +13,9 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=run_convert)
     parser.add_argument("input", type=Path, metavar="IN", help="VAE, transformer (or a shard of it) or LoRA")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="one file")
-    parser.add_argument("--layout", choices=("bfl", "diffusers"), help="names of the tensors; default: as they are")
+    parser.add_argument(
+        "--layout", choices=("bfl", "diffusers"), help="names of the tensors; default: as they are, as a LoRA's stay"
+    )
     parser.add_argument(
         "--merge-lora",
         action="append",

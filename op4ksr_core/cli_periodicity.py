@@ -151,8 +151,8 @@ def _suppress_file(source: Path, output: Path, options: argparse.Namespace) -> d
     picture = load_image(source)
     with out_of_memory_told(str(source)):
         result = suppress_with_report(picture.image, _reference_of(source, options.reference), options.strength)
-    bits = 8 if is_8_bit(picture.image) or output.suffix.lower() != ".png" else 16
-    save_image(output, Picture(for_8_bit(result.image, picture.image), picture.alpha), bits)
+    cleaned = Picture(for_8_bit(result.image, picture.image), picture.alpha)
+    save_image(output, cleaned, _bits(picture) if output.suffix.lower() == ".png" else 8)
     if not options.json:
         print(f"{output}: {result.note}")
     changed = float(luma(result.image - picture.image).square().mean().sqrt()) * 255
@@ -164,6 +164,12 @@ def _suppress_file(source: Path, output: Path, options: argparse.Namespace) -> d
         "grey_levels": round(changed, 3),
         "score": round(result.report.score, 3),
     }
+
+
+def _bits(picture: Picture) -> int:
+    """16 where any colour or transparency holds more than 8 bits, else 8."""
+    planes = [picture.image] if picture.alpha is None else [picture.image, picture.alpha]
+    return 8 if all(is_8_bit(plane) for plane in planes) else 16
 
 
 # --- benchmark --------------------------------------------------------------------------------

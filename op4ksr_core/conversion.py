@@ -25,9 +25,9 @@ from .lora_file import Addition, additions, describe_lora, lora_tensors
 from .safetensors_writer import DTYPES, Entry, write_safetensors
 
 #: What may be set, by what the file is. ``op4ksr.kind`` and ``op4ksr.format`` are written by themselves.
-_CONSTANTS = ("rope_theta", "sigma", "guidance", "train_tokens", "training")
+_CONSTANTS = ("op4ksr.rope_theta", "op4ksr.sigma", "op4ksr.guidance", "op4ksr.train_tokens", "op4ksr.training")
 SETTABLE: dict[str, tuple[str, ...]] = {
-    "vae": ("vae_stride", "vae_shift", "norm_groups", "training"),
+    "vae": ("op4ksr.vae_stride", "op4ksr.vae_shift", "op4ksr.norm_groups", "op4ksr.training"),
     "transformer": _CONSTANTS,
     "lora": _CONSTANTS,
 }
@@ -67,7 +67,7 @@ def convert(source: str | Path, output: str | Path, wish: Conversion) -> dict[st
     _check_output(Path(output), header, wish)
     loras = [(describe_lora(file).header, strength) for file, strength in wish.loras]
     metadata = _metadata(header, described, [lora for lora, _ in loras], wish)
-    entries = _weights(header, wish.layout or header.layout_name, loras)
+    entries = _weights(header, wish.layout, loras)
     prompt = _prompt(header, [lora for lora, _ in loras], wish, described)
     entries |= {name: Entry(_dtype_name(t), tuple(t.shape), lambda t=t: t) for name, t in prompt.items()}
     write_safetensors(output, entries, metadata)
@@ -120,7 +120,7 @@ def _metadata(header: Header, found: Description | None, loras: list[Header], wi
         values["norm_groups"] = found.params.norm_groups
         metadata |= {f"op4ksr.{key}": str(value) for key, value in values.items()}  # config.json stays behind
     for lora in loras:
-        metadata |= {k: v for k, v in lora.metadata.items() if k.removeprefix("op4ksr.") in _CONSTANTS}
+        metadata |= {k: v for k, v in lora.metadata.items() if k in _CONSTANTS}
     for key, value in wish.metadata.items():
         _check_key(header, key)
         metadata[key] = value
@@ -138,8 +138,8 @@ def _metadata(header: Header, found: Description | None, loras: list[Header], wi
 
 def _check_key(header: Header, key: str) -> None:
     known = SETTABLE[header.kind]
-    if key.removeprefix("op4ksr.") not in known or not key.startswith("op4ksr."):
-        names = ", ".join(f"op4ksr.{name}" for name in known)
+    if key not in known:
+        names = ", ".join(known)
         raise OptionError(f"--set {key}: is nothing that a {header.kind} file carries; known are {names}")
 
 
@@ -182,11 +182,14 @@ def _read_prompt(path: Path) -> dict[str, Tensor]:
 # --- weights ----------------------------------------------------------------------------------
 
 
-def _weights(header: Header, layout: LayoutName, loras: list[tuple[Header, float]]) -> dict[str, Entry]:
+def _weights(header: Header, layout: LayoutName | None, loras: list[tuple[Header, float]]) -> dict[str, Entry]:
     if header.kind == "lora":
         if loras:
             raise OptionError("--merge-lora: the file itself is a LoRA; name a transformer to merge into")
+        if layout is not None:
+            raise OptionError("--layout: a LoRA's names are left as they are; leave --layout away")
         return _as_they_are(header)
+    layout = layout or header.layout_name
     if layout == header.layout_name and not loras:
         return _as_they_are(header)
     return _rewritten(header, layout, loras)

@@ -45,10 +45,6 @@ class LoraLinear(nn.Module):
         added = F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
         return self.base(x) + self.scale * added
 
-    def product(self) -> Tensor:
-        """What is added to the base's weight, (out, in) float32."""
-        return self.scale * self.up.float() @ self.down.float()
-
 
 def attach(model: Flux, rank: int, alpha: float, targets: tuple[str, ...], seed: int = 0) -> dict[str, LoraLinear]:
     """Put adapters on the blocks' linear layers whose names end in one of ``targets``; all else is frozen.

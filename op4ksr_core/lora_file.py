@@ -8,6 +8,7 @@ A one-step LoRA carries, like a checkpoint, ``op4ksr.*`` metadata and its prompt
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class Addition:
 
     def product(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """(rows, columns) float32, in our order of rows."""
-        up, down = tensors[self.up].float().flatten(1), tensors[self.down].float().flatten(1)
+        up, down = (tensors[name].float() for name in (self.up, self.down))
+        up, down = up.reshape(len(up), -1), down.reshape(len(down), -1)
         scale = 1.0 if self.alpha is None else tensors[self.alpha].item() / len(down)
         product = scale * (up @ down)
         return torch.cat(product.chunk(2)[::-1]) if self.piece.how == "swap_halves" else product
@@ -145,8 +147,8 @@ def _places(shapes: Mapping[str, Shape]) -> dict[str, Piece]:
 
 def _check_shape(header: Header, base: str, piece: Piece, up: Shape, down: Shape, shapes: Mapping[str, Shape]) -> None:
     expected = (piece.stop - piece.start, shapes[piece.source][1])
-    got = (up[0], down[-1] if len(down) == 2 else down[1])
-    if expected != got or up[1] != down[0]:
+    rank, got = math.prod(up[1:]), (*up[:1], math.prod(down[1:]))  # convolutions of 1 x 1 too
+    if expected != got or down[:1] != (rank,):
         raise UnsupportedCheckpointError(
             header.path, f"is for a model of another size: {base} changes {got}, here it is {expected}; take its own"
         )

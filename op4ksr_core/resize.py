@@ -90,7 +90,8 @@ def mirror_frame(image: Tensor, multiple: int, margin: int = 0) -> Tensor:
     The picture begins at (margin, margin). Mirroring repeats as often as it must, so that any size can
     be extended to any other; the edge itself is not doubled.
     """
-    for axis, side in zip((-2, -1), framed_size(*image.shape[-2:], multiple, margin), strict=True):
+    height, width = image.shape[-2:]
+    for axis, side in zip((-2, -1), framed_size(height, width, multiple, margin), strict=True):
         length = image.shape[axis]
         if side != length:
             image = image.index_select(axis, _mirrored_index(length, -margin, side - margin, image.device))

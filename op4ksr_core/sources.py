@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from . import leaves
 from .errors import ImageError, OptionError, OutputError
-from .image_io import IMAGE_SUFFIXES, from_pil, load_image
+from .image_io import IMAGE_SUFFIXES, Picture, from_pil, load_image, to_pil
 from .resize import resize
 from .train_config import DataConfig
 
@@ -33,13 +33,19 @@ OnProgress = Callable[[int, int], None]
 #: Seeds of the procedural pictures that runs show as samples and measure; never trained on.
 HELD_OUT = 1_000_000_000
 
+#: What Pillow raises at a broken picture.
+_UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, NotImplementedError, Image.DecompressionBombError)
+
 #: Pictures out of which the next of a stream of shards is chosen.
 SHUFFLE = 64
 
 
 class Source(Protocol):
     def crops(self, seed: tuple[int, ...], count: int, side: int) -> Tensor:
-        """(count, 3, side, side) in [0, 1], sharp; the same for the same seed (run, step, process)."""
+        """(count, 3, side, side) in [0, 1], sharp; the same for the same seed (run, step, process).
+
+        A stream of shards: also only where as many were read before.
+        """
         ...
 
 
@@ -174,13 +180,12 @@ class FolderSource:
             if path in self.broken:
                 continue
             try:
-                image = load_image(path).image
+                picture = load_image(path)
             except ImageError as error:
                 self.broken.add(path)
                 log.warning("left out: %s", error)
                 continue
-            pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-            return cut(pixels, rng, side, self.shrunk)
+            return cut(_pixels(picture), rng, side, self.shrunk)
         raise OptionError(
             f"data.path: none of the {len(self.paths)} pictures in {self.folder} can be read; see the log for each"
         )
@@ -248,14 +253,18 @@ class ShardSource:
 
 
 def _decoded(sample: dict[str, Any]) -> Pixels | None:
-    """The first picture of a sample, or None with one line in the log."""
+    """The first picture of a sample; None where it has none, or where that is broken (one line in the log)."""
     for key, content in sample.items():
         if f".{key.rpartition('.')[2].lower()}" not in IMAGE_SUFFIXES:
             continue
         try:
-            image = from_pil(Image.open(io.BytesIO(content))).image
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            return _pixels(from_pil(Image.open(io.BytesIO(content))))
+        except _UNREADABLE as error:
             log.warning("left out: %s.%s in %s (%s)", sample.get("__key__"), key, sample.get("__url__"), error)
             return None
-        return (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
     return None
+
+
+def _pixels(picture: Picture) -> Pixels:
+    """(H, W, 3) uint8: the colours alone."""
+    return np.asarray(to_pil(Picture(picture.image)))

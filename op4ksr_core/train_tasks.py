@@ -6,12 +6,14 @@ A task is the module whose ``forward`` gives the loss's terms, so that several G
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch import autocast as mixed_precision
 from torch.utils.checkpoint import checkpoint
@@ -50,7 +52,7 @@ class Judged:
     target: Tensor | None = None
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """What the trainer knows of what it trains."""
 
     #: File name of the weights it makes.
@@ -80,19 +82,20 @@ class Task(nn.Module):
         """Before each step; True if the weights were changed, so that running means and the optimizer begin anew."""
         return False
 
+    @abstractmethod
     def forward(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
-        raise NotImplementedError
+        """One step on pictures (B, 3, H, W) in [0, 1]: sharp ones and, if ``pairs``, degraded and enlarged ones."""
 
     def finish(self, source: Source) -> None:
         """Once, with the running mean's weights in place, before they are saved for the last time."""
 
+    @abstractmethod
     def save(self, path: Path, line: str) -> None:
         """Write the weights as a user loads them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, high: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """A sharp picture (1, 3, H, W) in [0, 1] -> (input enlarged, output, input as it is)."""
-        raise NotImplementedError
 
 
 def generator_of(seed: tuple[int, ...]) -> torch.Generator:
@@ -298,8 +301,7 @@ class OneStepTask(Task):
         chosen = torch.randint(0, len(low), (across * across,), generator=generator_of(seed)).to(low.device)
 
         def lay(source: Tensor) -> Tensor:
-            rows = source[chosen].unflatten(0, (across, across)).permute(2, 0, 3, 1, 4)
-            return rows.flatten(3, 4).flatten(1, 2)[None]
+            return rearrange(source[chosen], "(rows columns) c h w -> 1 c (rows h) (columns w)", rows=across)
 
         return lay(low), lay(high)
 

@@ -49,7 +49,7 @@ class Engine(Protocol):
     rank: int
     world: int
 
-    def prepare(self, module: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, torch.optim.Optimizer]: ...
+    def prepare(self, module: nn.Module) -> nn.Module: ...
     def backward(self, loss: Tensor) -> None: ...
     def apart(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]: ...
     def wait(self) -> None: ...
@@ -69,8 +69,8 @@ class OneProcess:
                 f'train.device: {name!r} cannot be used ({str(error).splitlines()[0]}); try "cpu"'
             ) from error
 
-    def prepare(self, module: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, torch.optim.Optimizer]:
-        return module, optimizer
+    def prepare(self, module: nn.Module) -> nn.Module:
+        return module
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -95,8 +95,8 @@ class Accelerated:
         self.rank: int = self.inner.process_index
         self.world: int = self.inner.num_processes
 
-    def prepare(self, module: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, torch.optim.Optimizer]:
-        return self.inner.prepare_model(module), optimizer
+    def prepare(self, module: nn.Module) -> nn.Module:
+        return self.inner.prepare_model(module)
 
     def backward(self, loss: Tensor) -> None:
         self.inner.backward(loss)
@@ -209,7 +209,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         if going_on:
             self._load()
-        self.net, self.optimizer = self.engine.prepare(self.task, self.optimizer)
+        self.net = self.engine.prepare(self.task)
         self.samples = self._open_samples()
         self.log = CsvLog(self.folder.log, self.columns(), self.step) if self.main else None
         self.board = self._open_board()
@@ -375,13 +375,12 @@ class Trainer:
     # --- what people see ---
 
     def _report(self, sums: dict[str, list[float]], pictures: int, seconds: float) -> None:
-        interval = (self.step - 1) % self.config.output.log_every + 1
+        done = len(sums["loss"])
         speed = pictures / max(seconds, 1e-9)
         row: dict[str, Any] = {"pictures_per_second": speed, "rate": rate_at(self.step - 1, self.config)}
         row |= {name: sum(values) / len(values) for name, values in sums.items()}
-        left = seconds / interval * (self.config.train.steps - self.step)
-        loss = row.get("loss", 0.0)
-        self._tell(self.step, f"loss {loss:.4f}, {speed:.1f} pictures/s, {left / 60:.0f} min left")
+        left = seconds / done * (self.config.train.steps - self.step)
+        self._tell(self.step, f"loss {row['loss']:.4f}, {speed:.1f} pictures/s, {left / 60:.0f} min left")
         every = self.config.output.sample_every
         if every and (self.step % every == 0 or self.step == self.config.train.steps):
             self._sample_and_log(row)
@@ -465,7 +464,9 @@ class Trainer:
                 self.ema.mean[name].copy_(tensors[f"ema.{name}"])
         unpack_optimizer(self.optimizer, tensors, "optimizer")
         if self.judge is not None and self.judge_optimizer is not None:
-            self.judge.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("judge.")})
+            self.judge.load_state_dict(
+                {n.removeprefix("judge."): t for n, t in tensors.items() if n.startswith("judge.")}
+            )
             unpack_optimizer(self.judge_optimizer, tensors, "judge_optimizer")
         self.step, self.ema.steps, self.seconds = facts["step"], facts["ema_steps"], facts["seconds"]
 

@@ -70,6 +70,51 @@ def make_flux() -> Callable[..., Flux]:
 
 
 @pytest.fixture(scope="session")
+def make_diffusers_flux() -> Callable[..., nn.Module]:
+    """make_diffusers_flux(seed=0, **config) -> diffusers' own class, heads as ``make_flux`` has them; or a skip."""
+
+    def make(seed: int = 0, **config: Any) -> nn.Module:
+        tiny: dict[str, Any] = {
+            "in_channels": 64,
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "attention_head_dim": 32,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 24,
+            "pooled_projection_dim": 12,
+            "guidance_embeds": False,
+            "axes_dims_rope": (4, 14, 14),
+        }
+        transformer = pytest.importorskip("diffusers").FluxTransformer2DModel
+        return seeded(lambda: transformer(**{**tiny, **config}), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_diffusers_autoencoder() -> Callable[..., nn.Module]:
+    """make_diffusers_autoencoder(seed=0, **config) -> diffusers' own class, as Flux uses it; or a skip."""
+
+    def make(seed: int = 0, **config: Any) -> nn.Module:
+        tiny: dict[str, Any] = {
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "block_out_channels": (32, 32, 64, 64),
+            "layers_per_block": 2,
+            "latent_channels": 16,
+            "norm_num_groups": 8,
+            "scaling_factor": 0.3611,
+            "shift_factor": 0.1159,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+        }
+        kl = pytest.importorskip("diffusers").AutoencoderKL
+        return seeded(lambda: kl(**{**tiny, **config}), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def natural() -> Callable[..., Tensor]:
     """natural(height, width, seed=3) -> (1, 3, height, width) in [0, 1], natural-like."""
 

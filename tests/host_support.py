@@ -30,6 +30,23 @@ from PIL import Image
 PACK = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(__file__).resolve().parent / "host_scripts"
 
+#: The pack's nodes, by id.
+NODES = (
+    "OP4KSR_LoadF16VAE",
+    "OP4KSR_ExactVAE",
+    "OP4KSR_LoadFluxSR",
+    "OP4KSR_ApplyRFR",
+    "OP4KSR_Plan",
+    "OP4KSR_OneStepUpscale",
+    "OP4KSR_PeriodicityDiagnostic",
+    "OP4KSR_SuppressPeriodicity",
+    "OP4KSR_SamplePicture",
+    "OP4KSR_OneStepSampler",
+    "OP4KSR_EmptyLatent16x",
+    "OP4KSR_LoadSRLoRA",
+    "OP4KSR_FluxShift16x",
+)
+
 #: What a Python must be able to import to run any ComfyUI.
 _HOST_MODULES = ("torch", "aiohttp", "yaml", "transformers", "safetensors")
 

@@ -41,26 +41,6 @@ class UpsampledConvOut(nn.Module):
         return F.conv2d(F.pad(h, pad), self.conv.weight, self.conv.bias)
 
 
-def diffusers_autoencoder(stir: Callable[..., Any], groups: int = 8, attention: bool = True) -> Any:
-    kl = pytest.importorskip("diffusers").AutoencoderKL
-    return stir(
-        lambda: kl(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(32, 32, 64, 64),
-            layers_per_block=2,
-            latent_channels=16,
-            norm_num_groups=groups,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            mid_block_add_attention=attention,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
-        1,
-    )
-
-
 def save_diffusers(model: Any, folder: Path, **config: Any) -> None:
     """diffusers' own folder, with ``config`` added to its config.json."""
     model.save_pretrained(folder)
@@ -70,9 +50,9 @@ def save_diffusers(model: Any, folder: Path, **config: Any) -> None:
 
 @pytest.mark.parametrize(("stride", "shift"), [(1, 0), (2, 0), (2, 1)])
 def test_encode_and_decode_equal_diffusers(
-    tmp_path: Path, stir: Callable[..., Any], generator: torch.Generator, stride: int, shift: int
+    tmp_path: Path, make_diffusers_autoencoder: Callable[..., Any], generator: torch.Generator, stride: int, shift: int
 ) -> None:
-    reference = diffusers_autoencoder(stir)
+    reference = make_diffusers_autoencoder(1)
     save_diffusers(reference, tmp_path, **({"stride": 2} if stride == 2 else {}))
     if stride == 2:
         reference.encoder.conv_in.stride = (2, 2)
@@ -95,9 +75,9 @@ def test_encode_and_decode_equal_diffusers(
 
 
 def test_without_attention_in_the_middle_equals_diffusers(
-    tmp_path: Path, stir: Callable[..., Any], generator: torch.Generator
+    tmp_path: Path, make_diffusers_autoencoder: Callable[..., Any], generator: torch.Generator
 ) -> None:
-    reference = diffusers_autoencoder(stir, attention=False)
+    reference = make_diffusers_autoencoder(1, mid_block_add_attention=False)
     save_diffusers(reference, tmp_path)
     ours = load_autoencoder(tmp_path)
     assert not ours.params.mid_attention and ours.params.stride == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from op4ksr_core.blocks import block_map, block_steps, step_profile
+from op4ksr_core.blocks import SHORTEST_BORDER, _best_phase, block_map, block_steps, step_profile, step_shares
 
 
 def blocky(side: int, period: int, strength: float, generator: torch.Generator) -> torch.Tensor:
@@ -49,3 +49,25 @@ def test_the_map_says_where_the_blocks_are(generator) -> None:
     assert heat.shape == (10, 12)
     assert float(heat[:, 7:].mean()) > 5 and float(heat[:, :5].mean()) < 2
     assert not block_map(torch.zeros(64, 64), 32, (2, 2)).any()
+
+
+def test_one_axis_alone_is_enough(generator) -> None:
+    """Blocks as high as the picture: what is found across is not halved by what is missing down."""
+    plane = torch.randn(320, 320, generator=generator)
+    plane += (3 * torch.randn(11, generator=generator))[(torch.arange(320) + 5) // 32]
+    across, down = (_best_phase(step_profile(part), 32, True) for part in (plane, plane.T))
+    assert across > 6 > 3 > down and block_steps(plane).exclusive[32] == across
+
+
+def test_narrow_pictures_have_no_blocks_of_their_own(generator) -> None:
+    plane = blocky(320, 32, 3.0, generator)
+    assert block_steps(plane[:SHORTEST_BORDER]).exclusive[32] > 6
+    narrow = block_steps(plane[: SHORTEST_BORDER - 1])
+    assert not any(narrow.exclusive.values()) and narrow.full[32] > 6
+
+
+def test_a_step_like_its_neighbours_has_a_share_of_half(generator) -> None:
+    shares = step_shares(torch.randn(320, 2000, generator=generator))
+    assert shares.shape == (19, 1999) and float(shares.mean()) == pytest.approx(0.36, abs=0.05)
+    even = step_shares((torch.arange(64) % 2 * 100.0).expand(64, 64))
+    assert torch.allclose(even[:, 10:-10], torch.tensor(0.5), atol=1e-3)

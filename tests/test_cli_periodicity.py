@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from op4ksr_core import cli
+from op4ksr_core import cli, suppress_periodicity
 from op4ksr_core.artifacts import inject, to_8_bit
 from op4ksr_core.cli_periodicity import ALARMED
 from op4ksr_core.image_io import Picture, load_image, save_image
@@ -115,6 +115,47 @@ def test_suppress_leaves_clean_pictures_and_transparency(natural, tmp_path: Path
     assert run("suppress", source, "-o", out, "--json") == 0
     done = json.loads(capsys.readouterr().out)["pictures"][0]
     assert not done["acted"] and done["grey_levels"] == 0
+    before, after = load_image(source), load_image(out)
+    assert torch.equal(before.image, after.image) and torch.equal(before.alpha, after.alpha)
+
+
+def depth_of(path: Path) -> int:
+    """Bits per colour, from a PNG's header."""
+    return path.read_bytes()[24]
+
+
+def test_suppress_keeps_16_bits(natural, tmp_path: Path, capsys) -> None:
+    """Every sample is what the cleaned picture rounds to in 16 bits, the low byte too."""
+    source, out = tmp_path / "in.png", tmp_path / "out.png"
+    spoilt = inject(natural(256, 256, 5), "white32", 4.0, seed=1)
+    save_image(source, Picture(spoilt, spoilt[:, :1]), 16)
+    assert run("suppress", source, "-o", out) == 0 and "Took out" in capsys.readouterr().out
+    before, after = load_image(source), load_image(out)
+    expected = suppress_periodicity(before.image).mul(65535).round()
+    found = after.image.mul(65535).round()
+    assert depth_of(out) == 16 and torch.equal(found, expected) and torch.equal(before.alpha, after.alpha)
+    low = found.int() & 255
+    assert torch.bincount(low.flatten(), minlength=256).min() > 0 and not torch.equal(low, found.int() >> 8)
+
+
+def test_suppress_writes_8_bits_where_there_are_no_more(gridded: Path, natural, tmp_path: Path) -> None:
+    """8-bit colours in a 16-bit file hold no more than 8; other formats than PNG hold 8 of 16."""
+    deep, wide = tmp_path / "deep.png", tmp_path / "wide.png"
+    save_image(wide, Picture(load_image(gridded).image), 16)
+    save_image(deep, Picture(inject(natural(256, 256, 5), "white32", 4.0, seed=1)), 16)
+    for source in (gridded, wide):
+        assert run("suppress", source, "-o", tmp_path / "out.png") == 0
+        assert depth_of(tmp_path / "out.png") == 8
+    assert run("suppress", deep, "-o", tmp_path / "out.bmp") == 0
+    expected = suppress_periodicity(load_image(deep).image).mul(255).round()
+    assert torch.equal(load_image(tmp_path / "out.bmp").image.mul(255).round(), expected)
+
+
+def test_suppress_keeps_16_bits_that_only_the_transparency_has(natural, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.png", tmp_path / "out.png"
+    alpha = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    save_image(source, Picture(to_8_bit(natural(128, 128, 5)), alpha), 16)
+    assert run("suppress", source, "-o", out) == 0
     before, after = load_image(source), load_image(out)
     assert torch.equal(before.image, after.image) and torch.equal(before.alpha, after.alpha)
 

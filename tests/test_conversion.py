@@ -55,45 +55,18 @@ def flux_file(tmp_path: Path, make_flux: MakeFlux) -> Path:
 
 
 @pytest.fixture
-def diffusers_flux(tmp_path: Path, stir: Callable[..., Any]) -> Path:
-    transformer = pytest.importorskip("diffusers").FluxTransformer2DModel
-    model = stir(
-        lambda: transformer(
-            in_channels=64,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=32,
-            num_attention_heads=2,
-            joint_attention_dim=24,
-            pooled_projection_dim=12,
-            guidance_embeds=True,
-            axes_dims_rope=(4, 14, 14),
-        ),
-        1,
-    )
+def diffusers_flux(tmp_path: Path, make_diffusers_flux: Callable[..., Any]) -> Path:
     path = tmp_path / "theirs.safetensors"
-    save_file({name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}, path)
+    state = make_diffusers_flux(1, guidance_embeds=True).state_dict()
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in state.items()}, path)
     return path
 
 
 @pytest.fixture
-def diffusers_vae(tmp_path: Path, stir: Callable[..., Any]) -> Path:
-    kl = pytest.importorskip("diffusers").AutoencoderKL
-    model = stir(
-        lambda: kl(
-            block_out_channels=(32, 64, 64, 64),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=16,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
-        2,
-    )
+def diffusers_vae(tmp_path: Path, make_diffusers_autoencoder: Callable[..., Any]) -> Path:
     path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     path.parent.mkdir()
-    save_file(dict(model.state_dict()), path)
+    save_file(dict(make_diffusers_autoencoder(2, norm_num_groups=32).state_dict()), path)
     config = {"_class_name": "AutoencoderKL", "stride": 2, "norm_num_groups": 32}
     (path.parent / "config.json").write_text(json.dumps(config))
     return path
@@ -120,24 +93,14 @@ def test_our_flux_goes_there_and_back_with_all_it_carries(tmp_path: Path, flux_f
     assert metadata_of(back) == metadata_of(flux_file)
 
 
-def test_diffusers_takes_what_is_written_for_it(tmp_path: Path, flux_file: Path, make_flux: MakeFlux) -> None:
+def test_diffusers_takes_what_is_written_for_it(
+    tmp_path: Path, make_flux: MakeFlux, make_diffusers_flux: Callable[..., Any]
+) -> None:
     """Its own class loads the names, and computes the same velocity."""
-    transformer = pytest.importorskip("diffusers").FluxTransformer2DModel
     file, plain = tmp_path / "theirs.safetensors", tmp_path / "plain.safetensors"
     save_flux(plain, make_flux())
     assert run(plain, "-o", file, "--layout", "diffusers") == 0
-    params = load_flux(plain).params
-    model = transformer(
-        in_channels=64,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=32,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        pooled_projection_dim=12,
-        guidance_embeds=False,
-        axes_dims_rope=params.axes_dim,
-    ).eval()
+    model = make_diffusers_flux(num_layers=1)
     model.load_state_dict(load_file(file), strict=True)
     flux, latent, sigma = load_flux(plain), noise(1, 16, 6, 10), torch.tensor([0.4])
     txt, vec, ids = noise(1, 3, 24, seed=1), noise(1, 12, seed=2), position_ids(3, 3, 5)[0]
@@ -246,6 +209,19 @@ def test_merging_and_changing_the_layout_at_once(tmp_path: Path, flux_file: Path
     assert run(flux_file, "-o", ours, "--merge-lora", path) == 0
     assert run(flux_file, "-o", theirs, "--layout", "diffusers", "--merge-lora", path) == 0
     assert same(dict(load_flux(ours).state_dict()), dict(load_flux(theirs).state_dict()))
+
+
+def test_half_weights_are_summed_in_float32_and_rounded_once(tmp_path: Path, flux_file: Path) -> None:
+    half, out = tmp_path / "half.safetensors", tmp_path / "out.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(flux_file).items()}, half)
+    base, loras, total = "single_blocks.0.linear2", [], load_file(half)["single_blocks.0.linear2.weight"].float()
+    for i in range(3):
+        down, up = 0.05 * noise(4, 320, seed=i), 0.05 * noise(64, 4, seed=9 + i)
+        path = tmp_path / f"l{i}.safetensors"
+        loras += ["--merge-lora", lora_file(path, {f"{base}.lora_A.weight": down, f"{base}.lora_B.weight": up})]
+        total += up @ down
+    assert run(half, "-o", out, *loras) == 0
+    assert torch.equal(load_file(out)[f"{base}.weight"], total.bfloat16())
 
 
 def test_two_loras_add_up_and_a_strength_of_0_changes_nothing(tmp_path: Path, flux_file: Path) -> None:
@@ -401,10 +377,39 @@ def test_wrong_files(
     assert "model of another size" in refused(capsys, flux_file, "-o", out, "--merge-lora", wide)
     assert "fit nothing in this transformer" in refused(capsys, flux_file, "-o", out, "--merge-lora", other)
     assert "is a LoRA" in refused(capsys, lora, "-o", out, "--merge-lora", lora)
+    assert "left as they are" in refused(capsys, lora, "-o", out, "--layout", "bfl")
+    flat = {f"{base}.lora_A.weight": noise(320), f"{base}.lora_B.weight": noise(64, 4)}
+    flat_lora = lora_file(tmp_path / "f.safetensors", flat)
+    assert "model of another size" in refused(capsys, flux_file, "-o", out, "--merge-lora", flat_lora)
     assert "expected a prompt embedding" in refused(capsys, flux_file, "-o", out, "--prompt-embedding", lora)
     assert ".safetensors" in refused(capsys, flux_file, "-o", tmp_path / "out.ckpt")
     assert "no such folder" in refused(capsys, flux_file, "-o", tmp_path / "no" / "out.safetensors")
     assert not out.exists()
+
+
+def test_quantized_and_mixed_files_are_refused(
+    tmp_path: Path, flux_file: Path, diffusers_flux: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scaled, mixed, out = (tmp_path / f"{name}.safetensors" for name in ("scaled", "mixed", "out"))
+    save_file({**load_file(flux_file), "double_blocks.0.img_attn.qkv.scale_weight": torch.ones(1)}, scaled)
+    assert "is quantized with scales" in refused(capsys, scaled, "-o", out, "--layout", "diffusers")
+    tensors = load_file(diffusers_flux)
+    name = "transformer_blocks.0.attn.to_k.weight"
+    save_file({**tensors, name: tensors[name].float()}, mixed)
+    assert "have different dtypes (BF16, F32)" in refused(capsys, mixed, "-o", out, "--layout", "bfl")
+    assert run(mixed, "-o", out) == 0, "as it is, nothing is fused"
+
+
+def test_only_constants_come_along_with_a_lora_and_its_prompt_is_not_overwritten(
+    tmp_path: Path, flux_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, prompt, out = "single_blocks.0.linear2", tmp_path / "p.safetensors", tmp_path / "out.safetensors"
+    lora = {f"{base}.lora_A.weight": noise(4, 320), f"{base}.lora_B.weight": noise(64, 4)}
+    save_file(lora, tmp_path / "l.safetensors", {"op4ksr.sigma": "0.7", "training": "mine", "ss_epoch": "3"})
+    assert run(flux_file, "-o", out, "--merge-lora", tmp_path / "l.safetensors") == 0
+    assert metadata_of(out) == {**metadata_of(flux_file), "op4ksr.sigma": "0.7"}
+    save_file({"txt": noise(3, 24), "vec": noise(12)}, prompt)
+    assert "one of the inputs" in refused(capsys, flux_file, "-o", prompt, "--prompt-embedding", prompt)
 
 
 def test_fp8_is_not_merged_into(tmp_path: Path, flux_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,24 +34,6 @@ def inputs(generator: torch.Generator, batch: int = 2, height: int = 6, width: i
 # --- parity with diffusers --------------------------------------------------------------------
 
 
-def diffusers_flux(stir: Callable[..., Any], guidance: bool) -> Any:
-    transformer = pytest.importorskip("diffusers").FluxTransformer2DModel
-    return stir(
-        lambda: transformer(
-            in_channels=64,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=32,
-            num_attention_heads=2,
-            joint_attention_dim=24,
-            pooled_projection_dim=12,
-            guidance_embeds=guidance,
-            axes_dims_rope=(4, 14, 14),
-        ),
-        2,
-    )
-
-
 def diffusers_velocity(model: Any, latent: Tensor, sigma: Tensor, txt: Tensor, vec: Tensor, guidance: Tensor) -> Tensor:
     """diffusers' Flux on a plain latent, packed and unpacked by diffusers' own pipeline."""
     pipeline = pytest.importorskip("diffusers").FluxPipeline
@@ -71,9 +53,9 @@ def diffusers_velocity(model: Any, latent: Tensor, sigma: Tensor, txt: Tensor, v
 @pytest.mark.parametrize("guidance", [False, True], ids=["schnell", "guided"])
 @pytest.mark.parametrize("named", ["folder", "index", "shard", "single"])
 def test_velocity_equals_diffusers(
-    tmp_path: Path, stir: Callable[..., Any], generator: torch.Generator, guidance: bool, named: str
+    tmp_path: Path, make_diffusers_flux: Callable[..., Any], generator: torch.Generator, guidance: bool, named: str
 ) -> None:
-    reference = diffusers_flux(stir, guidance)
+    reference = make_diffusers_flux(2, guidance_embeds=guidance)
     reference.save_pretrained(tmp_path, max_shard_size="5GB" if named == "single" else "400KB")
     shards = sorted(tmp_path.glob("*-of-*.safetensors"))
     assert len(shards) > 2 or named == "single"

@@ -12,26 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from host_support import NOTES, PACK, Run, Server, choices, find_host, input_specs, png, to_api, widgets_of
+from host_support import NODES, NOTES, PACK, Run, Server, choices, find_host, input_specs, png, to_api, widgets_of
 from PIL import Image
 
 pytestmark = pytest.mark.host
 
-NODES = [
-    "OP4KSR_LoadF16VAE",
-    "OP4KSR_ExactVAE",
-    "OP4KSR_LoadFluxSR",
-    "OP4KSR_ApplyRFR",
-    "OP4KSR_Plan",
-    "OP4KSR_OneStepUpscale",
-    "OP4KSR_PeriodicityDiagnostic",
-    "OP4KSR_SuppressPeriodicity",
-    "OP4KSR_SamplePicture",
-    "OP4KSR_OneStepSampler",
-    "OP4KSR_EmptyLatent16x",
-    "OP4KSR_LoadSRLoRA",
-    "OP4KSR_FluxShift16x",
-]
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
 STEP = "4"
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageCms
 from test_png16 import chunk, deep, encoded, planes
 
+from op4ksr_core.icc import to_srgb
 from op4ksr_core.image_io import load_image
 
 #: Chromaticities of Display P3's primaries, and of the white D65 in XYZ.
@@ -169,3 +170,45 @@ def test_16_bit_grey_with_a_profile_keeps_its_bits_and_says_so(
     Image.fromarray(grey).save(tmp_path / "a.tif", icc_profile=profile("Test grey", None, 1.0))
     assert load_image(tmp_path / "a.tif").image[0, 0, 0].tolist() == pytest.approx((grey[0] / 65535).tolist())
     assert "more than 8 bits of grey" in caplog.text
+
+
+def test_a_converted_picture_is_srgb_and_says_nothing_else() -> None:
+    picture = Image.fromarray(muted())
+    picture.info.update(icc_profile=profile("Test P3", P3, 2.2), gamma=0.5)
+    once, changed = to_srgb(picture, "a.png")
+    assert changed and once.info == {} and to_srgb(once, "a.png") == (once, False)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "LA", "1", "P", "RGBA"])
+def test_white_is_white_black_is_black_and_pixels_keep_their_kind(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any, Any, str]] = []
+
+    def recorded(picture: Image.Image, *_: Any, renderingIntent: Any, flags: Any, outputMode: str) -> Image.Image:  # noqa: N803
+        asked.append((picture.mode, renderingIntent, flags, outputMode))
+        return Image.new("RGB", picture.size)
+
+    monkeypatch.setattr(ImageCms, "profileToProfile", recorded)
+    picture = Image.new(mode, (4, 4))
+    picture.info["icc_profile"] = profile("Test P3", P3, 2.2)
+    assert to_srgb(picture, "a")[1]
+    kind = {"LA": "L", "1": "L", "P": "RGB", "RGBA": "RGB"}.get(mode, mode)
+    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+    assert asked == [(kind, intent, flags, "RGB")]
+
+
+def test_grey_with_alpha_has_a_grey_profile(tmp_path: Path) -> None:
+    grey = np.arange(0, 250, 5, dtype=np.uint8).reshape(5, 10)
+    Image.fromarray(np.dstack([grey, grey]), "LA").save(tmp_path / "a.png", icc_profile=profile("Grey", None, 1.75))
+    picture = load_image(tmp_path / "a.png")
+    linear = (grey / 255) ** 1.75
+    wanted = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    assert picture.alpha is not None and torch.equal(picture.alpha[0, 0], torch.from_numpy(grey).float() / 255)
+    assert np.abs(picture.image[0, 1].numpy() - wanted).max() < 2.1 / 255
+
+
+def test_a_transparent_colour_stays_transparent(tmp_path: Path) -> None:
+    pixels = muted()
+    clear = tuple(int(value) for value in pixels[2, 3])
+    Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=profile("Test P3", P3, 2.2), transparency=clear)
+    picture = load_image(tmp_path / "a.png")
+    assert picture.alpha is not None and picture.alpha[0, 0, 2, 3] == 0 and int((picture.alpha == 0).sum()) == 1

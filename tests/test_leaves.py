@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from op4ksr_core.dice import Dice, sine
-from op4ksr_core.leaves import glyph, leaf_mask, noise_tile, picture, repeated_tile, stock, wave_tile
+from op4ksr_core.dice import Dice, sine, steady
+from op4ksr_core.leaves import TILE, Canvas, glyph, leaf_mask, noise_tile, picture, repeated_tile, stock, wave_tile
 
 
 def digest(*pictures: np.ndarray) -> str:
@@ -66,6 +66,28 @@ def test_repeated_tiles_repeat_exactly() -> None:
     assert wave_tile(Dice(0)).std() == pytest.approx(1, abs=0.01)
 
 
+def test_some_repeated_tiles_are_rows_or_columns_alone() -> None:
+    tiles = [repeated_tile(Dice(seed)) for seed in range(40)]
+    lying = sum(bool((tile == tile[:, :1]).all()) for tile in tiles)
+    standing = sum(bool((tile == tile[:1]).all()) for tile in tiles)
+    assert 3 <= lying <= 17 and 3 <= standing <= 17
+
+
+def test_textures_wider_than_their_tile_go_on_in_it() -> None:
+    tile = np.arange(TILE * TILE, dtype=np.float32).reshape(TILE, TILE)
+    canvas = Canvas(Dice(1), 8, 8, 0, 0.2)
+    ways: set[bool] = set()
+    for _ in range(8):
+        cut = canvas.texture(np.tile(tile, (2, 2)), 300, 600)
+        top, left = divmod(int(cut[0, 0]), TILE)
+        turned = abs(cut[0, 1] - cut[0, 0]) >= TILE - 1 and abs(cut[1, 0] - cut[0, 0]) in (1, TILE - 1)
+        own = tile.T if turned else tile
+        top, left = (left, top) if turned else (top, left)
+        assert np.array_equal(cut, np.tile(np.roll(own, (-top, -left), (0, 1)), (2, 3))[:300, :600])
+        ways.add(bool(turned))
+    assert ways == {False, True}
+
+
 def test_masks_are_antialiased_and_about_as_large_as_asked() -> None:
     dice = Dice(1)
     for radius in (2.5, 6.0, 20.0, 60.0):
@@ -81,6 +103,8 @@ def test_dice_and_sine() -> None:
     dice = Dice(0, 1)
     draws = np.array([dice.normal() for _ in range(4000)])
     assert draws.mean() == pytest.approx(0, abs=0.06) and draws.std() == pytest.approx(1, abs=0.05)
+    assert steady(0.1) == float(np.float32(0.1)) != 0.1, "libm's last bit would show on another machine"
+    assert all(x == float(np.float32(x)) for x in (dice.log_uniform(0.1, 9), dice.log_normal(2, 0.5)))
     c, s = dice.turn()
     assert c * c + s * s == pytest.approx(1)
     assert {dice.whole(2, 5) for _ in range(60)} == {2, 3, 4}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -134,6 +137,86 @@ def test_inner_cuts_the_border_where_enough_is_left() -> None:
     assert inner(torch.zeros(1, 3, 128, 160), 32).shape == (1, 3, 64, 96)
     assert inner(torch.zeros(1, 3, 96, 160), 32).shape == (1, 3, 96, 160)
     assert inner(torch.zeros(1, 3, 128, 128), 0).shape == (1, 3, 128, 128)
+
+
+# --- each term by hand --------------------------------------------------------------------------
+
+
+def test_distances_by_hand() -> None:
+    a, b = torch.tensor([1.0, 0.0, -2.0]), torch.tensor([0.0, 0.0, 1.0])
+    assert float(distance(a, b)) == pytest.approx(4 / 3) and float(distance(a, b, "l2")) == pytest.approx(10 / 3)
+    charbonnier = ((1 + 1e-6) ** 0.5 + 1e-3 + (9 + 1e-6) ** 0.5) / 3 - 1e-3
+    assert float(distance(a, b, "charbonnier")) == pytest.approx(charbonnier, rel=1e-6)
+    assert float(distance(a, a, "charbonnier")) == pytest.approx(0, abs=1e-8)
+
+
+def test_differences_down_and_across_count_alike() -> None:
+    zero = torch.zeros(1, 3, 8, 8)
+    down = torch.arange(8.0)[:, None].expand(1, 3, 8, 8)
+    both = down + 3 * torch.arange(8.0).expand(1, 3, 8, 8)
+    assert float(gradient_distance(down, zero)) == 0.5 and float(gradient_distance(down.mT, zero)) == 0.5
+    assert float(gradient_distance(both, zero)) == 2.0 and float(gradient_distance(both, zero, "l2")) == 5.0
+
+
+def test_scales_of_less_than_8_px_are_left_out(generator) -> None:
+    a, b = (torch.rand(1, 3, 12, 20, generator=generator) for _ in range(2))
+    assert torch.equal(frequency_distance(a, b, 3), frequency_distance(a, b, 1))
+    wide = [torch.rand(1, 3, 16, 20, generator=generator) for _ in range(2)]
+    assert not torch.equal(frequency_distance(wide[0], wide[1], 2), frequency_distance(wide[0], wide[1], 1))
+
+
+def test_every_weight_and_kind_reaches_its_term(natural) -> None:
+    target = natural(160, 192) * 2 - 1
+    output = target + 0.1 * torch.randn(16, 16, generator=torch.Generator().manual_seed(1)).repeat(10, 12)
+    config = LossConfig(
+        pixel=2.0,
+        pixel_kind="l2",
+        gradient=3.0,
+        frequency=5.0,
+        latent=7.0,
+        latent_kind="charbonnier",
+        periodicity=11.0,
+        periodicity_margin=2.0,
+        periodicity_border=32,
+        perceptual=0.0,
+    )
+    objective = Objective(config)
+    objective.config = replace(config, perceptual=13.0)
+    objective.perceptual = distance
+    small = [(picture[..., 32:-32, 32:-32] + 1) / 2 for picture in (output, target)]
+    expected = {
+        "pixel": 2 * distance(output, target, "l2"),
+        "gradient": 3 * gradient_distance(output, target, "l2"),
+        "frequency": 5 * frequency_distance(output, target),
+        "periodicity": 11 * PeriodicityLoss(margin=2.0)(small[0], small[1]),
+        "perceptual": 13 * distance(output, target),
+    }
+    found = objective.pictures(output, target)
+    assert list(found) == list(expected) and all(torch.equal(found[name], expected[name]) for name in found)
+    assert min(map(float, found.values())) > 0
+    assert len({float(PeriodicityLoss(margin=m)(*small)) for m in (0.0, 2.0, 3.0)}) == 3, (
+        "the margin makes no difference"
+    )
+    latent = objective.latents(output, target)
+    assert torch.equal(latent["latent"], 7 * distance(output, target, "charbonnier"))
+
+
+def test_the_perceptual_measure_sees_pictures_in_0_to_1(monkeypatch) -> None:
+    class Measure(torch.nn.Module):
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return torch.stack([output, target])
+
+    monkeypatch.setattr("op4ksr_core.objectives.load_piq", lambda: SimpleNamespace(DISTS=Measure, LPIPS=Measure))
+    output, target = (torch.tensor(values).view(1, 1, 1, 3) for values in ([-1.0, 0.0, 1.5], [-2.0, 0.5, 1.0]))
+    assert perceptual_loss("dists")(output, target).flatten().tolist() == [0, 0.5, 1, 0, 0.75, 1]
+
+
+def test_the_judge_wants_the_target_above_1_and_the_output_below_minus_1() -> None:
+    judge = torch.nn.Identity()
+    output, target = torch.tensor([-1.5, 0.5], requires_grad=True), torch.tensor([1.5, 0.0])
+    loss = judge_loss(judge, output, target)
+    assert float(loss) == pytest.approx((0.5 + 0.75) / 2) and not loss.requires_grad
+    assert float(fool(judge, output).detach()) == 0.5
 
 
 def test_only_terms_with_a_weight_are_there(generator) -> None:

@@ -166,7 +166,9 @@ class Shuffled:
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
         self.framed = image
-        return F.pixel_unshuffle(image, 16)
+        self.raw = F.pixel_unshuffle(image, 16)
+        self.kept = self.raw.clone()
+        return self.raw
 
     def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
         self.seen.append(tuple(raw.shape))
@@ -186,6 +188,7 @@ def test_the_margin_is_the_autoencoders_alone_and_cut_off_again(size: tuple[int,
     assert stages.seen == [(1, 768, 2 * tokens[0], 2 * tokens[1])], "the transformer sees whole tokens, no margin"
     assert stages.framed.shape[-2:] == (32 * tokens[0] + 64, 32 * tokens[1] + 64)
     assert torch.equal(stages.framed, mirror_frame(image, 32, 32))
+    assert torch.equal(stages.raw, stages.kept), "the stage's own latent was written over"
 
 
 @pytest.mark.parametrize("grey", [0.2, 0.5, 0.9])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from op4ksr_core import ImageError, OptionError, measure_periodicity
 from op4ksr_core.artifacts import inject, jpeg, random_tile, real_texture, tiled, to_8_bit
+from op4ksr_core.blocks import block_map
 from op4ksr_core.calibration import ALONE, BESIDE, STRETCH, evidence_scores, false_alarm_rate, fit, score_of, split_name
 from op4ksr_core.periodicity import measure_each
 from op4ksr_core.resize import resize
@@ -283,6 +284,17 @@ def test_a_black_frame_changes_nothing(natural, box: tuple[int, int, int, int]) 
     assert not measure_periodicity(to_8_bit(picture), low).alarm
 
 
+def test_a_black_hole_changes_nothing(natural) -> None:
+    """As space between clouds: no frame, and its windows too hold the rounding of floats alone."""
+    picture = natural(640, 640, 3)
+    picture[..., 100:540, 100:540] = 0
+    low = resize(picture, 160, 160).clamp(0, 1)
+    low[..., 28:132, 28:132] = 0
+    noise = 1e-7 * torch.rand(picture.shape, generator=torch.Generator().manual_seed(0))
+    for given in (picture, picture * 0.999 + noise):
+        assert not measure_periodicity(given).alarm and not measure_periodicity(given, low).alarm
+
+
 def test_the_heat_lies_inside_the_frame(natural) -> None:
     picture = torch.zeros(1, 3, 640, 960)
     picture[..., 160:480, 320:960] = inject(natural(320, 640, 5), "white32", 6.0)
@@ -298,7 +310,10 @@ def test_a_reference_of_another_shape_is_refused(natural) -> None:
     image = natural(400, 600, 5)
     with pytest.raises(ImageError, match="100x100 px has another shape than the image, 600x400 px"):
         measure_periodicity(image, image[..., :100, :100])
-    assert measure_periodicity(image, resize(image, 67, 101).clamp(0, 1)).with_reference  # sides are rounded
+    for height, width in ((67, 101), (5, 8), (100, 154)):  # sides are rounded, and a little stretching passes
+        assert measure_periodicity(image, resize(image, height, width).clamp(0, 1)).with_reference
+    with pytest.raises(ImageError, match="160x100 px has another shape"):
+        measure_periodicity(image, resize(image, 100, 160).clamp(0, 1))
 
 
 def test_one_edge_is_no_grid_and_narrow_noise_is_none(generator) -> None:
@@ -312,3 +327,26 @@ def test_one_edge_is_no_grid_and_narrow_noise_is_none(generator) -> None:
 def test_the_heat_of_blocks_does_not_fall_as_they_get_stronger(natural, levels: float) -> None:
     report = measure_periodicity(to_8_bit(inject(natural(512, 512, 5), "block32", levels, 1)))
     assert report.kind == "blocks" and float(report.heatmap.max()) > 0.9
+
+
+def test_less_than_rounding_is_no_mesh() -> None:
+    """A flat picture of floats, a mesh of a fiftieth of a grey level on it: nobody can see that."""
+    tile = random_tile(16, False, torch.Generator().manual_seed(0)).repeat(16, 16)
+    tile = (tile - tile.min()) / (tile.max() - tile.min())
+    faint, seen = (measure_periodicity(0.5 + (tile * levels / 255)[None, None]) for levels in (0.02, 1.0))
+    assert faint.score == 0 and not faint.alarm and faint.kind == "none" and seen.alarm
+
+
+@pytest.mark.parametrize("period", [32, 64])
+def test_the_heat_of_blocks_is_of_their_period(scenes, monkeypatch, period: int) -> None:
+    asked: list[int] = []
+
+    def recorded(plane: Tensor, period: int, cells: tuple[int, int]) -> Tensor:
+        asked.append(period)
+        return block_map(plane, period, cells)
+
+    monkeypatch.setattr("op4ksr_core.periodicity.block_map", recorded)
+    offsets = torch.randn(21, 25, generator=torch.Generator().manual_seed(1))
+    blocks = offsets.repeat_interleave(period, 0).repeat_interleave(period, 1)[:320, :384]
+    report = measure_periodicity(to_8_bit(scenes[0] + blocks * 12 / 255))
+    assert report.kind == "blocks" and asked == [period] == [report.period[0]]

@@ -16,6 +16,7 @@ from PIL import Image
 from op4ksr_core import ImageError, OutputError
 from op4ksr_core.cli import main
 from op4ksr_core.image_io import Picture, load_image, save_image
+from op4ksr_core.png16 import is_png16
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -188,3 +189,14 @@ def test_nothing_is_told_of_8_bit_files(tmp_path: Path, caplog: pytest.LogCaptur
         Image.new("RGB", (4, 4)).save(tmp_path / name)
         load_image(tmp_path / name)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("channels", "kind", "mode"), [(3, 2, "RGB"), (4, 6, "RGBA")])
+def test_the_header_says_what_pillow_sees(tmp_path: Path, channels: int, kind: int, mode: str) -> None:
+    values = torch.from_numpy(deep(9, 8, channels).astype(np.float32) / 65535).permute(2, 0, 1)[None]
+    save_image(tmp_path / "a.png", Picture(values[:, :3], values[:, 3:] if channels == 4 else None), 16)
+    assert (tmp_path / "a.png").read_bytes()[24:26] == bytes([16, kind])
+    with Image.open(tmp_path / "a.png") as opened:
+        assert opened.mode == mode and is_png16(opened)
+        opened.load()
+        assert not is_png16(opened), "once it is loaded, nothing tells any more"

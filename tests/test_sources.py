@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import re
+import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from PIL import Image
 
 from op4ksr_core import OptionError
 from op4ksr_core.leaves import picture
-from op4ksr_core.sources import open_source
+from op4ksr_core.sources import HELD_OUT, SHUFFLE, cut, open_source
 from op4ksr_core.train_config import DataConfig
 
 
@@ -35,6 +39,46 @@ def test_a_folder_gives_the_same_crops_for_the_same_seed(tmp_path: Path) -> None
 def test_small_pictures_are_enlarged(tmp_path: Path) -> None:
     write_pictures(tmp_path, 1, 40)
     assert open_source(DataConfig("folder", str(tmp_path)), 0, tmp_path).crops((1,), 2, 96).shape == (2, 3, 96, 96)
+
+
+def test_folders_in_it_and_capital_endings_are_found(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er.png").mkdir(parents=True)
+    for i, name in enumerate(("a.png", "b.PNG", "deep/er.png/c.JPG")):
+        Image.fromarray(np.full((40, 40, 3), 60 * i, np.uint8)).save(tmp_path / name, "PNG")
+    (tmp_path / "notes.txt").write_text("no picture")
+    crops = open_source(DataConfig("folder", str(tmp_path)), 0, tmp_path).crops((0,), 40, 32)
+    assert {round(float(crop.mean()) * 255) for crop in crops} == {0, 60, 120}
+
+
+def test_crops_are_turned_mirrored_and_in_their_share_shrunk() -> None:
+    """A red slope down and a green one across: where each rises tells the turn, by how much the scale."""
+    rows, columns = np.indices((128, 128), dtype=np.uint8)
+    slopes = np.stack([rows, columns, rows], -1)
+    ways: set[tuple[bool, int, int]] = set()
+    spans: list[float] = []
+    for seed in range(200):
+        crop = cut(slopes, np.random.default_rng(seed), 32, 0.25)[0] * 255
+        down, across = crop[0, -1, 0] - crop[0, 0, 0], crop[0, 0, -1] - crop[0, 0, 0]
+        turned = bool(across.abs() > down.abs())
+        green = crop[1, -1, 0] - crop[1, 0, 0] if turned else crop[1, 0, -1] - crop[1, 0, 0]
+        ways.add((turned, int((across if turned else down).sign()), int(green.sign())))
+        spans.append(float(torch.maximum(across.abs(), down.abs())))
+    assert len(ways) == 8
+    plain = np.isclose(spans, 31, atol=0.5)
+    assert plain.mean() == pytest.approx(0.75, abs=0.1)
+    assert all(58 < span < 64 for span in np.array(spans)[~plain])
+
+
+def test_new_pictures_are_never_those_that_are_held_out(monkeypatch, tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def recorded(seed: int, height: int, width: int, *, stock_seed: int) -> np.ndarray:
+        drawn.append(seed)
+        return np.zeros((height, width, 3), np.uint8)
+
+    monkeypatch.setattr("op4ksr_core.sources.leaves.picture", recorded)
+    open_source(DataConfig(pictures=0), 0, tmp_path).crops((0,), 200, 32)
+    assert len(set(drawn)) == 200 and HELD_OUT * 0.9 < max(drawn) < HELD_OUT
 
 
 def test_a_broken_picture_is_left_out_with_its_name_in_one_line(tmp_path: Path, caplog) -> None:
@@ -85,8 +129,31 @@ def write_shard(path: Path, numbers: range) -> None:
                 tar.addfile(info, io.BytesIO(data))
 
 
+def tar_samples(urls: str, **_: object) -> Iterator[dict[str, object]]:
+    """What webdataset gives of shards named {000..001}, as far as it is used."""
+    numbers = re.search(r"\{(\d+)\.\.(\d+)\}", urls)
+    for i in range(int(numbers[1]), int(numbers[2]) + 1) if numbers else (0,):
+        url = re.sub(r"\{.*\}", f"{i:03d}", urls)
+        with tarfile.open(url) as tar:
+            samples: dict[str, dict[str, object]] = {}
+            for member in tar:
+                key, _, kind = member.name.partition(".")
+                sample = samples.setdefault(key, {"__key__": key, "__url__": url})
+                sample[kind] = tar.extractfile(member).read()  # type: ignore[union-attr]
+        yield from samples.values()
+
+
+@pytest.fixture(params=["webdataset", "stand-in"])
+def shards(request, monkeypatch) -> None:
+    """webdataset itself where it is installed, and what does the same for these tests everywhere."""
+    if request.param == "webdataset":
+        pytest.importorskip("webdataset")
+    else:
+        monkeypatch.setitem(sys.modules, "webdataset", SimpleNamespace(WebDataset=tar_samples))
+
+
+@pytest.mark.usefixtures("shards")
 def test_shards_are_read_in_full_and_gone_on_with(tmp_path: Path, caplog) -> None:
-    pytest.importorskip("webdataset")
     write_shard(tmp_path / "a-000.tar", range(0, 6))
     write_shard(tmp_path / "a-001.tar", range(6, 12))
     data = DataConfig("shards", str(tmp_path / "a-{000..001}.tar"))
@@ -103,7 +170,36 @@ def test_shards_are_read_in_full_and_gone_on_with(tmp_path: Path, caplog) -> Non
     assert not set(halves[0].tolist()) & set(halves[1].tolist())
 
 
+@pytest.mark.usefixtures("shards")
+def test_shards_without_pictures_are_refused_and_huge_ones_left_out(tmp_path: Path, monkeypatch, caplog) -> None:
+    write_shard(tmp_path / "none.tar", range(3, 4))
+    with pytest.raises(OptionError, match="no pictures in the shards"):
+        open_source(DataConfig("shards", str(tmp_path / "none.tar")), 0, tmp_path).crops((0,), 1, 32)
+    write_shard(tmp_path / "huge.tar", range(0, 1))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OptionError, match="no pictures in the shards"):
+        open_source(DataConfig("shards", str(tmp_path / "huge.tar")), 0, tmp_path).crops((0,), 1, 32)
+    assert any("0000.png" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.usefixtures("shards")
+def test_a_window_of_pictures_is_shuffled_and_no_more(tmp_path: Path) -> None:
+    """Each of 200 comes once, and at most 64 places before its own."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(200):
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(buffer, "PNG")
+            info = tarfile.TarInfo(f"{i:04d}.png")
+            info.size = len(buffer.getvalue())
+            tar.addfile(info, io.BytesIO(buffer.getvalue()))
+    crops = open_source(DataConfig("shards", str(tmp_path / "a.tar")), 0, tmp_path).crops((0,), 200, 32)
+    found = (crops[:, 0, 0, 0] * 255).round().int().tolist()
+    assert sorted(found) == list(range(200))
+    ahead = [number - place for place, number in enumerate(found)]
+    assert max(ahead) <= SHUFFLE and np.mean(np.abs(ahead)) > SHUFFLE / 4
+
+
+@pytest.mark.usefixtures("shards")
 def test_shards_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
     with pytest.raises(OptionError, match="data.path"):
         open_source(DataConfig("shards", str(tmp_path / "none.tar")), 0, tmp_path).crops((0,), 1, 32)

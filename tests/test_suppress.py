@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,20 @@ import torch
 import op4ksr_core
 from op4ksr_core import OptionError, measure_periodicity, suppress_periodicity
 from op4ksr_core.artifacts import inject, random_tile, real_texture, to_8_bit
-from op4ksr_core.folding import fold, phases_of, unfold
+from op4ksr_core.folding import Folded, fold, phases_of, unfold
 from op4ksr_core.metrics import psnr
 from op4ksr_core.resize import resize
-from op4ksr_core.suppress import _cleaned, for_8_bit, is_8_bit, suppress_with_report
+from op4ksr_core.suppress import (
+    LEAST_AFTER_ALARM,
+    LEAST_CONFIDENCE,
+    _cleaned,
+    _opponent,
+    _place,
+    find_artifact,
+    for_8_bit,
+    is_8_bit,
+    suppress_with_report,
+)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +149,7 @@ def test_rounded_to_8_bit_it_stays_clean(natural) -> None:
     assert is_8_bit(kept) and float((kept - cleaned).abs().max()) < 1.01 / 255
     assert measure_periodicity(kept).score < measure_periodicity(to_8_bit(cleaned)).score / 2
     assert for_8_bit(spoilt, spoilt).equal(spoilt)
+    assert for_8_bit(cleaned, spoilt).equal(kept), "another picture each time"
     soft = spoilt * 0.999
     assert for_8_bit(cleaned, soft) is cleaned and not is_8_bit(soft)
 
@@ -155,3 +167,68 @@ def test_strength_0_says_so(natural) -> None:
     spoilt = to_8_bit(inject(natural(300, 320, 5), "white32", 6.0, 3))
     done = suppress_with_report(spoilt, strength=0.0)
     assert done.image is spoilt and done.note == "Nothing changed: strength is 0."
+
+
+def test_fewer_than_three_periods_are_left(clean) -> None:
+    done = suppress_with_report(clean, period=(0.0, 120.0))
+    assert done.image is clean and done.note == "Nothing changed: fewer than 3 periods fit into the picture."
+    assert "fewer" not in suppress_with_report(clean, period=(0.0, 100.0)).note
+
+
+def test_what_the_luma_does_not_show_leaves_the_colours_alone(clean) -> None:
+    colour = torch.tensor([1.0, -0.299 / 0.587, 0.0])[None, :, None, None]  # luma 0
+    tile = random_tile(16, True, torch.Generator().manual_seed(3)).repeat(18, 20)
+    assert not find_artifact(clean + colour * tile * 6 / 255, None, (16.0, 16.0)).any()
+    assert find_artifact(clean + tile * 6 / 255, None, (16.0, 16.0)).any()
+
+
+def test_an_estimate_that_would_add_detail_is_not_believed(clean, monkeypatch) -> None:
+    def believed(sign: float) -> bool:
+        def estimate(detail: torch.Tensor, *_: object) -> Folded:
+            return Folded(sign * detail, explained=1.0, confidence=9.0)
+
+        monkeypatch.setattr("op4ksr_core.suppress.estimate_artifact", estimate)
+        return bool(find_artifact(clean, None, (16.0, 16.0)).any())
+
+    assert believed(1.0) and not believed(-1.0)
+
+
+def test_each_picture_has_its_own_reference_and_surety(clean, low, monkeypatch) -> None:
+    asked: list[tuple[bool, float, float | None]] = []
+
+    def nothing(image: torch.Tensor, reference: torch.Tensor | None, *rest: Any) -> torch.Tensor:
+        asked.append((rest[1] is None, rest[2], None if reference is None else float(reference.mean())))
+        return torch.zeros_like(image)
+
+    monkeypatch.setattr("op4ksr_core.suppress.find_artifact", nothing)
+    spoilt = to_8_bit(inject(clean, "white32", 4.0, seed=1))
+    both, lows = torch.cat([spoilt, spoilt]), torch.cat([low, low * 0.9])
+    means = [pytest.approx(float(x.mean())) for x in lows]
+    for references, expected in ((None, [None, None]), (low, [means[0]] * 2), (lows, means)):
+        asked.clear()
+        done = suppress_with_report(both, references)
+        least = LEAST_CONFIDENCE if references is None else LEAST_AFTER_ALARM
+        assert not done.acted and asked == [(False, least, mean) for mean in expected for _ in (1, 2)]
+    asked.clear()
+    suppress_with_report(clean, low, period=(32.0, 32.0))
+    assert asked == [(True, LEAST_CONFIDENCE, means[0])] and LEAST_CONFIDENCE > LEAST_AFTER_ALARM >= 2
+
+
+def test_it_is_looked_for_where_the_heat_is(clean) -> None:
+    spoilt = clean.clone()
+    spoilt[..., 160:] = to_8_bit(inject(clean, "white32", 4.0, seed=1))[..., 160:]
+    place = _place(measure_periodicity(spoilt))
+    assert place is not None and place.shape == (288, 320)
+    assert float(place[:, 200:].mean()) > 0.8 and float(place[:, :96].mean()) < 0.3 and float(place.min()) > 0
+    assert _place(measure_periodicity(clean)) is None
+
+
+def test_planes_that_are_not_sure_are_left(clean, monkeypatch) -> None:
+    sure = iter((5.0, 3.9, 4.1))
+
+    def estimate(detail: torch.Tensor, *_: object) -> Folded:
+        return Folded(torch.ones_like(detail), explained=1.0, confidence=next(sure))
+
+    monkeypatch.setattr("op4ksr_core.suppress._best_estimate", estimate)
+    planes = _opponent(find_artifact(clean, None, (16.0, 16.0)))
+    assert [round(float(plane.mean()), 2) for plane in planes] == [1.0, 0.0, 1.0]
