@@ -1,9 +1,13 @@
 """Our nodes beside other packs' in one graph: order, meaning, and what is said when one patch hides another.
 
-What needs no pack (a patch made as those packs make it) is tried always.
+DyPE, ComfyUI-GGUF, KJNodes and rgthree are looked for in the host's custom_nodes and in the folder that
+$OP4KSR_NEIGHBOURS names; a test whose pack is missing is skipped and says which. What needs no pack (a patch made as
+those packs make it) is tried always. The packs' own requirements may lie in a folder of $PYTHONPATH.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from host_support import Cases, find_host, run_cases
@@ -14,11 +18,18 @@ pytestmark = pytest.mark.host
 SAME = 1e-4
 #: A difference that shows.
 VISIBLE = 0.02
+#: fp16 weights computed another way: a quarter of an 8-bit step.
+HALF = 0.25 / 255
 
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     return run_cases(find_host(), "foreign_cases", tmp_path_factory.mktemp("foreign"))
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    return run_cases(find_host(), "neighbour_cases", tmp_path_factory.mktemp("packs"), timeout=900)
 
 
 def assert_warns(text: str, whose: str) -> None:
@@ -90,3 +101,86 @@ def test_loras_on_either_side(foreign: Cases, ours: str) -> None:
     found = foreign["loras"][ours]
     assert found["loras_show"] > VISIBLE and found["ours_shows"] > VISIBLE
     assert found["orders"] <= SAME
+
+
+# --- DyPE -------------------------------------------------------------------------------------
+
+
+def test_dype_and_rfr_the_last_wins(packs: Cases) -> None:
+    found = packs["dype_order"]
+    assert min(found["rfr_shows"], found["dype_shows"], found["differ"]) > VISIBLE
+    assert found["dype_last"] and found["rfr_last"]
+
+
+def test_dype_and_rfr_are_told_of(packs: Cases) -> None:
+    found = packs["dype_order"]
+    for text in (found["warning"], found["sampler_warning"]):
+        assert "those of PosEmbedFlux (" in text and "Put Apply RFR after that node" in text
+    assert found["silence"] == ""
+    assert "replaces the positions that PosEmbedFlux (" in found["report"]
+
+
+def test_dype_starts_from_the_files_own_theta(packs: Cases) -> None:
+    found = packs["dype_order"]
+    assert found["theta_found"] == 46.7 and found["own_theta"]
+
+
+def test_dypes_schedule_stays_under_rfr(packs: Cases) -> None:
+    found = packs["dype_schedule"]
+    assert found["shifts"] == [1.15, 2.0]
+    assert found["many_steps"] > VISIBLE and found["one_step"] == 0
+
+
+# --- ComfyUI-GGUF -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("graph", ["plain", "rfr", "lora, rfr", "rfr, lora", "sr lora"])
+def test_gguf_is_the_safetensors_file(packs: Cases, graph: str) -> None:
+    found = packs["gguf_files"]
+    assert min(found["rfr_shows"], found["lora_shows"], found["sr_lora_shows"]) > VISIBLE
+    assert found["F16"][graph]["largest"] <= HALF
+    assert 0 < found["Q8_0"][graph]["mean"] <= 1 / 255
+
+
+# --- KJNodes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["before", "after", "whole_model", "other_branch"])
+def test_kjnodes_compile(packs: Cases, order: str) -> None:
+    found = packs["kj_compile"]
+    assert found["rfr_shows"] > VISIBLE
+    assert found[order] <= SAME
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_kjnodes_sage_says_what_it_lacks(packs: Cases, order: str) -> None:
+    """On a CPU: SageAttention, or where that is installed, the GPU. So its patch reaches the model."""
+    found: dict[str, Any] = packs["kj_sage"]
+    assert found["disabled"] == 0
+    assert "sageattention" in found[order].lower() or "cuda" in found[order].lower()
+
+
+# --- rgthree ----------------------------------------------------------------------------------
+
+
+def test_power_lora_loader_is_the_hosts(packs: Cases) -> None:
+    assert packs["power_lora"]["plain"] == 0
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("ours", ["rfr", "sr_lora"])
+def test_power_lora_loader_on_either_side(packs: Cases, ours: str, order: str) -> None:
+    found = packs["power_lora"][ours]
+    assert found["loras_show"] > VISIBLE
+    assert found[order] <= SAME
+
+
+# --- all of them ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_all_in_one_graph(packs: Cases) -> None:
+    found = packs["one_graph"]
+    assert min(found["loras_show"], found["dype_would_show"]) > VISIBLE
+    assert found["difference"] <= HALF
