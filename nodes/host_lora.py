@@ -13,7 +13,8 @@ from ..op4ksr_core.checkpoint import check_prompt
 from ..op4ksr_core.errors import OptionError, UnsupportedCheckpointError
 from ..op4ksr_core.lora_file import describe_lora, lora_settings, lora_tensors
 from ..op4ksr_core.rope import RescaledEmbedND
-from .host_model import ATTACHMENT, PE_EMBEDDER
+from .host_model import ATTACHMENT
+from .positions import own_positions, patch_positions
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def load_lora(model: Any, path: Path, strength: float) -> Any:
     found = describe_lora(path)
     settings = lora_settings(found)
     try:
-        axes_dim = list(model.get_model_object(PE_EMBEDDER).axes_dim)
+        axes_dim, _ = own_positions(model)
         config = model.model.model_config.unet_config
         dims = config["context_in_dim"], config["vec_in_dim"]
     except (AttributeError, KeyError) as error:
@@ -37,7 +38,9 @@ def load_lora(model: Any, path: Path, strength: float) -> Any:
     clone = model.clone()
     _patch_weights(clone, path, lora_tensors(found.header), strength)
     if found.theta is not None:  # from now on the model's own
-        clone.add_object_patch(PE_EMBEDDER, RescaledEmbedND(axes_dim, found.theta))
+        replaced = patch_positions(clone, RescaledEmbedND(axes_dim, found.theta))
+        if replaced:
+            log.warning("%s: its theta is the model's from now on. %s", path.name, replaced)
     clone.set_attachments(ATTACHMENT, settings)
     for fact, reason in found.why.items():
         value = found.theta or "of the model" if fact == "theta" else getattr(settings, fact)

@@ -14,16 +14,16 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
-from ..op4ksr_core.checkpoint import check_tensors, describe_flux, read_state, settings_with_prompt
+from ..op4ksr_core.checkpoint import Description, check_tensors, describe_flux, read_state, settings_with_prompt
 from ..op4ksr_core.errors import UnsupportedCheckpointError
 from ..op4ksr_core.flux import Flux, FluxParams, OneStepSettings
 from ..op4ksr_core.rope import FLUX_THETA, RescaledEmbedND
+from .positions import own_theta_is
 
 log = logging.getLogger(__name__)
 
 #: Under which the one-step settings travel with a MODEL, through every clone.
 ATTACHMENT = "op4ksr"
-PE_EMBEDDER = "diffusion_model.pe_embedder"
 
 
 def load_model(path: Path, weight_dtype: str) -> Any:
@@ -34,8 +34,6 @@ def load_model(path: Path, weight_dtype: str) -> Any:
         check_tensors(Flux(found.params, device="meta"), found.header, found.header.layout())
     patcher = _flux_patcher(path, weight_dtype)
     patcher.cached_patcher_init = (_flux_patcher, (path, weight_dtype))
-    if found.params.theta != (FLUX_THETA, FLUX_THETA):
-        patcher.add_object_patch(PE_EMBEDDER, RescaledEmbedND(found.params.axes_dim, found.params.theta))
     patcher.set_attachments(ATTACHMENT, settings_with_prompt(found))
     for fact, reason in found.why.items():
         value = found.params.theta if fact == "theta" else getattr(found.settings, fact)
@@ -53,10 +51,19 @@ WEIGHT_DTYPES = list(_WEIGHT_DTYPES)
 
 
 def _flux_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) -> Any:
-    """Load through the host's loader; hosts that take every Flux for 12 B get the file's own geometry."""
-    options = dict(_WEIGHT_DTYPES[weight_dtype])
+    """The MODEL with the file's own theta; also how the host makes it once more."""
     found = describe_flux(path)
     assert isinstance(found.params, FluxParams)
+    patcher = _host_flux(path, found, weight_dtype, disable_dynamic)
+    if found.params.theta != (FLUX_THETA, FLUX_THETA):
+        own_theta_is(patcher, RescaledEmbedND(found.params.axes_dim, found.params.theta))
+    return patcher
+
+
+def _host_flux(path: Path, found: Description, weight_dtype: str, disable_dynamic: bool) -> Any:
+    """Load through the host's loader; hosts that take every Flux for 12 B get the file's own geometry."""
+    assert isinstance(found.params, FluxParams)
+    options = dict(_WEIGHT_DTYPES[weight_dtype])
     extra = {"disable_dynamic": True} if disable_dynamic else {}
     if found.quantized:  # the scales are the host's own business
         return comfy.sd.load_diffusion_model(str(path), model_options=options, **extra)

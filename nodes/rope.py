@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.rope import FLUX_TRAIN_TOKENS, POLICIES, RescaledEmbedND, Rfr
-from .host_model import PE_EMBEDDER
+from .positions import describe, own_positions, patch_positions
 from .schema import advanced, schema
 
 log = logging.getLogger(__name__)
@@ -22,35 +22,16 @@ def apply_rfr(model: Any, rfr: Rfr) -> tuple[Any, str]:
     for a model without Flux's position embedder.
     """
     try:
-        embedder = model.get_model_object(PE_EMBEDDER)
-        axes_dim, theta = list(embedder.axes_dim), getattr(embedder, "thetas", embedder.theta)
+        axes_dim, theta = own_positions(model)
     except AttributeError as error:
         name = type(model.model.diffusion_model).__name__
         raise OptionError(
             f"MODEL: is a {name} without Flux's rotary positions; Apply RFR needs a Flux model"
         ) from error
-    replaced = type(embedder).__name__ not in ("EmbedND", "RescaledEmbedND")
     patched = RescaledEmbedND(axes_dim, theta, rfr)
     clone = model.clone()
-    clone.add_object_patch(PE_EMBEDDER, patched)
-    text = describe(patched)
-    if replaced:
-        text += f" It replaces the positions that {type(embedder).__name__} had patched in: the last one wins."
-    return clone, text
-
-
-def describe(embedder: RescaledEmbedND) -> str:
-    """What a policy does, in words."""
-    rfr, (rows, columns) = embedder.rfr, embedder.thetas
-    own = f"{rows:g}" if rows == columns else f"{rows:g} (rows), {columns:g} (columns)"
-    if rfr.policy == "checkpoint":
-        return f"RFR checkpoint: the model's own theta {own} at every size."
-    if rfr.policy == "ntk":
-        return f"RFR ntk: theta {own} grows with the grid beyond {rfr.train_tokens} tokens per side."
-    if rfr.policy == "ultraflux":
-        return f"RFR ultraflux: UltraFlux's published positions beyond 64 tokens (2048 px) per side, over theta {own}."
-    thetas = embedder.resolved()
-    return f"RFR {rfr.policy}: theta {own} -> {thetas[0]:.6g} (rows), {thetas[1]:.6g} (columns)."
+    replaced = patch_positions(clone, patched)
+    return clone, f"{describe(patched)} {replaced}".rstrip()
 
 
 class ApplyRFR(io.ComfyNode):
@@ -129,8 +110,12 @@ class ApplyRFR(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output("MODEL", tooltip="A clone with the new positions; the input keeps its own."),
-                io.String.Output("REPORT", tooltip="What was done, in one sentence."),
+                io.Model.Output(
+                    "MODEL",
+                    tooltip="A clone with the new positions; the input keeps its own. Another node after this one that "
+                    "patches positions (DyPE) replaces them: the last one wins, and the log says so at every run.",
+                ),
+                io.String.Output("REPORT", tooltip="What was done, and whose positions it replaced."),
             ],
         )
 

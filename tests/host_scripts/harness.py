@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,27 @@ def upscale_node(image: Any, model: Any, vae: Any, **changes: Any) -> tuple[Any,
     }
     image, mask = run("OP4KSR_OneStepUpscale", image, model, vae, **{**widgets, **changes})
     return image, mask
+
+
+class Log(logging.Handler):
+    """What is logged while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            self.warnings.append(record.getMessage())
+
+    def __enter__(self) -> Log:
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        logging.getLogger().removeHandler(self)
 
 
 def refusal(attempt: Callable[[], Any]) -> dict[str, Any]:

@@ -242,12 +242,16 @@ def reload() -> dict[str, Any]:
     return {"own_model": again.model is not model.model, "same": torch.equal(result(copy), result(model))}
 
 
+def needs_a_host_that_detects_sizes() -> None:
+    if comfy.model_detection.detect_unet_config(core_flux().state_dict(), "").get("num_heads") != TINY["num_heads"]:
+        raise harness.LackingError("this ComfyUI's own loader takes every Flux model for a 12B one")
+
+
 def foreign_loader() -> dict[str, Any]:
     """The same weights through the host's own UNETLoader: defaults, and ApplyRFR, work on it."""
     models()
     write_flux(PLAIN, settings=prompt())
-    if comfy.model_detection.detect_unet_config(core_flux().state_dict(), "").get("num_heads") != TINY["num_heads"]:
-        raise harness.LackingError("this ComfyUI's own loader takes every Flux model for a 12B one")
+    needs_a_host_that_detects_sizes()
     (model,) = harness.run("UNETLoader", PLAIN, "default")
     flux = load_flux(harness.FOLDER / "diffusion_models" / PLAIN)
     own = {"conditioning": harness.run("OP4KSR_LoadFluxSR", PLAIN)[1]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from functools import lru_cache
 from typing import Any
 
@@ -58,25 +57,9 @@ def four_channels() -> Any:
     return vae
 
 
-class Log(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-    def __enter__(self) -> Log:
-        logging.getLogger().addHandler(self)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        logging.getLogger().removeHandler(self)
-
-
 def one_step_tells_it() -> dict[str, bool]:
     model, vae = models()
-    with Log() as log:
+    with harness.Log() as log:
         harness.upscale_node(picture(60, 100), model, vae)
     text = plan_node()[0]
     return {
