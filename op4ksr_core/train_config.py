@@ -217,6 +217,11 @@ class TrainConfig:
     train: LoopConfig = field(default_factory=LoopConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
+    @property
+    def linear_steps(self) -> int:
+        """Those of a new autoencoder; a model that is gone on with has no linear start."""
+        return 0 if self.model.start or self.kind != "autoencoder" else self.train.linear_steps
+
     def __post_init__(self) -> None:
         if self.kind == "lora" and not self.model.start:
             raise OptionError('model.start: kind "lora" needs the model that the LoRA is for; name its file')

@@ -141,7 +141,7 @@ class AutoencoderTask(Task):
             )
             self.model = AutoEncoder(params)
         #: The steps that train the trunk alone.
-        self.linear_steps = 0 if model.start else config.train.linear_steps
+        self.linear_steps = config.linear_steps
         if self.linear_steps:
             linear_start.begin(self.model)
         self.whole = model.part == "all"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -181,9 +183,26 @@ def rate_at(step: int, config: TrainConfig) -> float:
         return train.rate * (step + 1) / train.warmup
     share = (step - train.warmup) / max(1, train.steps - train.warmup)
     rate = train.rate * (train.final + (1 - train.final) * 0.5 * (1 + math.cos(math.pi * share)))
-    since = step - train.linear_steps + 1
-    again = train.linear_steps and 0 < since < SECOND_WARMUP * train.warmup
+    since = step - config.linear_steps + 1
+    again = config.linear_steps and 0 < since < SECOND_WARMUP * train.warmup
     return rate * since / (SECOND_WARMUP * train.warmup) if again else rate
+
+
+@contextlib.contextmanager
+def held_interrupts() -> Generator[Callable[[], bool]]:
+    """Ctrl-C waits for whoever asks whether there was one: a step in its middle is no state to go on from.
+
+    Elsewhere than in the main thread, which alone gets signals, nothing is held.
+    """
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Trainer:
@@ -279,7 +298,7 @@ class Trainer:
         batches = iter(self._loader())
         began, pictures = time.monotonic(), 0
         sums: dict[str, list[float]] = {}
-        try:
+        with held_interrupts() as interrupted:
             while self.step < train.steps:
                 if self.task.before(self.step, self.source):
                     self.ema.restart()
@@ -299,9 +318,9 @@ class Trainer:
                         self.task.finish(self.source)
                 if self.step % config.output.save_every == 0 or last:
                     self._save()
-        except KeyboardInterrupt:
-            self._save()
-            raise
+                if interrupted():
+                    self._save()
+                    raise KeyboardInterrupt
         if self.board:
             self.board.close()
         return self.folder.weights(self.task.name, self.step)

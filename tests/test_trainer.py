@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from op4ksr_core.latent import process_in
 from op4ksr_core.leaves import picture
 from op4ksr_core.lora import merge
 from op4ksr_core.rope import fit_theta
-from op4ksr_core.sources import open_source
+from op4ksr_core.sources import Source, open_source
 from op4ksr_core.train_config import parse_config
 from op4ksr_core.train_tasks import UNIT
 from op4ksr_core.trainer import Trainer, rate_at
@@ -181,11 +182,34 @@ def test_ctrl_c_saves_first(folder: Path) -> None:
 
     def interrupt(done: int, total: int, line: str) -> None:
         if done == 4:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         Trainer(parse_config(text), text, False, interrupt).run()
     assert (folder / "run" / "checkpoints" / "flux_0000004.safetensors").exists()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_in_the_middle_of_a_step_leaves_no_half_of_it(folder: Path) -> None:
+    """Above all not of the step that bends a linear start: bent twice, the model is nothing."""
+    more = {"train": "linear_steps = 3\n"}
+    whole = train(config(folder, "autoencoder", "whole", **more))
+    text = config(folder, "autoencoder", "broken", **more)
+    trainer = Trainer(parse_config(text), text)
+    before = trainer.task.before
+
+    def interrupted(step: int, source: Source) -> bool:
+        changed = before(step, source)
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return changed
+
+    trainer.task.before = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert (folder / "broken" / "checkpoints" / "autoencoder_0000004.safetensors").exists()
+    assert same_file(train(text, resume=True), whole)
 
 
 def test_a_run_is_not_overwritten_nor_mixed_with_another(folder: Path) -> None:
@@ -229,6 +253,8 @@ def test_after_the_linear_steps_it_warms_up_again(folder: Path) -> None:
     plain = replace(found, train=replace(found.train, linear_steps=0))
     ratios = [rate_at(step, found) / rate_at(step, plain) for step in range(60)]
     assert ratios[:20] == [1] * 20 and ratios[30:] == [1] * 30
+    on = replace(found, model=replace(found.model, start="bundled"))
+    assert [rate_at(step, on) for step in range(60)] == [rate_at(step, plain) for step in range(60)]
     assert ratios[20:30] == pytest.approx([(i + 1) / 10 for i in range(10)])
 
 
@@ -305,9 +331,9 @@ def test_a_picture_is_learnt_by_heart(
 ) -> None:
     """The 60-second overfit. A one-step model learns one picture's latents (all turns of it) nearly by heart."""
     Image.fromarray(picture(5, 64, 64)).save(tmp_path / "one.png")
-    began = time.monotonic()
+    began = time.process_time()
     text = f'kind = "{kind}"\nseed = 1\nrun = "{(tmp_path / "run").as_posix()}"\n[model]\n{model}[loss]\n{loss}'
     train(text + OVERFIT.format(folder=tmp_path.as_posix()) + ending)
     losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]
     assert losses[-1] < left * losses[0], losses
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < 60, "of the CPU, however busy the machine is"
