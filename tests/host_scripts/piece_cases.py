@@ -17,7 +17,7 @@ from op4ksr_core import Flux, OneStepOptions, OneStepSettings, Target, load_auto
 from op4ksr_core import upscale as core_upscale
 from op4ksr_core.header import read_header
 from op4ksr_core.lora_file import additions, lora_tensors
-from op4ksr_core.resize import resize
+from op4ksr_core.resize import mirror_frame, resize
 
 VAE, FLUX = "f16.safetensors", "flux.safetensors"
 
@@ -41,24 +41,31 @@ def sampled(latent: dict[str, Any], sigma: float = 0.0, noise_node: str = "Disab
     return out["samples"], denoised["samples"]
 
 
-def encoded() -> tuple[Tensor, dict[str, Any]]:
-    """A picture, and the latent of its enlargement, by the host's VAEEncode."""
-    image = picture(48, 64)
-    large = resize(image.movedim(-1, 1), 96, 128).clamp(0, 1).movedim(1, -1)
-    return image, harness.run("VAEEncode", models()[2], large)[0]
+def encoded() -> dict[str, Any]:
+    """A picture's latent, by the host's VAEEncode."""
+    return harness.run("VAEEncode", models()[2], picture(96, 128))[0]
 
 
 def one_step_sampler() -> dict[str, Any]:
-    """The same picture as the one-step node, out of the host's own nodes."""
+    """The same picture as the one-step node, out of the host's own nodes; the margin is the VAE's alone."""
     model, _, vae = models()
-    image, latent = encoded()
+    image = picture(48, 64)
+    large = resize(image.movedim(-1, 1), 96, 128).clamp(0, 1)
+    framed = harness.run("VAEEncode", vae, mirror_frame(large, 32, 32).movedim(1, -1))[0]["samples"]
+    latent = {"samples": framed[..., 2:-2, 2:-2].contiguous()}
     out, denoised = sampled(latent)
     strong, _ = sampled(latent, sigma=0.9)
+
+    def decoded(inner: Tensor) -> Tensor:
+        whole = framed.clone()
+        whole[..., 2:-2, 2:-2] = inner
+        return vae.decode(whole)[:, 32:-32, 32:-32]
+
     node, _ = harness.upscale_node(image, model, vae)
     node_strong, _ = harness.upscale_node(image, model, vae, sigma=0.9)
     return {
-        "difference": difference(vae.decode(out), node),
-        "typed_sigma": difference(vae.decode(strong), node_strong),
+        "difference": difference(decoded(out), node),
+        "typed_sigma": difference(decoded(strong), node_strong),
         "sigma_shows": difference(node, node_strong),
         "model_shows": difference(node, harness.upscale_node(image, model, vae, vae_only=True)[0]),
         "denoised_is_the_output": difference(out, denoised),
@@ -69,7 +76,7 @@ def one_step_sampler() -> dict[str, Any]:
 
 def noise_mask() -> dict[str, float]:
     """Outside the mask the latent stays; inside it is the unmasked result."""
-    _, latent = encoded()
+    latent = encoded()
     whole, _ = sampled(latent)
     mask = torch.zeros(1, 96, 128)
     mask[..., :64] = 1
