@@ -41,5 +41,6 @@ def fidelity_scores(image: Tensor, target: Tensor) -> dict[str, float]:
     return {
         "psnr": psnr(image, target),
         "ssim": float(piq.ssim(image, target, data_range=1.0)),  # pyright: ignore
-        "gmsd": float(piq.gmsd(image, target, data_range=1.0)),
+        "gmsd": float(piq.gmsd(image, target, data_range=1.0)),  # pyright: ignore
+        "haarpsi": float(piq.haarpsi(image, target, data_range=1.0)),  # pyright: ignore
     }
