@@ -75,15 +75,20 @@ def reconstruction(photos: Sequence[Path], autoencoder: AutoEncoder, factor: int
 def shares(rows: Sequence[Row], base: str = BASE) -> list[Row]:
     """A row per method but ``base``: on which share of the photos it is better than ``base``, score by score."""
     scores = [key for key, value in rows[0].items() if isinstance(value, float) and key != "alarms"]
-    held = {row["photo"]: row for row in rows if row["method"] == base}
+    held = {_photo(row): row for row in rows if row["method"] == base}
     table: list[Row] = []
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
         better = {
-            key: sum((row[key] < held[row["photo"]][key]) == (key in LESS) for row in own) / len(own) for key in scores
+            key: sum((row[key] < held[_photo(row)][key]) == (key in LESS) for row in own) / len(own) for key in scores
         }
         table += [] if name == base else [{"method": name, "photos": len(own), **better}]
     return table
+
+
+def _photo(row: Row) -> tuple[str, str]:
+    """Photos of several sets may have one name."""
+    return row["set"], row["photo"]
 
 
 def _loaded(photos: Sequence[Path], factor: int) -> Iterator[tuple[Path, Tensor]]:

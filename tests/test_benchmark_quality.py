@@ -79,8 +79,8 @@ def test_the_autoencoder_is_judged_on_what_it_was_given(
 
 def test_shares_know_which_scores_are_better_small() -> None:
     def row(photo: str, method: str, psnr: float, gmsd: float) -> dict[str, object]:
-        return {"photo": photo, "method": method, "psnr": psnr, "gmsd": gmsd, "alarms": 0.0}
+        return {"photo": "same", "set": photo, "method": method, "psnr": psnr, "gmsd": gmsd, "alarms": 0.0}
 
-    rows = [row("a", BASE, 20.0, 0.2), row("b", BASE, 20.0, 0.2)]
-    rows += [row("a", "full", 21.0, 0.1), row("b", "full", 19.0, 0.1)]
+    rows = [row("a", BASE, 20.0, 0.2), row("b", BASE, 30.0, 0.2)]
+    rows += [row("a", "full", 21.0, 0.1), row("b", "full", 29.0, 0.1)]
     assert shares(rows) == [{"method": "full", "photos": 2, "psnr": 0.5, "gmsd": 1.0}]
