@@ -33,7 +33,8 @@ def draw(details: Sequence[Row], path: Path) -> None:
             axes[line][column].set_ylabel(label)
         axes[0][column].set_title({"variants": "RFR and L_AP", "theta": "Theta, without L_AP"}[part])
     if parts:
-        axes[0][0].legend(fontsize="small")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path, dpi=110)
 
 
