@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from .dice import Dice, FloatArray, sine, steady
 
+#: Raised whenever a picture changes, so that pools made before are not taken for today's.
+VERSION = 1
+
 #: Side of a texture tile, px; tiles wrap around. Kept doubled, so that a cut never wraps.
 TILE = 256
 TEXTURES, GLYPHS, STAMPS = 40, 48, 384

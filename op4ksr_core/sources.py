@@ -119,7 +119,7 @@ class ProceduralSource:
 
 def procedural_pool(data: DataConfig, seed: int, cache: Path, on_progress: OnProgress | None = None) -> Path:
     """File of (pictures, side, side, 3) uint8 in ``cache``, made where it is missing. Raises OutputError."""
-    path = cache / f"leaves_{seed}_{data.pictures}x{data.picture_side}.npy"
+    path = cache / f"leaves{leaves.VERSION}_{seed}_{data.pictures}x{data.picture_side}.npy"
     if not path.exists():
         try:
             cache.mkdir(parents=True, exist_ok=True)

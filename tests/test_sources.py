@@ -19,7 +19,7 @@ from PIL import Image
 
 from op4ksr_core import OptionError
 from op4ksr_core.leaves import picture
-from op4ksr_core.sources import HELD_OUT, SHUFFLE, cut, open_source
+from op4ksr_core.sources import HELD_OUT, SHUFFLE, cut, open_source, procedural_pool
 from op4ksr_core.train_config import DataConfig
 
 
@@ -203,3 +203,12 @@ def test_a_window_of_pictures_is_shuffled_and_no_more(tmp_path: Path) -> None:
 def test_shards_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="data.path"):
         open_source(DataConfig("shards", str(tmp_path / "none.tar")), 0, tmp_path).crops((0,), 1, 32)
+
+
+def test_a_pool_of_older_pictures_is_not_taken_for_todays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataConfig(pictures=2, picture_side=64)
+    first = procedural_pool(data, 0, tmp_path)
+    assert procedural_pool(data, 0, tmp_path) == first
+    monkeypatch.setattr("op4ksr_core.sources.leaves.VERSION", 2)
+    second = procedural_pool(data, 0, tmp_path)
+    assert second != first and len(list(tmp_path.iterdir())) == 2
