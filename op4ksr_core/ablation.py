@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import ablation_figure
+from .artifacts import to_8_bit
 from .autocorrelation import high_pass
 from .autoencoder import AutoEncoder
 from .benchmark import Row, write_report
@@ -210,9 +211,9 @@ class Measure:
     def _one(self, flux: Flux | None, high: Tensor) -> dict[str, float]:
         """Of the model's own output: no colour fix, no back-projection, which would hide its faults."""
         side = high.shape[-1]
-        low = (resize(high, side // 4, side // 4).clamp(0, 1) * 255).round() / 255
+        low = to_8_bit(resize(high, side // 4, side // 4))
         options = OneStepOptions(target=Target(scale=4), color="none", fidelity=0.0, vae_only=flux is None)
-        output = (upscale(low, flux, self.autoencoder, options) * 255).round() / 255
+        output = to_8_bit(upscale(low, flux, self.autoencoder, options))
         report = measure_periodicity(output, low)
         found = {"mesh": mesh(output, high), "periodicity": report.score, "alarms": float(report.alarm)}
         found["l_ap"] = float(self.l_ap(inner(output, BORDER), inner(high, BORDER)))
@@ -225,7 +226,7 @@ def smooth_picture(number: int, side: int) -> Tensor:
     hills = (
         0.5 + 0.12 * torch.randn(1, 1, 5, 5, generator=generator) + 0.03 * torch.randn(1, 3, 5, 5, generator=generator)
     )
-    return (resize(hills, side, side).clamp(0, 1) * 255).round() / 255
+    return to_8_bit(resize(hills, side, side))
 
 
 def mesh(output: Tensor, high: Tensor) -> float:
@@ -296,15 +297,11 @@ def write(ablation: Ablation, details: list[Row]) -> Path:
             if rows:
                 tables[f"{title}, at {grid}"] = summed(rows) + summed([r for r in alone if r["grid"] == grid])
     tables = tables or {"The autoencoder alone": summed(alone)}
-    with contextlib.suppress(OptionError):  # without matplotlib there are the tables alone
-        ablation_figure.draw(details, _folder(ablation) / "ablation.png")
     settings = {k: str(v) for k, v in vars(replace(ablation, thetas={})).items() if k != "thetas"}
-    return write_report(ablation.folder, "ablation", tables, [{"settings": settings}, *details])
-
-
-def _folder(ablation: Ablation) -> Path:
-    ablation.folder.mkdir(parents=True, exist_ok=True)
-    return ablation.folder
+    report = write_report(ablation.folder, "ablation", tables, [{"settings": settings}, *details])
+    with contextlib.suppress(OptionError):  # without matplotlib there are the tables alone
+        ablation_figure.draw(details, ablation.folder / "ablation.png")
+    return report
 
 
 def summed(rows: Sequence[Row]) -> list[Row]:

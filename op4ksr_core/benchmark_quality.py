@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from .artifacts import to_8_bit
 from .autoencoder import AutoEncoder
 from .benchmark import Row
 from .color import back_project
@@ -49,7 +50,7 @@ def quality(photos: Sequence[Path], flux: Flux, autoencoder: AutoEncoder, factor
     for index, (path, high) in enumerate(_loaded(photos, factor)):
         for damage, low in _lows(high, factor, index).items():
             for name, method in methods.items():
-                output = (method(low) * 255).round() / 255
+                output = to_8_bit(method(low))
                 head = {"photo": path.stem, "set": path.parent.name, "degradation": damage, "method": name}
                 alarm = float(measure_periodicity(output, low).alarm)
                 rows.append(head | fidelity_scores(output, high) | {"alarms": alarm})
@@ -66,7 +67,7 @@ def reconstruction(photos: Sequence[Path], autoencoder: AutoEncoder, factor: int
     for path, high in _loaded(photos, factor):
         low = _shrunk(high, factor)
         for kind, picture in (("sharp", high), ("enlarged", _bicubic(low, factor))):
-            output = (upscale(picture, None, autoencoder, options) * 255).round() / 255
+            output = to_8_bit(upscale(picture, None, autoencoder, options))
             alarm = float(measure_periodicity(output, picture).alarm)
             rows.append({"photo": path.stem, "picture": kind, "psnr": psnr(output, picture), "alarms": alarm})
     return rows
@@ -108,7 +109,7 @@ def _lows(high: Tensor, factor: int, index: int) -> dict[str, Tensor]:
 
 def _shrunk(high: Tensor, factor: int) -> Tensor:
     height, width = high.shape[-2:]
-    return resize(high, height // factor, width // factor).clamp(0, 1).mul(255).round().div(255)
+    return to_8_bit(resize(high, height // factor, width // factor))
 
 
 def _bicubic(low: Tensor, factor: int) -> Tensor:

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 #: What a folder is searched for.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
+#: What Pillow raises at a broken picture, besides its own kinds of errors.
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, NotImplementedError)
+
 #: Pillow's names of the formats that are written.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 
@@ -66,7 +69,7 @@ def load_image(path: str | Path) -> Picture:
         raise ImageError(f"{path}: is no picture that Pillow can read; expected PNG, JPEG, WebP or TIFF") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: {error}; shrink it first") from error
-    except (OSError, SyntaxError, ValueError, TypeError, NotImplementedError) as error:
+    except BROKEN as error:
         raise ImageError(f"{path}: is damaged or cut short ({error}); save it again from its source") from error
     if reduced:
         log.warning("%s: has 16 bits per colour, of which 8 are read; save it as 16-bit RGB PNG to keep them", path)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import leaves
 from .errors import ImageError, OptionError, OutputError
-from .image_io import IMAGE_SUFFIXES, Picture, from_pil, load_image, to_pil
+from .image_io import BROKEN, IMAGE_SUFFIXES, Picture, from_pil, load_image, to_pil
 from .resize import resize
 from .train_config import DataConfig
 
@@ -32,9 +32,6 @@ OnProgress = Callable[[int, int], None]
 
 #: Seeds of the procedural pictures that runs show as samples and measure; never trained on.
 HELD_OUT = 1_000_000_000
-
-#: What Pillow raises at a broken picture.
-_UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, NotImplementedError, Image.DecompressionBombError)
 
 #: Pictures out of which the next of a stream of shards is chosen.
 SHUFFLE = 64
@@ -259,7 +256,7 @@ def _decoded(sample: dict[str, Any]) -> Pixels | None:
             continue
         try:
             return _pixels(from_pil(Image.open(io.BytesIO(content))))
-        except _UNREADABLE as error:
+        except (*BROKEN, Image.DecompressionBombError) as error:
             log.warning("left out: %s.%s in %s (%s)", sample.get("__key__"), key, sample.get("__url__"), error)
             return None
     return None

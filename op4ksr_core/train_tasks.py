@@ -155,13 +155,13 @@ class AutoencoderTask(Task):
             checkpoint_blocks(self.model)
 
     def before(self, step: int, source: Source) -> bool:
-        if self.config.model.start or step not in (self.linear_steps or self.unit_step, self.unit_step):
-            return False
-        if step == self.linear_steps and self.linear_steps:
+        if self.linear_steps and step == self.linear_steps:
             linear_start.bend(self.model, self.typical(source))
-        else:
+            return True
+        if step == self.unit_step and not self.config.model.start:
             unit_latents(self.model, self.typical(source), centre=True)
-        return True
+            return True
+        return False
 
     def deviation(self, latent: Tensor) -> Tensor | float:
         """Of the latents: the fixed constants' once they are scaled, until then this batch's, per channel."""
@@ -187,7 +187,7 @@ class AutoencoderTask(Task):
         with self.autocast(pixels.device):
             with torch.set_grad_enabled(self.whole and torch.is_grad_enabled()):
                 latent = self.model.encode_pixels(pixels)
-            if noise and step >= min(self.unit_step, self.linear_steps or self.unit_step):
+            if noise and step >= (self.linear_steps or self.unit_step):
                 fresh = torch.randn(latent.shape, generator=generator_of((*seed, NOISE))).to(latent)
                 latent = latent + noise * self.deviation(latent) * fresh
             decoded = self.model.decode_pixels(latent)
