@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from op4ksr_core import OptionError, cli_ablation, save_autoencoder
-from op4ksr_core.ablation import THETAS, VARIANTS, Ablation, jobs, mesh, run_ablation, smooth_picture, summed
+from op4ksr_core import Flux, OptionError, cli_ablation, save_autoencoder
+from op4ksr_core.ablation import THETAS, VARIANTS, Ablation, Measure, jobs, mesh, run_ablation, smooth_picture, summed
 from op4ksr_core.ablation_figure import draw
 from op4ksr_core.checkpoint import describe_flux
 from op4ksr_core.cli import main
@@ -56,8 +56,18 @@ def test_nothing_but_theta_and_l_ap_differs(tiny: Ablation) -> None:
     assert len(jobs(tiny, ["variants", "theta"])) == 4 + 2 and len(jobs(Ablation(Path()), ["variants", "theta"])) == 21
 
 
-def test_it_measures_every_run_at_both_grids_and_trains_none_twice(tiny: Ablation) -> None:
+def test_it_measures_every_run_at_both_grids_and_trains_none_twice(
+    tiny: Ablation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
+    measured: list[bool] = []
+    rows_of = Measure.rows
+
+    def rows_counted(self: Measure, flux: Flux | None):
+        measured.append(flux is not None)
+        return rows_of(self, flux)
+
+    monkeypatch.setattr(Measure, "rows", rows_counted)
 
     def tell(name: str):
         return lambda done, total, line: told.append(name)
@@ -73,6 +83,7 @@ def test_it_measures_every_run_at_both_grids_and_trains_none_twice(tiny: Ablatio
     weights = tiny.folder / f"runs/theta_{tiny.theta:.5g}_l_ap_0/checkpoints/flux_0000002.safetensors"
     assert describe_flux(weights).params.theta[0] == tiny.theta
     assert len(list((tiny.folder / "runs").iterdir())) == 5, "theta 10000 stands in both parts and is one run"
+    assert sorted(measured) == [False] + 5 * [True], "and is measured once"
     steps = len(told)
     assert steps > 0
     run_ablation(tiny, tell=tell)
@@ -164,3 +175,5 @@ def test_a_mesh_is_measured_in_grey_levels() -> None:
     assert mesh(high + noise, high) < 0.2 and mesh(high, high) == 0
     other = torch.randn(29, 29, generator=torch.Generator().manual_seed(3)).repeat(12, 12)[:320, :320]
     assert mesh(high + 2 / 255 * other, high) < 0.2, "another period is no mesh of tokens"
+    lines = torch.randn(1, 320, generator=torch.Generator().manual_seed(5)).expand(320, 320)
+    assert mesh(high + 2 / 255 * lines, high) < 0.3, "nor are lines, which correlate at every period"
