@@ -64,6 +64,9 @@ VARIANTS: dict[str, tuple[bool, bool]] = {
     "both": (True, True),
 }
 
+#: Whole pictures whose latents the latent steps cut from.
+GRID_PICTURES = 96
+
 #: The border that L_AP does not look at here, px: there an autoencoder errs most.
 BORDER = 32
 
@@ -77,6 +80,8 @@ class Ablation:
 
     folder: Path
     steps: int = 1500
+    #: Of these, the first on latents alone, ten times as cheap (no L_AP there: it looks at pictures).
+    latent_steps: int = 0
     batch: int = 4
     crop: int = 256
     rate: float = 6e-4
@@ -136,7 +141,7 @@ def config_of(ablation: Ablation, seed: int, theta: float, periodicity: float) -
         rfr=RfrConfig("theta", (theta,)),
         data=DataConfig(
             pictures=a.pictures,
-            picture_side=max(256, a.crop),
+            picture_side=2 * a.crop if a.latent_steps else max(256, a.crop),
             crop=a.crop,
             shrunk=0.0,
             workers=a.workers,
@@ -145,6 +150,8 @@ def config_of(ablation: Ablation, seed: int, theta: float, periodicity: float) -
         loss=LossConfig(periodicity=periodicity),
         train=LoopConfig(
             steps=a.steps,
+            latent_steps=a.latent_steps,
+            grid_pictures=min(GRID_PICTURES, a.pictures),
             batch=a.batch,
             rate=a.rate,
             warmup=min(100, a.steps // 5),

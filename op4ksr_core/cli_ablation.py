@@ -22,7 +22,18 @@ def add_ablation(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="a tiny run of minutes, which proves the command and nothing else")
     add("--photos", nargs="+", type=Path, default=[], help="measure these besides; never trained on")
     add("--vae", type=Path, default=BUNDLED_AUTOENCODER)
-    for name in ("steps", "batch", "crop", "pictures", "measured", "large_tokens", "large_measured", "hidden", "heads"):
+    for name in (
+        "steps",
+        "latent_steps",
+        "batch",
+        "crop",
+        "pictures",
+        "measured",
+        "large_tokens",
+        "large_measured",
+        "hidden",
+        "heads",
+    ):
         add("--" + name.replace("_", "-"), type=int, help=f"default: {getattr(_DEFAULT, name)}")
     add("--periodicity", type=float, help=f"weight of L_AP where it is on; default: {_DEFAULT.periodicity}")
     add("--seeds", nargs="+", type=int, help="default: 0 1 2")
@@ -51,7 +62,7 @@ QUICK = {
 
 def ablation(options: argparse.Namespace) -> int:
     sizes = dict(QUICK) if options.quick else {}
-    for name in (*QUICK, "large_measured", "periodicity", "sweep_seeds"):
+    for name in (*QUICK, "latent_steps", "large_measured", "periodicity", "sweep_seeds"):
         if (value := getattr(options, name)) is not None:
             sizes[name] = tuple(value) if isinstance(value, list) else value
     chosen = Ablation(

@@ -18,6 +18,9 @@ from .rope import FLUX_TRAIN_TOKENS, Policy, Rfr
 Kind = Literal["autoencoder", "one_step", "lora"]
 Config = TypeVar("Config")
 
+#: What the latent steps leave out along a picture's border, where the encoder sees zeros: px, one latent pixel.
+RIM = 16
+
 #: Stands for the weights that come with the pack, wherever it lies.
 BUNDLED = "bundled"
 
@@ -163,9 +166,13 @@ class LoopConfig:
     latent_noise: float = 0.05
     #: A new autoencoder: the steps at the beginning that train the linear map through its trunk alone.
     linear_steps: int = 0
+    #: Their own rate, with a warm-up and a cosine of its own; their only loss is the mean squared error.
+    linear_rate: float = 2e-3
     #: A new autoencoder: share of the run after which its latents are scaled to unit deviation; where there
     #: are linear steps, at the end.
     unit_at: float = 0.7
+    #: Of a transformer: the steps at the beginning that look at latents alone, those of the grid's pictures.
+    latent_steps: int = 0
     #: Of a transformer: every so many steps a latent step on a grid of 4K's size; 0 never.
     grid_every: int = 0
     grid_tokens: tuple[int, ...] = (64, 128)
@@ -222,7 +229,19 @@ class TrainConfig:
         """Those of a new autoencoder; a model that is gone on with has no linear start."""
         return 0 if self.model.start or self.kind != "autoencoder" else self.train.linear_steps
 
+    @property
+    def latent_steps(self) -> int:
+        """Those of a transformer; an autoencoder has none."""
+        return 0 if self.kind == "autoencoder" else self.train.latent_steps
+
     def __post_init__(self) -> None:
+        if self.latent_steps and not self.loss.latent:
+            raise OptionError("train.latent_steps: needs the latents' term; give loss.latent a weight")
+        if self.latent_steps and self.data.crop + 2 * RIM > self.data.picture_side:
+            raise OptionError(
+                f"train.latent_steps: crops of {self.data.crop} px with {RIM} px around them do not fit into pictures "
+                f"of {self.data.picture_side} px; lower data.crop or raise data.picture_side"
+            )
         if self.kind == "lora" and not self.model.start:
             raise OptionError('model.start: kind "lora" needs the model that the LoRA is for; name its file')
         if self.kind != "autoencoder" and self.train.grid_every:

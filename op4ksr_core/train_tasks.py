@@ -27,12 +27,12 @@ from .flux import DEFAULT_SIGMA, Flux, FluxParams, OneStepSettings, check_sigma
 from .latent import LATENT_SCALE, LATENT_SHIFT, PATCH, process_in, process_out
 from .layers import DoubleStreamBlock, SingleStreamBlock
 from .linear_start import trunk_decode, trunk_encode
-from .objectives import Objective
+from .objectives import Objective, distance
 from .one_step import OneStepOptions, check_pair, one_step, upscale
 from .resize import Target, resize
 from .rope import FLUX_THETA, RescaledEmbedND, resolve
 from .sources import Source
-from .train_config import BUNDLED, TrainConfig
+from .train_config import BUNDLED, RIM, TrainConfig
 
 #: Weight of the latents' distance in the steps on a grid of 4K's size.
 GRID_WEIGHT = 0.2
@@ -182,8 +182,8 @@ class AutoencoderTask(Task):
         noise = self.config.train.latent_noise
         if step < self.linear_steps:
             with self.autocast(pixels.device):
-                decoded = trunk_decode(self.model.decoder, trunk_encode(self.model.encoder, pixels))
-            return Judged(self.objective.pictures(decoded, pixels), decoded.float(), pixels)
+                decoded = trunk_decode(self.model.decoder, trunk_encode(self.model.encoder, pixels)).float()
+            return Judged({"pixel": distance(decoded, pixels, "l2")}, decoded, pixels)
         with self.autocast(pixels.device):
             with torch.set_grad_enabled(self.whole and torch.is_grad_enabled()):
                 latent = self.model.encode_pixels(pixels)
@@ -253,7 +253,7 @@ class OneStepTask(Task):
 
     def prepare(self, source: Source) -> None:
         train, data = self.config.train, self.config.data
-        if not train.grid_every:
+        if not (train.grid_every or train.latent_steps):
             return
         lows: list[Tensor] = []
         highs: list[Tensor] = []
@@ -267,11 +267,15 @@ class OneStepTask(Task):
         self.tiles = (torch.cat(lows), torch.cat(highs))
 
     def forward(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
-        every, sizes = self.config.train.grid_every, self.config.train.grid_tokens
+        train = self.config.train
+        every, sizes = train.grid_every, train.grid_tokens
         if every and step % every == every // 2:
             pair = self.grid(sizes[step // every % len(sizes)], (*seed, GRID))
             distance = (self.predict(pair[0]) - pair[1]).abs().mean()
             return Judged({"grid": GRID_WEIGHT * distance})
+        if step < train.latent_steps:
+            start, goal = self.latent_crops(len(high), (*seed, GRID))
+            return Judged(self.objective.latents(self.predict(start), goal))
         with torch.no_grad(), self.autocast(high.device):
             start = process_in(self.autoencoder.encode_pixels(low * 2 - 1).float())
             goal = process_in(self.autoencoder.encode_pixels(high * 2 - 1).float())
@@ -304,6 +308,18 @@ class OneStepTask(Task):
             return rearrange(source[chosen], "(rows columns) c h w -> 1 c (rows h) (columns w)", rows=across)
 
         return lay(low), lay(high)
+
+    def latent_crops(self, count: int, seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """``count`` crops of the grid's pictures, (count, 16, h, w) twice: no autoencoder has to run."""
+        assert self.tiles is not None
+        ratio = self.autoencoder.params.ratio
+        side, rim = self.config.data.crop // ratio, RIM // ratio
+        random = generator_of(seed)
+        chosen = torch.randint(0, len(self.tiles[0]), (count,), generator=random).tolist()
+        corners = torch.randint(rim, self.tiles[0].shape[-1] - side - rim + 1, (count, 2), generator=random).tolist()
+        places = [(i, ..., slice(y, y + side), slice(x, x + side)) for i, (y, x) in zip(chosen, corners, strict=True)]
+        low, high = (torch.stack([tiles[place] for place in places]) for tiles in self.tiles)
+        return low, high
 
     def term_names(self) -> list[str]:
         return super().term_names() + (["grid"] if self.config.train.grid_every else [])

@@ -40,6 +40,9 @@ OnStep = Callable[[int, int, str], None]
 #: The warm-up after the linear steps, against the first: so many branches begin to learn at once.
 SECOND_WARMUP = 5
 
+#: A latent step looks at so many times as many crops as another.
+LATENT_BATCH = 4
+
 #: The adversarial judge learns at this share of the model's rate.
 JUDGE_RATE = 0.5
 
@@ -153,8 +156,10 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         self.begun = False
 
     def shape(self, step: int) -> tuple[int, int]:
-        """(pictures, side) of a batch of that step."""
+        """(pictures, side) of a batch of that step; side 0 where the task has its latents already."""
         data, train = self.config.data, self.config.train
+        if step < self.config.latent_steps:
+            return LATENT_BATCH * train.batch, 0
         late = step >= data.late_from * train.steps
         return (data.late_batch, data.late_crop) if late else (train.batch, data.crop)
 
@@ -163,9 +168,12 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not self.begun and isinstance(self.source, ShardSource):
-            self.source.skip(sum(self.shape(i // self.config.train.accumulate)[0] for i in range(index)))
+            shapes = (self.shape(i // self.config.train.accumulate) for i in range(index))
+            self.source.skip(sum(count for count, side in shapes if side))
         self.begun = True
         count, side = self.shape(index // self.config.train.accumulate)
+        if not side:
+            return torch.empty(count, 3, 0, 0), torch.empty(0)
         seed = (self.config.seed, CROPS, index, self.rank)
         high = self.source.crops(seed, count, side)
         if self.pairs:
@@ -177,15 +185,20 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def rate_at(step: int, config: TrainConfig) -> float:
-    """Learning rate: linear warm-up, then a cosine down to ``final``; after linear steps a longer warm-up again."""
-    train = config.train
-    if step < train.warmup:
-        return train.rate * (step + 1) / train.warmup
-    share = (step - train.warmup) / max(1, train.steps - train.warmup)
-    rate = train.rate * (train.final + (1 - train.final) * 0.5 * (1 + math.cos(math.pi * share)))
-    since = step - config.linear_steps + 1
-    again = config.linear_steps and 0 < since < SECOND_WARMUP * train.warmup
-    return rate * since / (SECOND_WARMUP * train.warmup) if again else rate
+    """Learning rate: linear warm-up, then a cosine down to ``final``; first so for the linear steps, if any."""
+    train, first = config.train, config.linear_steps
+    if step < first:
+        return _cycle(step, first, train.warmup, train.linear_rate, train.final)
+    warmup = SECOND_WARMUP * train.warmup if first else train.warmup
+    return _cycle(step - first, train.steps - first, warmup, train.rate, train.final)
+
+
+def _cycle(step: int, steps: int, warmup: int, rate: float, final: float) -> float:
+    """Of ``steps`` steps the first ``warmup`` rise to ``rate``, the others fall to ``final`` of it."""
+    if step < warmup:
+        return rate * (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup)
+    return rate * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """Every error message of the pack, read off the sources, and the table of docs/errors.md.
 
 python tests/error_table.py prints what the table lacks, as rows to be filled in, and what it has too much.
+With a file of coverage.py it prints the messages that no test of that run made (CONTRIBUTING.md).
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,23 +63,38 @@ def text_of(node: ast.expr, known: dict[str, str]) -> str:
     return "<...>"
 
 
-def messages_of(path: Path) -> Iterator[tuple[str, int]]:
-    """Each error that is made in a file, as a user reads it, and its line."""
+def messages_of(path: Path) -> Iterator[tuple[str, range]]:
+    """Each error that is made in a file, as a user reads it, and its lines."""
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in CLASSES:
             text = text_of(node.args[-1], constants_of(tree)) if node.args else ""
             prefix = "<file>: " if len(node.args) == 2 else ""
-            yield f"{prefix}{text}".replace("|", "/").replace("`", "'"), node.lineno
+            yield f"{prefix}{text}".replace("|", "/").replace("`", "'"), range(node.lineno, node.end_lineno + 1)
 
 
 def messages() -> dict[str, list[str]]:
     """Message -> where it is made, as file:line."""
     found: dict[str, list[str]] = {}
     for path in sources():
-        for message, line in messages_of(path):
-            found.setdefault(message, []).append(f"{path.relative_to(ROOT).as_posix()}:{line}")
+        for message, lines in messages_of(path):
+            found.setdefault(message, []).append(f"{path.relative_to(ROOT).as_posix()}:{lines[0]}")
     return found
+
+
+def never_made(coverage_file: str) -> Iterator[str]:
+    """The places of errors none of whose lines was run, with the message."""
+    from coverage import CoverageData
+
+    data = CoverageData(coverage_file)
+    data.read()
+    run: dict[Path, set[int]] = {}
+    for name in data.measured_files():
+        run.setdefault(Path(name).resolve(), set()).update(data.lines(name) or ())
+    for path in sources():
+        for message, lines in messages_of(path):
+            if not run.get(path, set()).intersection(lines):
+                yield f"{path.relative_to(ROOT).as_posix()}:{lines[0]}: {message}"
 
 
 def rows() -> list[tuple[str, str]]:
@@ -86,6 +103,8 @@ def rows() -> list[tuple[str, str]]:
 
 
 def main() -> None:
+    for coverage_file in sys.argv[1:]:
+        print(*never_made(coverage_file), sep="\n")
     made, listed = messages(), {message for message, _ in rows()}
     for message, places in made.items():
         if message not in listed:

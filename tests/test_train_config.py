@@ -51,6 +51,8 @@ def test_values_are_what_the_file_says() -> None:
         ("[degradation]\nfactor = [1, 2, 3]", "degradation.factor: expected 2 values"),
         ("[rfr]\npolicy = 'fitt'", "did you mean 'fit'"),
         ("[train]\ngrid_every = 5\ngrid_tokens = [10]", "train.grid_tokens"),
+        ("[train]\nlatent_steps = 5\n[loss]\nlatent = 0", "loss.latent"),
+        ("[train]\nlatent_steps = 5\n[data]\ncrop = 512", "picture_side"),
         ("[train", "is no TOML"),
     ],
 )

@@ -25,7 +25,7 @@ from op4ksr_core.lora import merge
 from op4ksr_core.rope import fit_theta
 from op4ksr_core.sources import Source, open_source
 from op4ksr_core.train_config import parse_config
-from op4ksr_core.train_tasks import UNIT
+from op4ksr_core.train_tasks import UNIT, OneStepTask, make_task
 from op4ksr_core.trainer import Trainer, rate_at
 
 TINY_FLUX = "hidden_size = 64\nnum_heads = 2\ndepth = 1\ndepth_single_blocks = 1\ncontext_in_dim = 8\nvec_in_dim = 8\n"
@@ -89,12 +89,16 @@ def killed_at(step: int):
 
 
 @pytest.mark.parametrize(
-    ("kind", "linear"), [("autoencoder", 0), ("autoencoder", 2), ("autoencoder", 4), ("one_step", 0), ("lora", 0)]
+    ("kind", "first"),
+    [("autoencoder", 0), ("autoencoder", 2), ("autoencoder", 4), ("one_step", 0), ("one_step", 2), ("lora", 0)],
 )
-def test_a_killed_run_goes_on_bit_for_bit(folder: Path, kind: str, linear: int) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(folder: Path, kind: str, first: int) -> None:
+    """first: steps of the linear start, or on latents alone."""
     more = {"train": "accumulate = 2\ngrid_every = 4\ngrid_tokens = [8]\ngrid_pictures = 2\nunit_at = 0.5\n"}
-    if linear:
-        more = {"train": f"linear_steps = {linear}\n", "model": ""}
+    if kind == "autoencoder" and first:
+        more = {"train": f"linear_steps = {first}\n"}
+    elif first:
+        more = {"train": more["train"] + f"latent_steps = {first}\n"}
     whole = train(config(folder, kind, "whole", **more))
     text = config(folder, kind, "killed", **more)
     with pytest.raises(StoppedError):
@@ -248,14 +252,23 @@ def test_the_rate_warms_up_and_falls(folder: Path) -> None:
     assert all(a >= b for a, b in zip(rates[1:], rates[2:], strict=False))
 
 
-def test_after_the_linear_steps_it_warms_up_again(folder: Path) -> None:
-    found = parse_config(config(folder, "autoencoder", train="linear_steps = 20\n"), changes=["train.steps=60"])
-    plain = replace(found, train=replace(found.train, linear_steps=0))
-    ratios = [rate_at(step, found) / rate_at(step, plain) for step in range(60)]
-    assert ratios[:20] == [1] * 20 and ratios[30:] == [1] * 30
+def test_the_linear_steps_have_a_rise_and_a_fall_of_their_own(folder: Path) -> None:
+    text = "linear_steps = 20\nlinear_rate = 0.5\nfinal = 0.1\nrate = 2.0\n"
+    found = parse_config(config(folder, "autoencoder", train=text), changes=["train.steps=60"])
+    rates = [rate_at(step, found) for step in range(60)]
+    assert rates[:2] == [0.25, 0.5] and rates[2] == pytest.approx(0.5) and 0.05 < rates[19] < 0.06
+    assert rates[20:30] == pytest.approx([2 * (i + 1) / 10 for i in range(10)]), "a longer warm-up after it"
+    assert all(a >= b for part in (rates[1:20], rates[29:]) for a, b in zip(part, part[1:], strict=False))
     on = replace(found, model=replace(found.model, start="bundled"))
+    plain = replace(found, train=replace(found.train, linear_steps=0))
     assert [rate_at(step, on) for step in range(60)] == [rate_at(step, plain) for step in range(60)]
-    assert ratios[20:30] == pytest.approx([(i + 1) / 10 for i in range(10)])
+
+
+def test_the_linear_steps_look_at_the_squared_error_alone(folder: Path) -> None:
+    train(config(folder, "autoencoder", train="linear_steps = 3\n"))
+    done = [row for row in rows(folder / "run") if row["loss"]]
+    assert [row["loss"] == row["pixel"] for row in done] == [True] * 3 + [False] * 3
+    assert [bool(row["gradient"]) for row in done] == [False] * 3 + [True] * 3
 
 
 def test_latents_of_a_linear_start_are_unit_in_the_end(folder: Path) -> None:
@@ -264,6 +277,34 @@ def test_latents_of_a_linear_start_are_unit_in_the_end(folder: Path) -> None:
     latent = process_in(model.encode_pixels(source.crops((0, UNIT), 64, 96) * 2 - 1))
     torch.testing.assert_close(latent.std((0, 2, 3)), torch.ones(16), rtol=1e-3, atol=0)
     torch.testing.assert_close(latent.mean((0, 2, 3)), torch.zeros(16), rtol=0, atol=1e-3)
+
+
+def test_latent_steps_ask_for_no_picture_and_no_autoencoder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = config(folder, train="latent_steps = 4\ngrid_pictures = 2\n")
+    trainer = Trainer(parse_config(text), text, False)
+    asked: list[int] = []
+    crops = trainer.source.crops
+    monkeypatch.setattr(trainer.source, "crops", lambda *args: asked.append(trainer.step) or crops(*args))
+    trainer.run()
+    done = [row for row in rows(folder / "run") if row["loss"]]
+    assert [bool(row["pixel"]) for row in done] == [False] * 4 + [True] * 2
+    assert all(row["loss"] == row["latent"] for row in done[:4])
+    assert asked == [0, 0, 4, 5], "two pictures beforehand, then those of the last two steps"
+
+
+def test_latent_crops_are_of_one_place_and_away_from_the_border(folder: Path) -> None:
+    task = make_task(parse_config(config(folder, train="latent_steps = 4\n")))
+    assert isinstance(task, OneStepTask)
+    row, column = torch.arange(8.0).expand(8, 8).T, torch.arange(8.0).expand(8, 8)
+    tiles = torch.stack([i * 100 + row * 10 + column for i in range(3)])[:, None]
+    task.tiles = (tiles, tiles + 0.5)
+    low, high = task.latent_crops(200, (1,))
+    assert low.shape == (200, 1, 4, 4) and torch.equal(high, low + 0.5)
+    corners = low[:, 0, 0, 0]
+    assert sorted(set(corners.tolist())) == [
+        i * 100 + y * 10 + x for i in range(3) for y in range(1, 4) for x in range(1, 4)
+    ]
+    assert torch.equal(low[:, 0], corners[:, None, None] + (row * 10 + column)[:4, :4])
 
 
 def test_accelerate_in_one_process_gives_the_same(folder: Path) -> None:
