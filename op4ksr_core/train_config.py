@@ -128,7 +128,9 @@ class LossConfig:
     latent_kind: Literal["l1", "l2", "charbonnier"] = "l1"
     #: L_AP.
     periodicity: float = 0.0
-    #: Its margin over chance (standard errors), and the border that it does not look at, px in whole tokens.
+    #: Of a transformer: share of the terms on pictures that looks at the output as fidelity 1 leaves it.
+    projected: float = 0.0
+    #: L_AP's margin over chance (standard errors), and the border that it does not look at, px in whole tokens.
     periodicity_margin: float = 0.0
     periodicity_border: int = 32
     perceptual: float = 0.0
@@ -136,6 +138,10 @@ class LossConfig:
     adversarial: float = 0.0
     #: Share of the run after which the adversarial term counts.
     adversarial_from: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.projected <= 1:
+            raise OptionError(f"loss.projected: expected 0 to 1, got {self.projected}")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from . import linear_start, lora
 from .autoencoder import AutoEncoder, AutoEncoderParams
 from .autoencoder_layers import ResnetBlock
 from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, load_autoencoder, load_flux, save_autoencoder, save_flux
+from .color import back_project
 from .degradation import degrade
 from .flux import DEFAULT_SIGMA, Flux, FluxParams, OneStepSettings, check_sigma
 from .latent import LATENT_SCALE, LATENT_SHIFT, PATCH, process_in, process_out
@@ -282,8 +283,16 @@ class OneStepTask(Task):
         predicted = self.predict(start)
         with self.autocast(high.device):
             decoded = self.autoencoder.decode_pixels(process_out(predicted)).float()
-        terms = {**self.objective.pictures(decoded, high * 2 - 1), **self.objective.latents(predicted, goal)}
+        terms = {**self.pictures(decoded, high * 2 - 1), **self.objective.latents(predicted, goal)}
         return Judged(terms, decoded, high * 2 - 1)
+
+    def pictures(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The terms on pictures (B, 3, H, W) in [-1, 1], a share of them on the output as fidelity 1 leaves it."""
+        share, terms = self.config.loss.projected, self.objective.pictures(output, target)
+        if not share:
+            return terms
+        after = self.objective.pictures(projected(output, target), target)
+        return {name: torch.lerp(term, after[name], share) for name, term in terms.items()}
 
     def predict(self, latent: Tensor) -> Tensor:
         """One step on processed latents (B, 16, h, w), float32."""
@@ -395,6 +404,16 @@ def degraded(high: Tensor, config: TrainConfig, seed: tuple[int, ...]) -> Tensor
     """(B, 3, H, W) -> the degraded ones, enlarged again by bicubic: what the encoder will see."""
     lows = [degrade(one, config.degradation, (*seed, DAMAGE, i)).low for i, one in enumerate(high.split(1))]
     return torch.cat([resize(low, *high.shape[-2:]) for low in lows]).clamp(0, 1)
+
+
+def projected(output: Tensor, target: Tensor) -> Tensor:
+    """What back-projection makes of the output (B, 3, H, W) if the input is the target, shrunk x4 and nothing else.
+
+    It is linear, and takes the same from the output whatever the input: other damage moves the result
+    by what no model could change. Our choice: x4 for every input.
+    """
+    error = output - target
+    return target + back_project(error, error.new_zeros(*error.shape[:2], *(side // 4 for side in error.shape[-2:])), 1)
 
 
 def _on_cuda(config: TrainConfig) -> bool:

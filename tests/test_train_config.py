@@ -52,6 +52,7 @@ def test_values_are_what_the_file_says() -> None:
         ("[rfr]\npolicy = 'fitt'", "did you mean 'fit'"),
         ("[train]\ngrid_every = 5\ngrid_tokens = [10]", "train.grid_tokens"),
         ("[train]\nlatent_steps = 5\n[loss]\nlatent = 0", "loss.latent"),
+        ("[loss]\nprojected = 1.5", "loss.projected: expected 0 to 1, got 1.5"),
         ("[train]\nlatent_steps = 5\n[data]\ncrop = 512", "picture_side"),
         ("[train", "is no TOML"),
     ],

@@ -18,14 +18,16 @@ from PIL import Image
 from op4ksr_core import Op4ksrError, OptionError, load_autoencoder, load_flux, save_autoencoder, save_flux
 from op4ksr_core.checkpoint import describe_flux
 from op4ksr_core.cli import main
+from op4ksr_core.color import back_project
 from op4ksr_core.header import read_header, read_tensors
 from op4ksr_core.latent import process_in
 from op4ksr_core.leaves import picture
 from op4ksr_core.lora import merge
+from op4ksr_core.resize import resize
 from op4ksr_core.rope import fit_theta
 from op4ksr_core.sources import Source, open_source
 from op4ksr_core.train_config import parse_config
-from op4ksr_core.train_tasks import UNIT, OneStepTask, make_task
+from op4ksr_core.train_tasks import UNIT, OneStepTask, make_task, projected
 from op4ksr_core.trainer import Trainer, rate_at
 
 TINY_FLUX = "hidden_size = 64\nnum_heads = 2\ndepth = 1\ndepth_single_blocks = 1\ncontext_in_dim = 8\nvec_in_dim = 8\n"
@@ -305,6 +307,21 @@ def test_latent_crops_are_of_one_place_and_away_from_the_border(folder: Path) ->
         i * 100 + y * 10 + x for i in range(3) for y in range(1, 4) for x in range(1, 4)
     ]
     assert torch.equal(low[:, 0], corners[:, None, None] + (row * 10 + column)[:4, :4])
+
+
+def test_projected_is_what_fidelity_1_leaves() -> None:
+    torch.manual_seed(0)
+    output, target = torch.rand(2, 3, 64, 96), torch.rand(2, 3, 64, 96)
+    expected = back_project(output, resize(target, 16, 24), 1.0)
+    torch.testing.assert_close(projected(output, target), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("share", "left"), [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)])
+def test_a_share_of_the_terms_forgives_what_back_projection_mends(folder: Path, share: float, left: float) -> None:
+    task = make_task(parse_config(config(folder, loss=f"projected = {share}\n")))
+    assert isinstance(task, OneStepTask)
+    target = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert float(task.pictures(target + 0.1, target)["pixel"]) == pytest.approx(0.1 * left, abs=1e-5)
 
 
 def test_accelerate_in_one_process_gives_the_same(folder: Path) -> None:
