@@ -24,7 +24,7 @@ from .errors import Op4ksrError
 from .flux import OnProgress
 from .image_io import load_image
 from .machine import peak_memory
-from .memory import Stage, peak_elements
+from .memory import Stage, out_of_memory_told, peak_elements
 from .one_step import CoreStages, OneStepOptions, run
 from .resize import Target, resize
 from .strips import THRIFTS, StripSettings, Thrift
@@ -38,6 +38,7 @@ GEOMETRIES = {
     "F16, full width, shift 1": AutoEncoderParams(shift=1),
     "F8, full width": AutoEncoderParams(stride=1),
     "F16, small": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False),
+    "F8, small": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False, stride=1),
 }
 
 #: ComfyUI's tiled nodes as they are set when put on the canvas, in px.
@@ -269,12 +270,14 @@ class PlainStages(CoreStages):
     """The same run with the autoencoder's plain passes: what the strips replaced."""
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
-        with torch.no_grad():
-            return self.autoencoder.encode_pixels(image * 2 - 1)
+        model = self.autoencoder
+        with torch.no_grad(), out_of_memory_told("the VAE's plain encode"):
+            return model.encode_pixels(image.to(model.device, model.dtype) * 2 - 1)
 
     def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
-        with torch.no_grad():
-            return self.autoencoder.decode_pixels(raw).add_(1).div_(2).clamp_(0, 1)
+        model = self.autoencoder
+        with torch.no_grad(), out_of_memory_told("the VAE's plain decode"):
+            return model.decode_pixels(raw.to(model.device, model.dtype)).add_(1).div_(2).clamp_(0, 1)
 
 
 def end_to_end(side: int = 1024, factor: int = 4) -> list[Row]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from .autoencoder import AutoEncoder
 from .benchmark import Row
 from .benchmark_memory import GEOMETRIES, both, random_autoencoder, uneven
+from .machine import wait_for
 from .strips import THRIFTS, StripSettings
 
 #: (geometry, side in px, dtype).
@@ -64,14 +65,9 @@ def _seconds(model: AutoEncoder, stage: str, given: Tensor, way: str) -> float:
         ("decode", True): model.decode_pixels,
         ("decode", False): model.decode_strips,
     }
-    _wait(given)
+    wait_for(given.device)
     began = time.perf_counter()
     with torch.no_grad():
         runs[stage, settings is None](given)
-    _wait(given)
+    wait_for(given.device)
     return time.perf_counter() - began
-
-
-def _wait(tensor: Tensor) -> None:
-    if tensor.device.type == "cuda":
-        torch.cuda.synchronize(tensor.device)

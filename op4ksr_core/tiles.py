@@ -1,4 +1,4 @@
-"""Overlapping tiles, as ComfyUI's tiled VAE nodes run them: for comparison only, nothing here uses them.
+"""Overlapping tiles, as ComfyUI's tiled VAE nodes run them: for comparison only, no upscale uses them.
 
 A host test holds ``three_passes`` to the host's own ``decode_tiled``.
 """
@@ -19,25 +19,38 @@ def three_passes(x: Tensor, function: Pass, tile: int, overlap: int, scale: floa
     x (1, C, H, W); function: a tile -> (1, C', h * scale, w * scale); tile and overlap in px of x.
     """
     shapes = ((tile * 2, tile // 2), (tile // 2, tile * 2), (tile, tile))
-    return torch.stack([_one_pass(x, function, shape, overlap, scale) for shape in shapes]).mean(0)
+    return torch.stack([one_pass(x, function, shape, overlap, scale) for shape in shapes]).mean(0)
 
 
-def _one_pass(x: Tensor, function: Pass, tile: tuple[int, int], overlap: int, scale: float) -> Tensor:
+def one_pass(x: Tensor, function: Pass, tile: tuple[int, int], overlap: int, scale: float) -> Tensor:
+    """Tiles of one shape (height, width), faded into each other; ``function`` of x itself where one tile covers it.
+
+    The rest as in ``three_passes``.
+    """
     size = x.shape[2], x.shape[3]
-    if size[0] <= tile[0] and size[1] <= tile[1]:
+    found = places(size, tile, overlap)
+    if len(found) == 1:
         return function(x)
     total, weight = torch.zeros(1), torch.zeros(1)
-    for top in _starts(size[0], tile[0], overlap):
-        for left in _starts(size[1], tile[1], overlap):
-            part = function(x[:, :, top : top + tile[0], left : left + tile[1]])
-            if total.ndim == 1:
-                full = round(size[0] * scale), round(size[1] * scale)
-                total, weight = part.new_zeros(1, part.shape[1], *full), part.new_zeros(1, 1, *full)
-            mask = _fade(part, round(overlap * scale))
-            place = (slice(None), slice(None), _span(top, part.shape[2], scale), _span(left, part.shape[3], scale))
-            total[place] += part * mask
-            weight[place] += mask
+    for top, left, height, width in found:
+        part = function(x[:, :, top : top + height, left : left + width])
+        if total.ndim == 1:
+            full = round(size[0] * scale), round(size[1] * scale)
+            total, weight = part.new_zeros(1, part.shape[1], *full), part.new_zeros(1, 1, *full)
+        mask = _fade(part, round(overlap * scale))
+        place = (slice(None), slice(None), _span(top, part.shape[2], scale), _span(left, part.shape[3], scale))
+        total[place] += part * mask
+        weight[place] += mask
     return total / weight
+
+
+def places(size: tuple[int, int], tile: tuple[int, int], overlap: int) -> list[tuple[int, int, int, int]]:
+    """Where ``one_pass`` puts its tiles: (top, left, height, width) each; the last of a row or column are smaller."""
+    return [
+        (top, left, min(tile[0], size[0] - top), min(tile[1], size[1] - left))
+        for top in _starts(size[0], tile[0], overlap)
+        for left in _starts(size[1], tile[1], overlap)
+    ]
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
