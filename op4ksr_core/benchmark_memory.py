@@ -32,7 +32,7 @@ from .tiles import three_passes
 
 log = logging.getLogger(__name__)
 
-#: Geometry by name. The small one is the bundled file's.
+#: Geometry by name. The small ones have the bundled file's widths (it has one norm group).
 GEOMETRIES = {
     "F16, full width": AutoEncoderParams(),
     "F16, full width, shift 1": AutoEncoderParams(shift=1),

@@ -128,7 +128,7 @@ class LossConfig:
     latent_kind: Literal["l1", "l2", "charbonnier"] = "l1"
     #: L_AP.
     periodicity: float = 0.0
-    #: Of a transformer: share of the terms on pictures that looks at the output as fidelity 1 leaves it.
+    #: Share of the terms on pictures that looks at the output as fidelity 1 leaves it.
     projected: float = 0.0
     #: L_AP's margin over chance (standard errors), and the border that it does not look at, px in whole tokens.
     periodicity_margin: float = 0.0

@@ -87,6 +87,14 @@ class Task(nn.Module, ABC):
     def forward(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
         """One step on pictures (B, 3, H, W) in [0, 1]: sharp ones and, if ``pairs``, degraded and enlarged ones."""
 
+    def pictures(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The terms on pictures (B, 3, H, W) in [-1, 1], a share of them on the output as fidelity 1 leaves it."""
+        share, terms = self.config.loss.projected, self.objective.pictures(output, target)
+        if not share:
+            return terms
+        after = self.objective.pictures(projected(output, target), target)
+        return {name: torch.lerp(term, after[name], share) for name, term in terms.items()}
+
     def finish(self, source: Source) -> None:
         """Once, with the running mean's weights in place, before they are saved for the last time."""
 
@@ -175,7 +183,7 @@ class AutoencoderTask(Task):
         return source.crops((self.config.seed, UNIT), 64, 96).to(self.model.device)
 
     def finish(self, source: Source) -> None:
-        if self.whole and not self.config.model.start:
+        if self.whole:
             unit_latents(self.model, self.typical(source), centre=bool(self.linear_steps))
 
     def forward(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
@@ -192,7 +200,7 @@ class AutoencoderTask(Task):
                 fresh = torch.randn(latent.shape, generator=generator_of((*seed, NOISE))).to(latent)
                 latent = latent + noise * self.deviation(latent) * fresh
             decoded = self.model.decode_pixels(latent)
-        return Judged(self.objective.pictures(decoded, pixels), decoded.float(), pixels)
+        return Judged(self.pictures(decoded, pixels), decoded.float(), pixels)
 
     def save(self, path: Path, line: str) -> None:
         save_autoencoder(path, self.model, dtype=DTYPES[self.config.output.dtype], training=line)
@@ -285,14 +293,6 @@ class OneStepTask(Task):
             decoded = self.autoencoder.decode_pixels(process_out(predicted)).float()
         terms = {**self.pictures(decoded, high * 2 - 1), **self.objective.latents(predicted, goal)}
         return Judged(terms, decoded, high * 2 - 1)
-
-    def pictures(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The terms on pictures (B, 3, H, W) in [-1, 1], a share of them on the output as fidelity 1 leaves it."""
-        share, terms = self.config.loss.projected, self.objective.pictures(output, target)
-        if not share:
-            return terms
-        after = self.objective.pictures(projected(output, target), target)
-        return {name: torch.lerp(term, after[name], share) for name, term in terms.items()}
 
     def predict(self, latent: Tensor) -> Tensor:
         """One step on processed latents (B, 16, h, w), float32."""
