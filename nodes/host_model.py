@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..op4ksr_core.checkpoint import Description, check_tensors, describe_flux, read_state, settings_with_prompt
-from ..op4ksr_core.errors import UnsupportedCheckpointError
 from ..op4ksr_core.flux import Flux, FluxParams, OneStepSettings
 from ..op4ksr_core.rope import FLUX_THETA, RescaledEmbedND
 from .positions import own_theta_is
@@ -69,12 +68,8 @@ def _host_flux(path: Path, found: Description, weight_dtype: str, disable_dynami
         return comfy.sd.load_diffusion_model(str(path), model_options=options, **extra)
     state = read_state(found.header)
     if _host_detects(state, found.params):
-        patcher = comfy.sd.load_diffusion_model_state_dict(state, model_options=options, **extra)
-    else:
-        patcher = _build_flux(state, found.params, options)
-    if patcher is None:
-        raise UnsupportedCheckpointError(path, "this ComfyUI does not know it as a Flux model; update ComfyUI")
-    return patcher
+        return comfy.sd.load_diffusion_model_state_dict(state, model_options=options, **extra)
+    return _build_flux(state, found.params, options)
 
 
 def _host_detects(state: dict[str, Tensor], params: FluxParams) -> bool:

@@ -295,7 +295,10 @@ def _in_a_process(way: str, side: int, factor: int) -> Row:
     while process.is_alive() and results.empty():
         process.join(0.1)
     if results.empty() and process.exitcode:
-        raise Op4ksrError(f"the run with {way} ended with code {process.exitcode} (killed for memory?)")
+        raise Op4ksrError(
+            f"benchmark memory: the run of {side} px with {way} ended with code {process.exitcode} "
+            "(killed for memory?); free memory, or leave it out with --only peaks sample exactness"
+        )
     row = results.get(timeout=60)
     process.join()
     return row

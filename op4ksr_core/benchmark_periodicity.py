@@ -283,7 +283,11 @@ def measure_cost(side: int = 4096) -> list[Row]:
         root = str(Path(__file__).resolve().parent.parent)
         done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise OptionError(f"benchmark periodicity: the {side} px run failed ({done.stderr.strip()[-200:]})")
+            reason = done.stderr.strip().splitlines()[-1:] or [f"code {done.returncode}: killed for memory?"]
+            raise OptionError(
+                f"benchmark periodicity: the {side} px run failed ({reason[0][:200]}); free memory, or name the "
+                "parts that you want with --part"
+            )
         seconds, memory = done.stdout.split()
         row: Row = {"mode": mode, "side": side, "ms per MP": float(seconds) * 1000 / (side * side / 2**20)}
         row |= {"peak GB": float(memory) / 1e9 if memory != "None" else None, "wall s": time.monotonic() - began}

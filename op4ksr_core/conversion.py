@@ -256,7 +256,9 @@ def _dtype_of(header: Header, recipe: Recipe) -> str:
 def _known_dtype(header: Header, name: str) -> str:
     dtype = header.dtypes[name]
     if dtype not in DTYPES:
-        raise UnsupportedCheckpointError(header.path, f"{name} has the dtype {dtype}, which is not known here")
+        raise UnsupportedCheckpointError(
+            header.path, f"{name} has the dtype {dtype}, which is not known here; cast it first"
+        )
     return dtype
 
 

@@ -78,20 +78,19 @@ def perceptual_loss(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
     """A differentiable measure of piq's (extra: bench), 0 best, for pictures in [-1, 1].
 
     lpips and dists fetch their networks' weights when they are first used; the others need none.
-    Raises OptionError where piq is not installed.
+    Raises OptionError for another kind, and where piq is not installed.
     """
-    piq = load_piq()
-    makers: dict[str, Callable[[], Any]] = {
-        "gmsd": lambda: piq.GMSDLoss(data_range=1.0),
-        "ms_gmsd": lambda: piq.MultiScaleGMSDLoss(data_range=1.0),
-        "haarpsi": lambda: piq.HaarPSILoss(data_range=1.0),
-        "ssim": lambda: piq.SSIMLoss(data_range=1.0),
-        "lpips": piq.LPIPS,
-        "dists": piq.DISTS,
+    makers: dict[str, Callable[[Any], Any]] = {
+        "gmsd": lambda piq: piq.GMSDLoss(data_range=1.0),
+        "ms_gmsd": lambda piq: piq.MultiScaleGMSDLoss(data_range=1.0),
+        "haarpsi": lambda piq: piq.HaarPSILoss(data_range=1.0),
+        "ssim": lambda piq: piq.SSIMLoss(data_range=1.0),
+        "lpips": lambda piq: piq.LPIPS(),
+        "dists": lambda piq: piq.DISTS(),
     }
     if kind not in makers:
         raise OptionError(f"perceptual loss: expected one of {', '.join(makers)}; got {kind!r}")
-    measure = makers[kind]()
+    measure = makers[kind](load_piq())
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         with autocast(output.device.type, enabled=False):

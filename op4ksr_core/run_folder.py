@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -82,10 +84,12 @@ class CsvLog:
         with self._open("a") as file:
             csv.DictWriter(file, self.columns).writerow(cells)
 
-    def _open(self, mode: str) -> Any:
+    @contextlib.contextmanager
+    def _open(self, mode: str) -> Generator[IO[str]]:
         try:
-            return self.path.open(mode, encoding="utf-8", newline="")
-        except OSError as error:
+            with self.path.open(mode, encoding="utf-8", newline="") as file:
+                yield file
+        except OSError as error:  # a full disk shows when the file is closed
             raise OutputError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another run folder"
             ) from error

@@ -189,7 +189,9 @@ class LoopConfig:
             if getattr(self, name) < 1:
                 raise OptionError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
         if self.linear_steps and self.accelerate:
-            raise OptionError("train.linear_steps: works in one process only; set it to 0 for several GPUs")
+            raise OptionError(
+                "train.linear_steps: works in one process only; set it to 0, or train.accelerate to false"
+            )
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,8 @@ class TrainConfig:
         return 0 if self.kind == "autoencoder" else self.train.latent_steps
 
     def __post_init__(self) -> None:
+        if self.loss.adversarial and self.train.accelerate:
+            raise OptionError("loss.adversarial: works in one process only; set it to 0, or train.accelerate to false")
         if self.latent_steps and not self.loss.latent:
             raise OptionError("train.latent_steps: needs the latents' term; give loss.latent a weight")
         if self.latent_steps and self.data.crop + 2 * RIM > self.data.picture_side:

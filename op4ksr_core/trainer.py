@@ -275,8 +275,6 @@ class Trainer:
     def _make_judge(self) -> tuple[nn.Module | None, torch.optim.Optimizer | None]:
         if not self.config.loss.adversarial:
             return None, None
-        if self.engine.world > 1:
-            raise OptionError("loss.adversarial: works in one process only; set it to 0 for several GPUs")
         torch.manual_seed(self.config.seed)
         judge = PatchDiscriminator().to(self.engine.device)
         return judge, torch.optim.AdamW(judge.parameters(), self.config.train.rate * JUDGE_RATE, betas=(0.5, 0.99))
@@ -474,6 +472,8 @@ class Trainer:
         config = self.config
         weights = {name: getattr(config.loss, name) for name in self.task.objective.names(self.task.pairs)}
         losses = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+        if config.loss.projected:
+            losses += f" ({config.loss.projected:g} of them back-projected)"
         start = f" from {Path(config.model.start).name}" if config.model.start else ""
         return (
             f"{config.kind}{start}, {config.data.source} pictures, {self.step} steps of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from op4ksr_core.ablation import THETAS, VARIANTS, Ablation, Measure, jobs, mesh
 from op4ksr_core.ablation_figure import draw
 from op4ksr_core.checkpoint import describe_flux
 from op4ksr_core.cli import main
+from op4ksr_core.image_io import Picture, save_image
 
 
 @pytest.fixture
@@ -112,6 +114,16 @@ def test_sizes_that_cannot_be_are_refused(tiny: Ablation) -> None:
         replace(tiny, seeds=())
 
 
+def test_photos_that_are_all_too_small_are_refused_before_any_step(tiny: Ablation, capsys) -> None:
+    photo = tiny.folder.parent / "small.png"
+    save_image(photo, Picture(torch.rand(1, 3, 300, 127)))
+    given = ["--vae", str(tiny.autoencoder), "--photos", str(photo), "--device", "cpu"]
+    assert main(["ablation", "--quick", "-o", str(tiny.folder), *given]) == 1
+    told = capsys.readouterr().err
+    assert told.strip() == "error: ablation: none of the photos has 128 px on both sides; name larger ones"
+    assert not (tiny.folder / "runs").exists()
+
+
 def test_the_command_sets_the_sizes(tmp_path: Path, monkeypatch, capsys) -> None:
     seen: list[tuple[Ablation, tuple[str, ...]]] = []
 
@@ -156,6 +168,13 @@ def test_the_figure_shows_every_run_and_the_autoencoder_alone(tmp_path: Path) ->
     left, right = (sorted_points(axis) for axis in drawn[0].axes[:2])
     assert left[0] == [(0, 0.5), (0, 0.7), (1, 0.1)] and left[1] == [(0, 0.6), (1, 0.1)]
     assert right[1] == [(16.0, 0.3), (100.0, 0.4)] and right[2][0][1] == 0.25
+
+
+def test_without_matplotlib_the_figure_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(OptionError, match=r"^the figure needs matplotlib: pip install matplotlib \(.*matplotlib"):
+        draw([], tmp_path / "figure.png")
+    assert not list(tmp_path.iterdir())
 
 
 def sorted_points(axis) -> list[list[tuple[float, float]]]:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from op4ksr_core import benchmark, benchmark_memory, cli
-from op4ksr_core.benchmark_memory import GEOMETRIES, QUICK_CASES, exactness, peaks, random_autoencoder, uneven
+from op4ksr_core import Op4ksrError, OutputError, benchmark, benchmark_memory, cli
+from op4ksr_core.benchmark_memory import (
+    GEOMETRIES,
+    QUICK_CASES,
+    end_to_end,
+    exactness,
+    peaks,
+    random_autoencoder,
+    uneven,
+)
 from op4ksr_core.benchmark_speed import QUICK_CASES as QUICK_SPEED
 from op4ksr_core.benchmark_speed import speed
 from op4ksr_core.tiles import three_passes
@@ -59,6 +70,21 @@ def test_end_to_end_is_a_process_of_its_own() -> None:
     assert row["px"] == "32 -> 64" and 0.05 < row["GB at start"] <= row["GB at peak"] < 2
 
 
+def test_a_run_that_the_system_kills_is_told_with_what_to_do() -> None:
+    """As a system short of memory ends a process: without a word."""
+
+    def kill() -> None:
+        while not (found := multiprocessing.active_children()):
+            time.sleep(0.02)
+        found[0].kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with pytest.raises(Op4ksrError, match=r"the run of 32 px with plain ended with code -?\d+ \(.*; free memory, or "):
+        end_to_end(32, 2)
+    killer.join()
+
+
 def test_tiles_of_a_local_function_are_the_function() -> None:
     x = torch.rand(1, 2, 40, 54, generator=torch.Generator().manual_seed(0))
 
@@ -89,3 +115,10 @@ def test_the_command_writes_json_and_markdown(tmp_path: Path, capsys: pytest.Cap
     (table,) = report["tables"].values()
     assert len(table) == 8
     assert "| weights | px |" in capsys.readouterr().out
+
+
+def test_tables_that_cannot_be_written_name_the_folder(tmp_path: Path) -> None:
+    place = tmp_path / "a file"
+    place.touch()
+    with pytest.raises(OutputError, match=r"a file: cannot be written to \(File exists\); choose another folder$"):
+        benchmark.write_report(place, "memory", {"peaks": [{"GB": 1.0}]})

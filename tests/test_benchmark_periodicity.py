@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from op4ksr_core import OptionError, benchmark_periodicity, cli
-from op4ksr_core.benchmark_periodicity import crops_of, detection_table, half_of, interval, loss_table
+from op4ksr_core.benchmark_periodicity import crops_of, detection_table, half_of, interval, loss_table, measure_cost
 from op4ksr_core.calibration import ALONE, BESIDE
 from op4ksr_core.image_io import Picture, save_image
 
@@ -94,3 +95,15 @@ def test_the_calibration_is_made_of_clean_pictures_and_more_photos(photos, tmp_p
         mine = {(family, period) for m, family, period in entries if m == mode}
         assert {("tile", 32), ("free_tile", 0), ("START, SCALE", 0)} <= mine
         assert mine - {("START, SCALE", 0)} <= {(f, p) for f, periods in known.items() for p in periods}
+
+
+def test_a_cost_run_that_fails_says_why_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a picture that cannot be; and of a process that the system ends without a word, being short of memory."""
+    remedy = "; free memory, or name the parts that you want with --part"
+    with pytest.raises(OptionError, match=rf"the 0 px run failed \(.*ImageError: image: .*\){remedy}$") as caught:
+        measure_cost(0)
+    assert "\n" not in str(caught.value)
+    killed = subprocess.CompletedProcess([], -9, "", "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: killed)
+    with pytest.raises(OptionError, match=rf"the 64 px run failed \(code -9: killed for memory\?\){remedy}$"):
+        measure_cost(64)

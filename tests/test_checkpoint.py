@@ -487,6 +487,17 @@ def test_other_files_are_refused_by_what_they_are(
     assert words in refusal(load, path)
 
 
+@pytest.mark.parametrize("load", [load_autoencoder, load_flux])
+def test_a_file_without_permission_says_so(
+    vae_file: Path, load: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(self: Path, *_: Any, **__: Any) -> None:  # root may open all, so that a mode would not do
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert refusal(load, vae_file) == f"{vae_file}: cannot be opened (Permission denied); check its permissions"
+
+
 @pytest.mark.parametrize("length", [0x80, 0x280, 0x4B50, 0x8A0280])
 def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path, length: int) -> None:
     """Every 32nd safetensors file begins with 0x80, some with PK: the low bytes of its header's length."""

@@ -386,6 +386,14 @@ def test_a_wrong_command_line_shows_its_use(arguments: list[str], capsys: Captur
     assert "usage:" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["thick", "fast:many", "tiny:0"])
+def test_strips_that_cannot_be_are_refused_with_what_can(given: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["upscale", "a.png", "-o", "b.png", "--strips", given])
+    told = capsys.readouterr().err
+    assert f"argument --strips: expected fast, lean, tiny, with :ROWS or without; got '{given}'\n" in told
+
+
 # --- inspect ----------------------------------------------------------------------------------
 
 
@@ -507,6 +515,13 @@ def test_inspect_with_a_photo_too_small(
 ) -> None:
     assert run("inspect", models[0], "--probe", photo(tmp_path / "photo.png", 20, 40)) == 1
     assert "at least 32x32" in one_error(capsys)
+
+
+def test_inspect_probes_vaes_alone(
+    tmp_path: Path, run: Callable[..., int], models: tuple[Path, Path], capsys: Capture
+) -> None:
+    assert run("inspect", models[1], "--probe", photo(tmp_path / "photo.png", 70, 40)) == 1
+    assert one_error(capsys) == f"--probe: {models[1]} is a transformer; only a VAE can be probed with a photo"
 
 
 def test_inspect_in_plain_lines(run: Callable[..., int], models: tuple[Path, Path], capsys: Capture) -> None:

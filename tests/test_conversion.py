@@ -381,6 +381,9 @@ def test_wrong_files(
     flat = {f"{base}.lora_A.weight": noise(320), f"{base}.lora_B.weight": noise(64, 4)}
     flat_lora = lora_file(tmp_path / "f.safetensors", flat)
     assert "model of another size" in refused(capsys, flux_file, "-o", out, "--merge-lora", flat_lora)
+    save_file({"txt": noise(2, 7, 24), "vec": noise(2, 12)}, prompt)
+    told = refused(capsys, flux_file, "-o", out, "--prompt-embedding", prompt)
+    assert f"{prompt}: txt: expected 2 axes, got the shape (2, 7, 24); save one prompt's embedding" in told
     assert "expected a prompt embedding" in refused(capsys, flux_file, "-o", out, "--prompt-embedding", lora)
     assert ".safetensors" in refused(capsys, flux_file, "-o", tmp_path / "out.ckpt")
     assert "no such folder" in refused(capsys, flux_file, "-o", tmp_path / "no" / "out.safetensors")
@@ -398,6 +401,14 @@ def test_quantized_and_mixed_files_are_refused(
     save_file({**tensors, name: tensors[name].float()}, mixed)
     assert "have different dtypes (BF16, F32)" in refused(capsys, mixed, "-o", out, "--layout", "bfl")
     assert run(mixed, "-o", out) == 0, "as it is, nothing is fused"
+
+
+def test_a_dtype_that_no_model_has_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "lora.safetensors", tmp_path / "out.safetensors"
+    save_file({"x.lora_A.weight": noise(4, 8), "x.counts": torch.arange(3).to(torch.uint16)}, path)
+    told = refused(capsys, path, "-o", out)
+    assert f"{path}: x.counts has the dtype U16, which is not known here; cast it first" in told
+    assert not out.exists()
 
 
 def test_only_constants_come_along_with_a_lora_and_its_prompt_is_not_overwritten(

@@ -289,6 +289,13 @@ def test_refused_vae_files(loaders: Cases, case: str, words: tuple[str, ...]) ->
     assert_refused(loaders["refused_vaes"][case], "UnsupportedCheckpointError", *words)
 
 
+def test_a_vae_that_looks_like_an_8x_one_is_refused_unless_insisted_on(loaders: Cases) -> None:
+    found = loaders["doubtful_vae"]
+    words = ("doubtful.safetensors: a test picture", "looks like an 8x VAE; load it with", "set compression to 16x")
+    assert_refused(found, "UnsupportedCheckpointError", *words)
+    assert found["insisted"] == 4
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [
@@ -315,6 +322,7 @@ def test_missing_files(loaders: Cases) -> None:
         ("one_channel_image", "ImageError", ("(B, 3, H, W)",)),
         ("ceiling", "OptionError", ("4096x3072", "ceiling of 0.5 MP")),
         ("four_channels", "OptionError", ("4 latent channels", "takes 16")),
+        ("video", "OptionError", ("VAE: is a video VAE", "choose a Flux-type picture VAE")),
     ],
 )
 def test_refused_inputs(one_step: Cases, case: str, kind: str, words: tuple[str, ...]) -> None:

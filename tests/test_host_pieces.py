@@ -61,6 +61,7 @@ def test_the_base_model_stays_as_it_is(pieces: Cases) -> None:
         ("no_prompt", "UnsupportedCheckpointError", ("no prompt embedding", "convert --prompt-embedding")),
         ("no_match", "UnsupportedCheckpointError", ("none of its 2 tensors fits", "trained on")),
         ("other_prompt", "UnsupportedCheckpointError", ("another model's prompt embedding", "(T, 64)")),
+        ("no_flux", "OptionError", ("MODEL: is a BaseModel", "Load SR LoRA needs the Flux model")),
         ("missing", "OptionError", ("no_such_file.safetensors", "choose another")),
     ],
 )

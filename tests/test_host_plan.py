@@ -34,6 +34,12 @@ def test_a_vae_that_cannot_be_foretold_is_refused(plan: Cases) -> None:
     assert found["classes"][0] == "OptionError" and "choose a" in found["message"]
 
 
+def test_a_vae_of_other_layers_is_refused(plan: Cases) -> None:
+    found = plan["node"]["other_layers"]
+    words = "VAE: has other layers than Flux's, so its memory cannot be foretold; choose another"
+    assert (found["classes"][0], found["message"]) == ("OptionError", words)
+
+
 def test_a_vae_of_other_channels_is_refused_as_the_run_refuses_it(plan: Cases) -> None:
     found = plan["node"]["other_channels"]
     assert found["classes"][0] == "OptionError" and "4 latent channels" in found["message"]

@@ -306,6 +306,13 @@ def test_a_folder_under_a_file(tmp_path: Path) -> None:
         save_image(tmp_path / "file" / "a.png", Picture(torch.zeros(1, 3, 2, 2)))
 
 
+@pytest.mark.parametrize("bits", [0, 12, 32])
+def test_other_bits_than_8_and_16_are_refused(tmp_path: Path, bits: int) -> None:
+    with pytest.raises(OutputError, match=rf"a\.png: expected 8 or 16 bits per colour, got {bits}; take one of"):
+        save_image(tmp_path / "a.png", Picture(torch.zeros(1, 3, 2, 2)), bits)
+    assert not list(tmp_path.iterdir())
+
+
 def test_check_output_leaves_no_trace(tmp_path: Path) -> None:
     check_output(tmp_path / "a.png")
     assert not list(tmp_path.iterdir())

@@ -123,6 +123,11 @@ def test_perceptual_terms_have_the_gradients_of_finite_differences(generator, ki
     assert torch.autograd.gradcheck(lambda x: loss(x, target), output.requires_grad_())
 
 
+def test_a_perceptual_term_that_is_not_known_is_refused_with_those_that_are() -> None:
+    with pytest.raises(OptionError, match="^perceptual loss: expected one of gmsd, .*lpips, dists; got 'vgg'$"):
+        perceptual_loss("vgg")
+
+
 def test_frequency_distance_sees_every_scale() -> None:
     x = torch.linspace(0, 1, 64)
     fine = ((torch.arange(64) % 2).float() - 0.5).expand(1, 3, 64, 64)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from op4ksr_core import OptionError
+from op4ksr_core import OptionError, OutputError
 from op4ksr_core.leaves import picture
 from op4ksr_core.sources import HELD_OUT, SHUFFLE, cut, open_source, procedural_pool
 from op4ksr_core.train_config import DataConfig
@@ -212,3 +212,19 @@ def test_a_pool_of_older_pictures_is_not_taken_for_todays(tmp_path: Path, monkey
     monkeypatch.setattr("op4ksr_core.sources.leaves.VERSION", 2)
     second = procedural_pool(data, 0, tmp_path)
     assert second != first and len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_webdataset_shards_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    source = open_source(DataConfig("shards", str(tmp_path / "a.tar")), 0, tmp_path)
+    with pytest.raises(OptionError, match="^tar shards are read with webdataset: pip install webdataset$"):
+        source.crops((0,), 1, 32)
+
+
+def test_a_pool_that_cannot_be_written_names_its_place(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError) as caught:
+        procedural_pool(DataConfig(pictures=1, picture_side=32), 0, tmp_path / "file" / "cache")
+    told = str(caught.value)
+    assert told.startswith(str(tmp_path / "file" / "cache")) and "1x32.npy: cannot be written (" in told
+    assert told.endswith("); choose another run folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,11 +55,17 @@ def test_values_are_what_the_file_says() -> None:
         ("[train]\nlatent_steps = 5\n[loss]\nlatent = 0", "loss.latent"),
         ("[loss]\nprojected = 1.5", "loss.projected: expected 0 to 1, got 1.5"),
         ("[train]\nlatent_steps = 5\n[data]\ncrop = 512", "picture_side"),
+        ("[model]\nlora_rank = 0", "model.lora_rank: expected at least 1, got 0"),
+        ("[rfr]\ntheta = [9, 9, 9]", r"rfr: expected one or two numbers .* got \(9\.0, 9\.0, 9\.0\) and \(128,\)"),
+        ("[rfr]\ntokens = []", r"rfr: expected one or two numbers .* and \(\)"),
+        ("[output]\nsave_every = 0", "output.save_every: expected at least 1, got 0"),
+        ("[train]\nlinear_steps = 5\naccelerate = true", "train.linear_steps: .* set it to 0, or train.accelerate to"),
+        ("[train]\naccelerate = true\n[loss]\nadversarial = 1", "loss.adversarial: .* set it to 0, or train.accel"),
         ("[train", "is no TOML"),
     ],
 )
 def test_wrong_configs_are_refused_by_name(text: str, told: str) -> None:
-    with pytest.raises(OptionError, match=told):
+    with pytest.raises(OptionError, match=f"^config: .*{told}"):
         parse_config(START + text)
 
 
@@ -70,6 +77,13 @@ def test_what_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="cannot be read"):
         read_config(tmp_path / "none.toml")
     assert TrainConfig("one_step", "r").train.steps == 1000
+
+
+def test_python_3_10_without_tomli_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
+    monkeypatch.setitem(sys.modules, "tomli", None)
+    with pytest.raises(OptionError, match="^Python 3.10 reads TOML with tomli: pip install tomli$"):
+        parse_config(START)
 
 
 def test_changes_win_over_the_file() -> None:

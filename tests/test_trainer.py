@@ -233,6 +233,64 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(folder: Path) -> 
         train(config(folder, train="rate = 1e30\nclip = 1e30\n"))
 
 
+@pytest.mark.parametrize(
+    ("module", "more", "told"),
+    [
+        ("accelerate", {"train": "accelerate = true\n"}, "train.accelerate: needs accelerate: pip install accelerate"),
+        (
+            "torch.utils.tensorboard",
+            {"output": "tensorboard = true\n"},
+            "output.tensorboard: needs tensorboard: pip install tensorboard",
+        ),
+    ],
+    ids=["accelerate", "tensorboard"],
+)
+def test_a_package_that_is_not_there_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, more: dict[str, str], told: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(OptionError, match=f"^{told}$"):
+        train(config(folder, **more))
+
+
+def test_a_device_that_cannot_be_used_is_refused_before_anything_is_written(folder: Path, capsys) -> None:
+    path = folder / "c.toml"
+    path.write_text(config(folder))
+    assert main(["train", str(path), "--set", "train.device='abacus'"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: train.device: 'abacus' cannot be used (") and told.endswith('); try "cpu"\n')
+    assert told.count("\n") == 1 and not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut short", "another file"])
+def test_a_state_that_is_none_is_refused_by_name(folder: Path, capsys, damage: str) -> None:
+    path, state = folder / "c.toml", folder / "run" / "checkpoints" / "state.safetensors"
+    path.write_text(config(folder))
+    train(config(folder))
+    state.write_bytes(state.read_bytes()[:-9] if damage == "cut short" else (folder / "vae.safetensors").read_bytes())
+    assert main(["train", str(path), "--resume"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {state}: is no state of a run (") and told.count("\n") == 1
+    assert told.endswith("); begin anew in another folder\n")
+
+
+@pytest.mark.parametrize(
+    ("place", "remedy"), [("log.csv", "choose another run folder"), ("config.toml.part", "choose another folder")]
+)
+def test_a_full_disk_is_told_with_the_file(folder: Path, capsys, place: str, remedy: str) -> None:
+    """/dev/full takes nothing, and says so when the file is closed."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    path, run = folder / "c.toml", folder / "run"
+    path.write_text(config(folder))
+    run.mkdir()
+    (run / place).symlink_to("/dev/full")
+    assert main(["train", str(path), "--resume"]) == 1
+    whole = run / place.removesuffix(".part")
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == f"error: {whole}: cannot be written (No space left on device); {remedy}"
+
+
 def test_the_command(folder: Path, capsys) -> None:
     path = folder / "c.toml"
     path.write_text(config(folder, loss=""))

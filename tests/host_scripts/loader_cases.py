@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import folder_paths
 import harness
 import torch
+from safetensors.torch import load_file, save_file
 from weights import difference, noise, picture, prompt, write_flux, write_vae
 
 import nodes
@@ -171,6 +173,21 @@ def refused_models() -> dict[str, Any]:
     return {case: harness.refusal(lambda name=name: harness.load_model(name)) for case, name in names.items()}
 
 
+def doubtful_vae() -> dict[str, Any]:
+    """A file that does not say its stride, and whose round trip speaks for 8x; 16x, where it is insisted on."""
+    name = write_vae("doubtful.safetensors", widths=(32, 32), norm_groups=32)
+    path = harness.FOLDER / "vae" / name
+    save_file(load_file(path), path)  # without its metadata
+    loader = sys.modules[our_nodes()["OP4KSR_LoadF16VAE"].__module__].load_vae
+    probe = sys.modules[sys.modules[loader.__module__].doubt.__module__]
+    verdict, probe.verdict = probe.verdict, lambda fits: next(fit for fit in fits if fit.stride == 1)
+    try:
+        found = harness.refusal(lambda: harness.load_vae(name))
+        return {**found, "insisted": harness.load_vae(name, compression="16x").spacial_compression_encode()}
+    finally:
+        probe.verdict = verdict
+
+
 def removed_file() -> dict[str, Any]:
     """A file that was in the dropdown and is gone when the prompt runs."""
     name = write_vae("soon_gone.safetensors")
@@ -189,5 +206,6 @@ CASES = (
     vae_rebuild,
     refused_vaes,
     refused_models,
+    doubtful_vae,
     removed_file,
 )

@@ -12,7 +12,7 @@ import comfy.model_detection
 import harness
 import torch
 from torch import Tensor
-from weights import TINY, difference, noise, picture, prompt, write_flux, write_lora, write_vae
+from weights import TINY, difference, noise, picture, prompt, unet_model, write_flux, write_lora, write_vae
 
 from op4ksr_core import Flux, OneStepOptions, Rfr, Target, load_autoencoder, load_flux
 from op4ksr_core import upscale as core_upscale
@@ -181,20 +181,7 @@ def reports() -> dict[str, str]:
 
 def not_flux() -> dict[str, Any]:
     """A MODEL without Flux's positions, as SD 1.5's is."""
-
-    class UNetModel:
-        pass
-
-    class Inner:
-        diffusion_model = UNetModel()
-
-    class Patcher:
-        model = Inner()
-
-        def get_model_object(self, name: str) -> Any:
-            raise AttributeError(name)
-
-    return harness.refusal(lambda: harness.apply_rfr(Patcher(), "theta", 50.0))
+    return harness.refusal(lambda: harness.apply_rfr(unet_model(), "theta", 50.0))
 
 
 def survivors() -> dict[str, bool]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.sd
 import comfy.utils
@@ -205,6 +206,13 @@ def sd_vae() -> Any:
     return comfy.sd.VAE(sd={**core.state_dict(), **quant, **post})
 
 
+def video_vae() -> Any:
+    """Wan 2.1's VAE as the host loads it, which has 16 latent channels as Flux's has; its weights are zero."""
+    with torch.device("meta"):
+        wan = comfy.ldm.wan.vae.WanVAE(dim=96, z_dim=16, temperal_downsample=[False, True, True])
+    return comfy.sd.VAE(sd={name: torch.zeros(()).expand(t.shape) for name, t in wan.state_dict().items()})
+
+
 def refused() -> dict[str, Any]:
     model, _, vae = host_models()
     image = picture(48, 64)
@@ -219,6 +227,7 @@ def refused() -> dict[str, Any]:
         "empty": attempt(image[:0], vae),
         "ceiling": attempt(image, vae, factor=64.0, max_megapixels=0.5),
         "four_channels": attempt(image, sd_vae()),
+        "video": attempt(image, video_vae()),
         "one_channel_image": attempt(image[..., :1], vae),
     }
 

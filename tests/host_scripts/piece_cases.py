@@ -11,7 +11,7 @@ import harness
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from weights import difference, noise, picture, prompt, write_flux, write_lora, write_vae
+from weights import difference, noise, picture, prompt, unet_model, write_flux, write_lora, write_vae
 
 from op4ksr_core import Flux, OneStepOptions, OneStepSettings, Target, load_autoencoder, load_flux
 from op4ksr_core import upscale as core_upscale
@@ -236,7 +236,9 @@ def refused_loras() -> dict[str, Any]:
         ),
         "missing": "no_such_file.safetensors",
     }
-    return {
+    good = write_sr_lora("good.safetensors", lora)
+    found = {"no_flux": harness.refusal(lambda: harness.run("OP4KSR_LoadSRLoRA", unet_model(), good))}
+    return found | {
         case: harness.refusal(lambda name=name: harness.run("OP4KSR_LoadSRLoRA", base(), name))
         for case, name in names.items()
     }

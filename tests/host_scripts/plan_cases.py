@@ -10,6 +10,7 @@ import comfy.ldm.flux.math
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.sd
+import comfy.taesd.taesd
 import harness
 import torch
 from weights import noise, picture, write_flux, write_vae
@@ -46,6 +47,7 @@ def node() -> dict[str, Any]:
         "by_picture": list(by_picture[1:3]),
         "vae_only": "transformer" in plan_node(vae_only=True)[0],
         "other_channels": harness.refusal(lambda: plan_node(vae=four_channels())),
+        "other_layers": harness.refusal(lambda: plan_node(vae=small_vae())),
         "not_ours": harness.refusal(lambda: plan_node(vae=comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}))),
     }
 
@@ -55,6 +57,11 @@ def four_channels() -> Any:
     vae = harness.load_vae(write_vae("plan_four.safetensors"))
     vae.latent_channels = 4
     return vae
+
+
+def small_vae() -> Any:
+    """Of Flux's latents, with layers of its own (TAEF1); as the host loads it."""
+    return comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=16).state_dict())
 
 
 def one_step_tells_it() -> dict[str, bool]:

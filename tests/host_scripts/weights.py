@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_patcher
+import comfy.supported_models
 import torch
 from harness import FOLDER
 from safetensors.torch import save_file
@@ -63,6 +65,17 @@ def prompt(**settings: Any) -> OneStepSettings:
     txt = torch.randn(3, TINY["context_in_dim"], generator=generator)
     vec = torch.randn(TINY["vec_in_dim"], generator=generator)
     return OneStepSettings(txt=txt, vec=vec, **settings)
+
+
+def unet_model() -> Any:
+    """A MODEL of Stable Diffusion's kind, as small as the host builds one."""
+    config: dict[str, Any] = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32}
+    config |= {"num_res_blocks": [1], "channel_mult": [1], "context_dim": 8, "use_spatial_transformer": True}
+    config |= {"transformer_depth": [0], "transformer_depth_output": [0, 0], "transformer_depth_middle": -1}
+    family = comfy.supported_models.SD15({**config, "adm_in_channels": None, "legacy": False})
+    family.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(family.get_model({}), load_device=cpu, offload_device=cpu)
 
 
 def write_vae(name: str, **params: Any) -> str:
