@@ -80,7 +80,7 @@ class Ablation:
 
     folder: Path
     steps: int = 1500
-    #: Of these, the first on latents alone, ten times as cheap (no L_AP there: it looks at pictures).
+    #: Of these, the first on latents alone, which are cheap (no L_AP there: it looks at pictures).
     latent_steps: int = 0
     batch: int = 4
     crop: int = 256

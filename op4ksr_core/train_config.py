@@ -188,6 +188,14 @@ class LoopConfig:
         for name in ("steps", "batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise OptionError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("linear_steps", "latent_steps"):
+            if not 0 <= getattr(self, name) < self.steps:
+                raise OptionError(
+                    f"train.{name}: expected 0 or more, and fewer than all {self.steps} steps, "
+                    f"got {getattr(self, name)}; lower it, or raise train.steps"
+                )
+        if (self.grid_every or self.latent_steps) and self.grid_pictures < 1:
+            raise OptionError(f"train.grid_pictures: expected at least 1, got {self.grid_pictures}; raise it")
         if self.linear_steps and self.accelerate:
             raise OptionError(
                 "train.linear_steps: works in one process only; set it to 0, or train.accelerate to false"
@@ -243,6 +251,8 @@ class TrainConfig:
         return 0 if self.kind == "autoencoder" else self.train.latent_steps
 
     def __post_init__(self) -> None:
+        if self.kind == "autoencoder" and self.model.part == "decoder" and not self.model.start:
+            raise OptionError('model.part: "decoder" keeps an encoder that is there; name its file as model.start')
         if self.loss.adversarial and self.train.accelerate:
             raise OptionError("loss.adversarial: works in one process only; set it to 0, or train.accelerate to false")
         if self.latent_steps and not self.loss.latent:

@@ -216,7 +216,8 @@ def unit_latents(model: AutoEncoder, images: Tensor, centre: bool) -> None:
 
     After it, ``(raw - 0.1159) * 0.3611`` has deviation 1 per channel over ``images`` (B, 3, H, W) in
     [0, 1], and the decoder gets the inverse. ``centre``: mean 0 as well, which the decoder's zero
-    padding makes inexact along the border of a picture: train on a while after it.
+    padding makes inexact along the border of a picture: train on a while after it, or leave it to the
+    margin, which ``upscale`` cuts off.
     """
     with torch.no_grad():
         raw = model.encode_pixels(images * 2 - 1)

@@ -324,9 +324,6 @@ class Trainer:
                     self.seconds += time.monotonic() - began
                     self._report(sums, pictures, time.monotonic() - began)
                     began, pictures, sums = time.monotonic(), 0, {}
-                if last:
-                    with self.ema.applied():
-                        self.task.finish(self.source)
                 if self.step % config.output.save_every == 0 or last:
                     self._save()
                 if interrupted():
@@ -334,7 +331,16 @@ class Trainer:
                     raise KeyboardInterrupt
         if self.board:
             self.board.close()
-        return self.folder.weights(self.task.name, self.step)
+        return self._finished()
+
+    def _finished(self) -> Path:
+        """The last weights, finished. The state is not: a run that gets more steps goes on from what was trained."""
+        path = self.folder.weights(self.task.name, self.step)
+        with self.ema.applied():
+            self.task.finish(self.source)
+            if self.main:
+                self.task.save(path, self.line())
+        return path
 
     def _loader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         workers = self.config.data.workers

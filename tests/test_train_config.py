@@ -53,6 +53,9 @@ def test_values_are_what_the_file_says() -> None:
         ("[rfr]\npolicy = 'fitt'", "did you mean 'fit'"),
         ("[train]\ngrid_every = 5\ngrid_tokens = [10]", "train.grid_tokens"),
         ("[train]\nlatent_steps = 5\n[loss]\nlatent = 0", "loss.latent"),
+        ("[train]\nsteps = 5\nlatent_steps = 5", "train.latent_steps: expected 0 or more, and fewer than all 5"),
+        ("[train]\nlinear_steps = -1", "train.linear_steps: expected 0 or more"),
+        ("[train]\nlatent_steps = 5\ngrid_pictures = 0", "train.grid_pictures: expected at least 1"),
         ("[loss]\nprojected = 1.5", "loss.projected: expected 0 to 1, got 1.5"),
         ("[train]\nlatent_steps = 5\n[data]\ncrop = 512", "picture_side"),
         ("[model]\nlora_rank = 0", "model.lora_rank: expected at least 1, got 0"),
@@ -96,3 +99,8 @@ def test_changes_win_over_the_file() -> None:
         parse_config(text, changes=["run=other"])
     with pytest.raises(OptionError, match="train.steps"):
         parse_config(text, changes=["train.stepz=1"])
+
+
+def test_a_decoder_alone_needs_an_encoder() -> None:
+    with pytest.raises(OptionError, match="name its file as model.start"):
+        parse_config('kind = "autoencoder"\nrun = "r"\n[model]\npart = "decoder"')

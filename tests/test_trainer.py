@@ -65,6 +65,10 @@ def train(text: str, resume: bool = False) -> Path:
     return Trainer(parse_config(text), text, resume).run()
 
 
+def load(path: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(read_header(path))
+
+
 def rows(run: Path) -> list[dict[str, str]]:
     with (run / "log.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -322,6 +326,17 @@ def test_the_linear_steps_have_a_rise_and_a_fall_of_their_own(folder: Path) -> N
     on = replace(found, model=replace(found.model, start="bundled"))
     plain = replace(found, train=replace(found.train, linear_steps=0))
     assert [rate_at(step, on) for step in range(60)] == [rate_at(step, plain) for step in range(60)]
+
+
+def test_finishing_scales_the_latents_of_the_file_and_not_of_the_state(folder: Path) -> None:
+    """A run that gets more steps goes on from what was trained, its mean on the same scale as its weights."""
+    weights = train(config(folder, "autoencoder", train="linear_steps = 3\n"))
+    state = read_tensors(read_header(folder / "run" / "checkpoints" / "state.safetensors"))
+    name = "encoder.conv_out.weight"
+    sizes = [
+        float(t[:16].std()) for t in (state[f"model.model.{name}"], state[f"ema.model.{name}"], load(weights)[name])
+    ]
+    assert 0.5 < sizes[1] / sizes[0] < 2 and not 0.5 < sizes[2] / sizes[0] < 2
 
 
 def test_the_linear_steps_look_at_the_squared_error_alone(folder: Path) -> None:
