@@ -38,6 +38,9 @@ from .train_config import BUNDLED, RIM, TrainConfig
 #: Weight of the latents' distance in the steps on a grid of 4K's size.
 GRID_WEIGHT = 0.2
 
+#: The factor of the back-projection that ``projected`` terms look through. Our choice: x4 for every input.
+PROJECTED_FACTOR = 4
+
 #: Kinds of seeds, so that no two uses draw the same numbers.
 CROPS, DAMAGE, NOISE, GRID, UNIT, SAMPLES = range(1, 7)
 
@@ -79,7 +82,7 @@ class Task(nn.Module, ABC):
     def prepare(self, source: Source) -> None:
         """Once, before the first step."""
 
-    def before(self, step: int, source: Source) -> bool:
+    def before(self, step: int) -> bool:
         """Before each step; True if the weights were changed, so that running means and the optimizer begin anew."""
         return False
 
@@ -95,7 +98,7 @@ class Task(nn.Module, ABC):
         after = self.objective.pictures(projected(output, target), target)
         return {name: torch.lerp(term, after[name], share) for name, term in terms.items()}
 
-    def finish(self, source: Source) -> None:
+    def finish(self) -> None:
         """Once, with the running mean's weights in place, before they are saved for the last time."""
 
     @abstractmethod
@@ -159,16 +162,22 @@ class AutoencoderTask(Task):
         #: The step from which latents have unit deviation; after linear steps only the finished model's have.
         share = 1.0 if self.linear_steps else config.train.unit_at
         self.unit_step = 0 if model.start else int(share * config.train.steps)
+        #: (64, 3, 96, 96) in [0, 1], by which latents are scaled.
+        self.typical = torch.empty(0)
         self.to(memory_format=torch.channels_last)  # pyright: ignore
         if config.train.checkpointing:
             checkpoint_blocks(self.model)
 
-    def before(self, step: int, source: Source) -> bool:
+    def prepare(self, source: Source) -> None:
+        """Before the first batch, of a run that is gone on with too: a stream then stands at the same place."""
+        self.typical = source.crops((self.config.seed, UNIT), 64, 96).to(self.model.device)
+
+    def before(self, step: int) -> bool:
         if self.linear_steps and step == self.linear_steps:
-            linear_start.bend(self.model, self.typical(source))
+            linear_start.bend(self.model, self.typical)
             return True
         if step == self.unit_step and not self.config.model.start:
-            unit_latents(self.model, self.typical(source), centre=True)
+            unit_latents(self.model, self.typical, centre=True)
             return True
         return False
 
@@ -178,13 +187,9 @@ class AutoencoderTask(Task):
             return 1 / LATENT_SCALE
         return latent.detach().std((0, 2, 3), keepdim=True)
 
-    def typical(self, source: Source) -> Tensor:
-        """(64, 3, 96, 96) in [0, 1], the same whenever it is asked for."""
-        return source.crops((self.config.seed, UNIT), 64, 96).to(self.model.device)
-
-    def finish(self, source: Source) -> None:
+    def finish(self) -> None:
         if self.whole:
-            unit_latents(self.model, self.typical(source), centre=bool(self.linear_steps))
+            unit_latents(self.model, self.typical, centre=bool(self.linear_steps))
 
     def forward(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
         pixels = (high * 2 - 1).contiguous(memory_format=torch.channels_last)
@@ -280,9 +285,8 @@ class OneStepTask(Task):
         train = self.config.train
         every, sizes = train.grid_every, train.grid_tokens
         if every and step % every == every // 2:
-            pair = self.grid(sizes[step // every % len(sizes)], (*seed, GRID))
-            distance = (self.predict(pair[0]) - pair[1]).abs().mean()
-            return Judged({"grid": GRID_WEIGHT * distance})
+            start, goal = self.grid(sizes[step // every % len(sizes)], (*seed, GRID))
+            return Judged({"grid": GRID_WEIGHT * distance(self.predict(start), goal)})
         if step < train.latent_steps:
             start, goal = self.latent_crops(len(high), (*seed, GRID))
             return Judged(self.objective.latents(self.predict(start), goal))
@@ -408,13 +412,14 @@ def degraded(high: Tensor, config: TrainConfig, seed: tuple[int, ...]) -> Tensor
 
 
 def projected(output: Tensor, target: Tensor) -> Tensor:
-    """What back-projection makes of the output (B, 3, H, W) if the input is the target, shrunk x4 and nothing else.
+    """What fidelity 1 makes of the output if the input is the target, shrunk and nothing else.
 
-    It is linear, and takes the same from the output whatever the input: other damage moves the result
-    by what no model could change. Our choice: x4 for every input.
+    Both (B, 3, H, W), any range, sides from PROJECTED_FACTOR up. Back-projection is linear, and takes the same
+    from the output whatever the input: other damage moves the result by what no model could change.
     """
     error = output - target
-    return target + back_project(error, error.new_zeros(*error.shape[:2], *(side // 4 for side in error.shape[-2:])), 1)
+    height, width = (side // PROJECTED_FACTOR for side in error.shape[-2:])
+    return target + back_project(error, error.new_zeros(*error.shape[:2], height, width), 1.0)
 
 
 def _on_cuda(config: TrainConfig) -> bool:

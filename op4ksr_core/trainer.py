@@ -311,7 +311,7 @@ class Trainer:
         sums: dict[str, list[float]] = {}
         with held_interrupts() as interrupted:
             while self.step < train.steps:
-                if self.task.before(self.step, self.source):
+                if self.task.before(self.step):
                     self.ema.restart()
                     self.optimizer.state.clear()
                 terms, count = self._one_step(batches)
@@ -335,12 +335,9 @@ class Trainer:
 
     def _finished(self) -> Path:
         """The last weights, finished. The state is not: a run that gets more steps goes on from what was trained."""
-        path = self.folder.weights(self.task.name, self.step)
         with self.ema.applied():
-            self.task.finish(self.source)
-            if self.main:
-                self.task.save(path, self.line())
-        return path
+            self.task.finish()
+            return self._save_weights()
 
     def _loader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         workers = self.config.data.workers
@@ -462,7 +459,7 @@ class Trainer:
         if not self.main:
             return
         with self.ema.applied():
-            self.task.save(self.folder.weights(self.task.name, self.step), self.line())
+            self._save_weights()
         tensors = {f"model.{name}": p for name, p in self.parameters.items()}
         tensors |= {f"ema.{name}": t for name, t in self.ema.mean.items()}
         tensors |= pack_optimizer(self.optimizer, "optimizer")
@@ -472,6 +469,13 @@ class Trainer:
         facts = {"step": self.step, "seconds": self.seconds, "ema_steps": self.ema.steps, "kind": self.config.kind}
         self.folder.save_state(tensors, {**facts, "seed": self.config.seed})
         self.folder.prune(self.task.name, self.config.output.keep)
+
+    def _save_weights(self) -> Path:
+        """What the model holds now, as a user loads it; its file."""
+        path = self.folder.weights(self.task.name, self.step)
+        if self.main:
+            self.task.save(path, self.line())
+        return path
 
     def line(self) -> str:
         """One line for the file's metadata: data, steps, losses, seed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from op4ksr_core.leaves import picture
 from op4ksr_core.lora import merge
 from op4ksr_core.resize import resize
 from op4ksr_core.rope import fit_theta
-from op4ksr_core.sources import Source, open_source
+from op4ksr_core.sources import open_source
 from op4ksr_core.train_config import parse_config
 from op4ksr_core.train_tasks import UNIT, OneStepTask, make_task, projected
 from op4ksr_core.trainer import Trainer, rate_at
@@ -209,8 +211,8 @@ def test_ctrl_c_in_the_middle_of_a_step_leaves_no_half_of_it(folder: Path) -> No
     trainer = Trainer(parse_config(text), text)
     before = trainer.task.before
 
-    def interrupted(step: int, source: Source) -> bool:
-        changed = before(step, source)
+    def interrupted(step: int) -> bool:
+        changed = before(step)
         if step == 3:
             signal.raise_signal(signal.SIGINT)
         return changed
@@ -337,6 +339,24 @@ def test_finishing_scales_the_latents_of_the_file_and_not_of_the_state(folder: P
         float(t[:16].std()) for t in (state[f"model.model.{name}"], state[f"ema.model.{name}"], load(weights)[name])
     ]
     assert 0.5 < sizes[1] / sizes[0] < 2 and not 0.5 < sizes[2] / sizes[0] < 2
+
+
+def test_the_pictures_that_scale_latents_are_read_once_and_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of shards then stands at the same place whether or not the run was broken off."""
+    text = config(folder, "autoencoder", train="linear_steps = 3\n")
+    asked: list[tuple[int, ...]] = []
+
+    def listened(resume: bool, *stop: Any) -> list[tuple[int, ...]]:
+        trainer = Trainer(parse_config(text), text, resume, *stop)
+        crops = trainer.source.crops
+        monkeypatch.setattr(trainer.source, "crops", lambda seed, *size: asked.append(seed) or crops(seed, *size))
+        with contextlib.suppress(StoppedError):
+            trainer.run()
+        return [asked.pop(0) for _ in range(len(asked))]
+
+    first, again = listened(False, killed_at(5)), listened(True)
+    assert [seed.index(UNIT) for seed in (first[0], again[0])] == [1, 1]
+    assert not any(len(seed) == 2 for seed in first[1:] + again[1:])
 
 
 def test_the_linear_steps_look_at_the_squared_error_alone(folder: Path) -> None:
