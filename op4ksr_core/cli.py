@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("cancelled; nothing was written for the picture at hand", file=sys.stderr)
+        print("cancelled; nothing was written for what was at hand", file=sys.stderr)
         return 130
 
 

@@ -33,7 +33,13 @@ def run_train(options: argparse.Namespace) -> int:
     config = read_config(options.config, changes)
     told = "".join(f"# changed by the command: {change}\n" for change in changes)
     trainer = Trainer(config, told + read_text(options.config), options.resume, show_steps())
-    weights = trainer.run()
+    try:
+        weights = trainer.run()
+    except KeyboardInterrupt:
+        if not trainer.step:
+            raise
+        print(f"stopped after step {trainer.step}, which is saved; go on with --resume", file=sys.stderr)
+        return 130
     if trainer.main:
         print(weights)
     return 0

@@ -17,7 +17,7 @@ import torch
 from host_support import free_port
 from PIL import Image
 
-from op4ksr_core import Op4ksrError, OptionError, load_autoencoder, load_flux, save_autoencoder, save_flux
+from op4ksr_core import Op4ksrError, OptionError, cli_train, load_autoencoder, load_flux, save_autoencoder, save_flux
 from op4ksr_core.checkpoint import describe_flux
 from op4ksr_core.cli import main
 from op4ksr_core.color import back_project
@@ -357,6 +357,20 @@ def test_the_pictures_that_scale_latents_are_read_once_and_first(folder: Path, m
     first, again = listened(False, killed_at(5)), listened(True)
     assert [seed.index(UNIT) for seed in (first[0], again[0])] == [1, 1]
     assert not any(len(seed) == 2 for seed in first[1:] + again[1:])
+
+
+def test_ctrl_c_says_what_was_saved_and_how_to_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "c.toml"
+    path.write_text(config(folder))
+    monkeypatch.setattr(
+        cli_train, "show_steps", lambda: lambda done, *_: done == 2 and signal.raise_signal(signal.SIGINT)
+    )
+    assert main(["train", str(path)]) == 130
+    assert "stopped after step 2, which is saved; go on with --resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["train", str(path), "--resume"]) == 0
 
 
 def test_the_linear_steps_look_at_the_squared_error_alone(folder: Path) -> None:
