@@ -21,6 +21,7 @@ from ..op4ksr_core.errors import OutOfMemoryError
 from ..op4ksr_core.memory import MARGIN, Stage, choose_strips, is_out_of_memory, peak_bytes
 from ..op4ksr_core.strips import OnStrip, StripSettings, Thrift
 from .schema import advanced
+from .widgets import chosen
 
 #: Share of the device's memory that the manager is asked for at most, before a thriftier way is planned.
 SHARE = 0.8
@@ -83,7 +84,7 @@ HOST_MEMORY: dict[str, Callable[..., Any]] = {
 
 def wish_of(memory: str) -> StripWish:
     """The node's dropdown -> settings for both stages; nothing for auto."""
-    thrift = _MEMORY[memory]
+    thrift = chosen("memory", memory, _MEMORY)
     return {} if thrift is None else {"encode": StripSettings(thrift=thrift), "decode": StripSettings(thrift=thrift)}
 
 

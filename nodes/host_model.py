@@ -18,6 +18,7 @@ from ..op4ksr_core.checkpoint import Description, check_tensors, describe_flux, 
 from ..op4ksr_core.flux import Flux, FluxParams, OneStepSettings
 from ..op4ksr_core.rope import FLUX_THETA, RescaledEmbedND
 from .positions import own_theta_is
+from .widgets import chosen
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def _flux_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) 
 def _host_flux(path: Path, found: Description, weight_dtype: str, disable_dynamic: bool) -> Any:
     """Load through the host's loader; hosts that take every Flux for 12 B get the file's own geometry."""
     assert isinstance(found.params, FluxParams)
-    options = dict(_WEIGHT_DTYPES[weight_dtype])
+    options = dict(chosen("weight_dtype", weight_dtype, _WEIGHT_DTYPES))
     extra = {"disable_dynamic": True} if disable_dynamic else {}
     if found.quantized:  # the scales are the host's own business
         return comfy.sd.load_diffusion_model(str(path), model_options=options, **extra)

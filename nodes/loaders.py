@@ -12,6 +12,7 @@ from .host_lora import load_lora
 from .host_model import WEIGHT_DTYPES, load_model, prompt_conditioning
 from .host_vae import load_vae
 from .schema import advanced, schema
+from .widgets import chosen
 
 _STRIDES = {"auto": None, "16x": 2, "8x": 1}
 _SHIFTS = {"auto": None, "0": 0, "1": 1}
@@ -66,7 +67,9 @@ class LoadF16VAE(io.ComfyNode):
         cls, vae_name: str, compression: str = "auto", shift: str = "auto", memory: str = "auto"
     ) -> io.NodeOutput:
         path = file_path("vae", vae_name)
-        return io.NodeOutput(load_vae(path, _STRIDES[compression], _SHIFTS[shift], memory))
+        return io.NodeOutput(
+            load_vae(path, chosen("compression", compression, _STRIDES), chosen("shift", shift, _SHIFTS), memory)
+        )
 
 
 class ExactVAENode(io.ComfyNode):

@@ -11,6 +11,7 @@ from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.rope import FLUX_TRAIN_TOKENS, POLICIES, RescaledEmbedND, Rfr
 from .positions import describe, own_positions, patch_positions
 from .schema import advanced, schema
+from .widgets import check_choice
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ class ApplyRFR(io.ComfyNode):
         tokens_columns: int = 128,
         train_tokens: int = FLUX_TRAIN_TOKENS,
     ) -> io.NodeOutput:
+        check_choice("policy", policy, POLICIES)
         theta = (theta_rows, theta_columns) if policy == "theta" else None
         rfr = Rfr(policy, theta, turns, (tokens_rows, tokens_columns), train_tokens)  # pyright: ignore
         patched, report = apply_rfr(model, rfr)

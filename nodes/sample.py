@@ -8,6 +8,7 @@ from ..op4ksr_core.demo import SAMPLES
 from ..op4ksr_core.image_io import load_image
 from .schema import schema
 from .stages import image_to_host
+from .widgets import chosen
 
 
 class SamplePicture(io.ComfyNode):
@@ -26,4 +27,4 @@ class SamplePicture(io.ComfyNode):
 
     @classmethod
     def execute(cls, picture: str) -> io.NodeOutput:
-        return io.NodeOutput(image_to_host(load_image(SAMPLES[picture]).image))
+        return io.NodeOutput(image_to_host(load_image(chosen("picture", picture, SAMPLES)).image))

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..op4ksr_core.latent import PATCH
 from ..op4ksr_core.schedule import BASE_SHIFT, MAX_SHIFT, ULTRAFLUX_SHIFT, mu_of_shift, mu_of_tokens
 from .schema import advanced, schema
-from .widgets import RATIO, side_widgets
+from .widgets import RATIO, check_choice, side_widgets
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class FluxShift16x(io.ComfyNode):
         base_shift: float = BASE_SHIFT,
         max_shift: float = MAX_SHIFT,
     ) -> io.NodeOutput:
+        check_choice("mode", mode, _MODES)
         if mode == _MODES[0]:
             mu, why = mu_of_shift(shift), "fixed"
         else:

@@ -15,7 +15,7 @@ from .exact_vae import ExactVAE
 from .plan import host_plan
 from .schema import advanced, schema
 from .stages import HostStages, image_to_core, image_to_host, progress_bar
-from .widgets import sigma_widget, size_widgets, target_of
+from .widgets import check_choice, sigma_widget, size_widgets, target_of
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +123,7 @@ class OneStepUpscale(io.ComfyNode):
         guidance: float = -1.0,
         max_megapixels: float = DEFAULT_CEILING_MEGAPIXELS,
     ) -> io.NodeOutput:
+        check_choice("color_fix", color_fix, COLOR_FIXES)
         if mask is None and image.shape[-1] == 4:  # an RGBA picture brings its own transparency
             mask = 1 - image[..., 3]
         low = image_to_core(image)

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
+from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.latent import PATCH
 from ..op4ksr_core.resize import Target
 
 #: Pixels per latent row or column of a 16x VAE.
 RATIO = 16
 
+Chosen = TypeVar("Chosen")
+
 _TARGETS = ("long edge", "short edge", "factor", "megapixels")
+
+
+def check_choice(widget: str, value: str, options: Iterable[str]) -> None:
+    """Raise OptionError for a dropdown's value that it does not offer.
+
+    The host checks only typed values, and 0.3 not even those: a string from another node comes through.
+    """
+    if value not in options:
+        raise OptionError(f"{widget}: expected one of {', '.join(options)}; got {value!r}")
+
+
+def chosen(widget: str, value: str, options: Mapping[str, Chosen]) -> Chosen:
+    """What a dropdown's value stands for. Raises OptionError for one that it does not offer."""
+    check_choice(widget, value, options)
+    return options[value]
 
 
 def target_of(kind: str, pixels: int, factor: float, megapixels: float, ceiling: float) -> Target:
     """The node's four widgets -> ``Target``."""
+    check_choice("target", kind, _TARGETS)
     return Target(
         scale=factor if kind == "factor" else None,
         long_edge=pixels if kind == "long edge" else None,

@@ -308,6 +308,14 @@ def test_refused_model_files(loaders: Cases, case: str, words: tuple[str, ...]) 
     assert_refused(loaders["refused_models"][case], "UnsupportedCheckpointError", *words)
 
 
+def test_a_dropdowns_value_that_it_does_not_offer_is_refused(loaders: Cases) -> None:
+    """The host checks only typed values (0.3 none): a string of another node arrives as it is."""
+    found = loaders["foreign_choices"]
+    assert len(found) >= 9
+    for case, refused in found.items():
+        assert_refused(refused, "OptionError", f"{case.split()[1]}: expected one of ", "got 'sepia'")
+
+
 def test_missing_files(loaders: Cases) -> None:
     for found in (loaders["refused_vaes"]["missing"], loaders["refused_models"]["missing"]):
         assert_refused(found, "OptionError", "no_such_file.safetensors", "choose another")

@@ -188,6 +188,22 @@ def doubtful_vae() -> dict[str, Any]:
         probe.verdict = verdict
 
 
+def foreign_choices() -> dict[str, Any]:
+    """Every dropdown of every node with a value that it does not offer, as a string from another node may be."""
+    files()
+    given = {"model": harness.load_model(FLUX), "vae": harness.load_vae(VAE), "image": picture(32, 32)}
+    files_of = {"vae_name": VAE, "model_name": FLUX, "lora_name": "no_such_file.safetensors"}
+    found: dict[str, Any] = {}
+    for name, cls in our_nodes().items():
+        inputs = cls.define_schema().inputs
+        typed = {i.id: i.default for i in inputs if getattr(i, "default", None) is not None}
+        known = typed | {i.id: (files_of | given)[i.id] for i in inputs if i.id in files_of | given}
+        for widget in (i.id for i in inputs if i.get_io_type() == "COMBO" and i.id not in files_of):
+            values = known | {widget: "sepia"}
+            found[f"{name} {widget}"] = harness.refusal(lambda name=name, values=values: harness.run(name, **values))
+    return found
+
+
 def removed_file() -> dict[str, Any]:
     """A file that was in the dropdown and is gone when the prompt runs."""
     name = write_vae("soon_gone.safetensors")
@@ -207,5 +223,6 @@ CASES = (
     refused_vaes,
     refused_models,
     doubtful_vae,
+    foreign_choices,
     removed_file,
 )
