@@ -6,6 +6,7 @@ Looked for in $COMFYUI_PATH, then in the folder that holds this pack as custom_n
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -315,6 +316,17 @@ def widgets_of(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
             values.pop(0)  # the browser's own widget beside it: "fixed", "image"
     assert not values, f"{node['type']}: values {values} belong to no widget"
     return named
+
+
+def without(workflow: dict[str, Any], kind: str) -> dict[str, Any]:
+    """A workflow as the browser saves it after the nodes of that type were deleted."""
+    gone = {node["id"] for node in workflow["nodes"] if node["type"] == kind}
+    links = [link for link in workflow["links"] if not {link[1], link[3]} & gone]
+    kept = {link[0] for link in links}
+    nodes = copy.deepcopy([node for node in workflow["nodes"] if node["id"] not in gone])
+    for output in (output for node in nodes for output in node.get("outputs", [])):
+        output["links"] = [link for link in output["links"] or [] if link in kept]
+    return {**workflow, "nodes": nodes, "links": links}
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,10 @@ SET = """(changes) => { for (const [type, widgets] of Object.entries(changes))
     }
 }"""
 
+REMOVE = """(types) => { for (const node of [...window.app.graph.nodes].filter(n => types.includes(n.type)))
+  window.app.graph.remove(node);
+}"""
+
 #: Which nodes show something of a finished run: text, or pictures, which must really load.
 SHOWN = """async () => {
   const loads = async image => {
@@ -60,6 +64,10 @@ SHOWN = """async () => {
   return found;
 }"""
 
+#: What the server said to a prompt that it refused, by node type.
+REFUSED = """() => Object.fromEntries(Object.values(window.app.lastNodeErrors)
+  .map(e => [e.class_type, e.errors.map(x => `${x.message} ${x.details}`).join('; ')]))"""
+
 #: Pictures that the browser itself has drawn inside nodes: on the canvas, and as elements (Nodes 2.0).
 DRAWN = """() => window.app.graph.nodes.flatMap(node => {
   const own = [...document.querySelectorAll(`[data-node-id="${node.id}"] img`)];
@@ -70,6 +78,11 @@ EMPTY = """async () => { await window.app.loadGraphData(
   {last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [], config: {}, extra: {}, version: 0.4}); }"""
 
 RESULTS = "() => [...document.querySelectorAll('[role=option], [data-testid*=result]')].map(e => e.innerText)"
+
+#: The search's results are there, and have been the same for a second.
+SETTLED = f"""() => {{ const now = JSON.stringify(({RESULTS})());
+  if (window.lastResults !== now) [window.lastResults, window.lastChange] = [now, performance.now()];
+  return now !== '[]' && performance.now() - window.lastChange > 1000; }}"""
 
 INFO = "[data-testid=info-button]"
 HELP_PICTURE = "img[src*='/extensions/op4ksr/docs/']"
@@ -106,10 +119,11 @@ def fit(page: Page) -> None:
 
 def run_template(page: Page, task: dict[str, Any]) -> dict[str, Any]:
     """Open, change what the test asks for, Run by the keyboard; for ``cancel_after`` cancel as soon as it moves."""
-    if task.get("vue"):  # the host's Compare Images draws with Nodes 2.0 alone
+    if task.get("vue"):  # Nodes 2.0
         page.evaluate("() => window.app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', true)")
     missing = page.evaluate(LOAD, task["name"])
     page.wait_for_timeout(800)
+    page.evaluate(REMOVE, task.get("remove", []))
     page.evaluate(SET, task.get("set", {}))
     if task.get("opened"):
         fit(page)
@@ -119,6 +133,9 @@ def run_template(page: Page, task: dict[str, Any]) -> dict[str, Any]:
     if task.get("only_open"):
         return found
     page.keyboard.press("Control+Enter")
+    if task.get("refused"):
+        page.wait_for_function("() => Object.keys(window.app.lastNodeErrors ?? {}).length", timeout=30_000)
+        return found | {"refused": page.evaluate(REFUSED)}
     if task.get("cancel"):
         moved = "(type) => seen.progress.some(([id, v]) => v > 0 && app.graph.getNodeById(id)?.type === type)"
         page.wait_for_function(moved, arg=task["cancel"], timeout=120_000)
@@ -161,7 +178,7 @@ def search(page: Page, task: dict[str, Any]) -> dict[str, list[str]]:
         page.mouse.dblclick(800, 500)
         page.wait_for_timeout(700)
         page.keyboard.type(words, delay=30)
-        page.wait_for_timeout(1200)
+        page.wait_for_function(SETTLED, timeout=20_000)
         found[words] = page.evaluate(RESULTS)
         if task.get("shot"):
             page.screenshot(path=task["shot"])
