@@ -230,7 +230,6 @@ class Strips:
 
     def __init__(self, settings: StripSettings, on_strip: OnStrip | None = None, total: int = 0) -> None:
         self.settings, self.on_strip, self.done, self.total = settings, on_strip, 0, total
-        self._spare: Tensor | None = None
 
     def ranges(self, height: int) -> Iterator[tuple[int, int]]:
         """The strips of a map, top to bottom; they begin at even rows."""
@@ -241,25 +240,18 @@ class Strips:
             self.done += 1
             yield top, min(height, top + rows)
 
-    def store(self, height: int, compute: Callable[[int, int], Tensor]) -> Stored:
-        """Compute a map once and keep it, gathering its moments."""
-        moments, tensor = Moments(), None
+    def store(self, height: int, compute: Callable[[int, int], Tensor], tensor: Tensor | None = None) -> Stored:
+        """Compute a map once and keep it (in ``tensor``, if one of its shape is free), gathering its moments."""
+        moments = Moments()
         for top, bottom in self.ranges(height):
             strip = compute(top, bottom)
             moments.add(strip)
             if tensor is None:
-                tensor = self._memory(strip, height)
+                tensor = _empty_map(strip, height, strip.shape[3])
             tensor[:, :, top:bottom] = strip
             del strip
         assert tensor is not None
         return Stored(tensor, moments)
-
-    def _memory(self, like: Tensor, height: int) -> Tensor:
-        """For a map of strips like this one: that of the block before where it fits, as new memory is slow on a CPU."""
-        spare, self._spare = self._spare, None
-        if spare is not None and spare.shape == (1, like.shape[1], height, like.shape[3]):
-            return spare
-        return _empty_map(like, height, like.shape[3])
 
     def moments(self, source: Stored | Computed) -> Moments:
         """The source's moments: known already, or by computing it once."""
@@ -270,8 +262,11 @@ class Strips:
             moments.add(source.rows(top, bottom))
         return moments
 
-    def block(self, source: Stored | Computed, block: Any) -> Stored:
-        """A residual block. A stored source of the same width is overwritten."""
+    def block(self, source: Stored | Computed, block: Any, spare: Tensor | None = None) -> tuple[Stored, Tensor | None]:
+        """A residual block; and memory that it is done with, for the next block of the level: new memory is slow.
+
+        A stored source of the same width is overwritten.
+        """
         inner = convolved(source, block.conv1, Affine(block.norm1, self.moments(source)))
         shortcut = getattr(block, "nin_shortcut", None)
         carry = _same if shortcut is None else shortcut
@@ -281,17 +276,16 @@ class Strips:
             if isinstance(source, Computed):
                 hidden, carried = self._store_both(source, inner, carry)
             else:
-                hidden = self.store(source.height, inner)
+                hidden = self.store(source.height, inner, spare)
         outer = convolved(hidden, block.conv2, Affine(block.norm2, self.moments(hidden)))
         if isinstance(source, Stored) and shortcut is None:
             carried = source
         elif isinstance(source, Stored) and shortcut is not None and isinstance(hidden, Stored):
             carried = self._compact(source, shortcut)
         if carried is not None:
-            result = self._add_in_place(carried, hidden, outer)
-            self._spare = hidden.tensor if isinstance(hidden, Stored) else None
-            return result
-        return self.store(source.height, lambda a, b: outer(a, b).add_(carry(source.rows(a, b))))
+            spare = hidden.tensor if isinstance(hidden, Stored) else None
+            return self._add_in_place(carried, hidden, outer), spare
+        return self.store(source.height, lambda a, b: outer(a, b).add_(carry(source.rows(a, b)))), None
 
     def _store_both(
         self, source: Computed, inner: Callable[[int, int], Tensor], carry: Callable[[Tensor], Tensor]
@@ -311,10 +305,10 @@ class Strips:
 
     def middle(self, mid: Any, source: Stored) -> Stored:
         """The two blocks at the latent's resolution, and the attention between them over the whole map."""
-        source = self.block(source, mid.block_1)
+        source = self.block(source, mid.block_1)[0]
         if hasattr(mid, "attn_1"):
             source = Stored(_dense(mid.attn_1(source.tensor)))
-        return self.block(source, mid.block_2)
+        return self.block(source, mid.block_2)[0]
 
     def _add_in_place(self, source: Stored, hidden: Stored | Computed, outer: Callable[[int, int], Tensor]) -> Stored:
         """source += outer, strip by strip.
@@ -376,8 +370,10 @@ def decode_picture(
     strips = Strips(settings, on_strip, _decode_strips(decoder, latent.shape[2], settings))
     source: Stored | Computed = strips.middle(decoder.mid, Stored(_dense(decoder.conv_in(latent))))
     for level in reversed(decoder.up):
+        spare = None
         for block in level.block:
-            source = strips.block(source, block)
+            source, spare = strips.block(source, block, spare)
+        del spare
         if hasattr(level, "upsample"):
             source = Computed(2 * source.height, upsampled(source, level.upsample.conv, _same), keep=True)
             if settings.thrift == "fast":
@@ -413,8 +409,10 @@ def encode_picture(
     rows = _entry(height, pixels, encoder.conv_in, stride)
     source = strips.store((height - 1) // stride + 1, rows)
     for level in encoder.down:
+        spare = None
         for block in level.block:
-            source = strips.block(source, block)
+            source, spare = strips.block(source, block, spare)
+        del spare
         if hasattr(level, "downsample"):
             source = strips.store(source.height // 2, downsampled(source, level.downsample.conv))
     source = strips.middle(encoder.mid, source)
