@@ -69,7 +69,7 @@ def on_strip() -> OnStrip:
     return call
 
 
-def _is_oom(error: BaseException) -> bool:
+def is_oom(error: BaseException) -> bool:
     host = getattr(comfy.model_management, "is_oom", None)
     return is_out_of_memory(error) or (host is not None and host(error))
 
@@ -78,7 +78,7 @@ def _is_oom(error: BaseException) -> bool:
 HOST_MEMORY: dict[str, Callable[..., Any]] = {
     "free_memory": lambda device: int(comfy.model_management.get_free_memory(device)),
     "release_memory": lambda: comfy.model_management.soft_empty_cache(),
-    "is_oom": _is_oom,
+    "is_oom": is_oom,
 }
 
 

@@ -184,6 +184,13 @@ def test_cancelling(one_step: Cases, what: str) -> None:
     assert one_step["cancelling"][what]
 
 
+def test_pictures_are_fixed_at_home_where_the_device_is_full(one_step: Cases) -> None:
+    found = one_step["retreats"]
+    assert found["result"] == found["asked"] == [1.0, 1.0]
+    assert found["tried"] == ["meta", "cpu", "cpu"]
+    assert found["other"] == "wrong on meta"
+
+
 # --- MODEL ------------------------------------------------------------------------------------
 
 

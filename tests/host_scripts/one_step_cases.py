@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from weights import difference, noise, picture, prompt, seeded, write_flux, write_vae
 
+import nodes
 from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, OneStepOptions, Target, load_autoencoder, load_flux
 from op4ksr_core import upscale as core_upscale
 
@@ -232,7 +234,28 @@ def refused() -> dict[str, Any]:
     }
 
 
+def retreats() -> dict[str, Any]:
+    """Pictures are fixed at home where the device runs out of memory; another error is not swallowed."""
+    stages = sys.modules[nodes.NODE_CLASS_MAPPINGS["OP4KSR_OneStepUpscale"].__module__.replace("upscale", "stages")]
+    full, home, tried = torch.device("meta"), torch.device("cpu"), []
+
+    def compute(device: torch.device) -> torch.Tensor:
+        tried.append(device.type)
+        if device == full:
+            raise torch.OutOfMemoryError("full")
+        return torch.ones(2, device=device)
+
+    def wrong(device: torch.device) -> torch.Tensor:
+        raise RuntimeError(f"wrong on {device}")
+
+    result = stages.with_retreat(compute, full, home)
+    asked = stages.on_free_device(compute, home, 1)  # no GPU here
+    other = harness.refusal(lambda: stages.with_retreat(wrong, full, home))
+    return {"result": result.tolist(), "tried": tried, "asked": asked.tolist(), "other": other["message"]}
+
+
 CASES = (
+    retreats,
     options,
     effects,
     masks,
