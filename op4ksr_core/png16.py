@@ -43,9 +43,7 @@ def _raw_mode(picture: Any) -> str:
     return arguments if isinstance(arguments, str) else str(arguments[0])
 
 
-def write_png16(
-    file: IO[bytes], pixels: NDArray[np.uint16], level: int = 6, strategy: int = zlib.Z_RLE
-) -> None:
+def write_png16(file: IO[bytes], pixels: NDArray[np.uint16], level: int = 6, strategy: int = zlib.Z_RLE) -> None:
     """Write (H, W, 3 or 4) uint16 as RGB or RGBA, every row by the Paeth filter; level and strategy are zlib's."""
     height, width, channels = pixels.shape
     file.write(b"\x89PNG\r\n\x1a\n")
