@@ -15,7 +15,7 @@ from torch import Tensor
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.flux import OnProgress
 from .exact_vae import ExactVAE, is_oom, strips_told
-from .host_model import prompt_conditioning, settings_of
+from .host_model import check_conditioning, check_flow, prompt_conditioning, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class HostStages:
     def __init__(
         self, model: Any, vae: Any, conditioning: list[Any] | None, sigma: float | None, guidance: float | None
     ) -> None:
+        check_flow(model)
         vae.throw_exception_if_invalid()
         channels = model.get_model_object("latent_format").latent_channels
         if getattr(vae, "latent_channels", channels) != channels:
@@ -76,6 +77,8 @@ class HostStages:
         settings = settings_of(model)
         self.model, self.vae = model, in_strips(vae)
         self.sigma = settings.sigma if sigma is None else sigma
+        if conditioning is not None:
+            check_conditioning(model, conditioning)
         given = prompt_conditioning(model) if conditioning is None else conditioning
         typed = {} if guidance is None else {"guidance": guidance}
         self.conditioning = [[c, {"guidance": settings.guidance, **extra, **typed}] for c, extra in given]

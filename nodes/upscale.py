@@ -155,5 +155,5 @@ def enlarge_mask(mask: torch.Tensor | None, result: torch.Tensor) -> torch.Tenso
     """MASK (B, h, w) or None -> (B, H, W) of the result (B, 3, H, W)."""
     if mask is None:
         return result.new_zeros(len(result), *result.shape[-2:])
-    mask = mask if mask.ndim == 3 else mask[None]
-    return upscale_alpha(mask[:, None], *result.shape[-2:])[:, 0]
+    mask = mask.reshape(-1, 1, *mask.shape[-2:])  # (h, w) and (B, 1, h, w) too, as the host's own nodes take them
+    return upscale_alpha(mask, *result.shape[-2:])[:, 0]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -121,7 +122,7 @@ def to_pil(picture: Picture) -> Image.Image:
     return Image.fromarray(_to_array(picture, 255, np.uint8))
 
 
-def _to_array(picture: Picture, top: int, dtype: type[Any]) -> np.ndarray:
+def _to_array(picture: Picture, top: int, dtype: type[Any]) -> NDArray[Any]:
     """The first picture of a batch -> (H, W, 3 or 4) integers from 0 to ``top``."""
     planes = [picture.image] if picture.alpha is None else [picture.image, picture.alpha]
     height, width = picture.size

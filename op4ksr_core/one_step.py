@@ -123,7 +123,7 @@ def upscale(
     ``on_progress(done, total)`` runs before each strip and after each block, and may raise to cancel.
     Raises ImageError (NaN, empty, wrong shape), OptionError (target beyond the ceiling, models that do
     not fit together), OutOfMemoryError (the VAE's thriftiest way failed; torch's own may come from the
-    transformer), and Op4ksrError where the model's output is not finite.
+    transformer), and Op4ksrError where the model's or the VAE's output is not finite.
     """
     options = options or OneStepOptions()
     if flux is None and not options.vae_only:
@@ -172,13 +172,14 @@ def _one_picture(
 
     enlarged = place(lambda device: resize(low.to(device), height, width).clamp(0, 1))
     raw = stages.encode(mirror_frame(enlarged, stages.ratio * PATCH, margin), meter.part("encode"))
+    _check_finite("VAE", raw)
     if not options.vae_only:
         raw = _transform_inner(raw, stages, meter.part("transform"))
+        _check_finite("model", raw)
     output = stages.decode(raw, meter.part("decode"))[..., margin : margin + height, margin : margin + width]
     output = output.to(home, torch.float32)
     del raw
-    if not output.isfinite().all():
-        raise Op4ksrError("the model's output is not finite (NaN); run it in float32 or bfloat16 instead of float16")
+    _check_finite("VAE", output)
     factor = max(height / low.shape[-2], width / low.shape[-1])
     output = place(partial(_fix_colors, output, enlarged, options.color, factor))
     del enlarged
@@ -198,6 +199,12 @@ def _one_picture(
 
 def _fix_colors(output: Tensor, enlarged: Tensor, kind: ColorFix, factor: float, device: torch.device) -> Tensor:
     return color_fix(output.to(device), enlarged.to(device), kind, factor)
+
+
+def _check_finite(part: str, output: Tensor) -> None:
+    """Raise Op4ksrError rather than go on to a black picture."""
+    if not output.isfinite().all():
+        raise Op4ksrError(f"the {part}'s output is not finite (NaN); run it in float32 or bfloat16 instead of float16")
 
 
 def _transform_inner(raw: Tensor, stages: Stages, tell: OnProgress) -> Tensor:

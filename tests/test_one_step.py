@@ -477,7 +477,19 @@ def test_nan_from_the_model_is_an_error_and_no_black_picture(
     image: Tensor, flux: Flux, autoencoder: AutoEncoder, make_flux: Callable[..., Flux]
 ) -> None:
     broken = with_final_layer(flux, make_flux, math.nan)
-    with pytest.raises(Op4ksrError, match="not finite.*float32"):
+    with pytest.raises(Op4ksrError, match="the model's output is not finite.*float32"):
         upscale(image, broken, autoencoder)
     with pytest.raises(Op4ksrError, match="not finite"):
         upscale(image, broken, autoencoder, PLAIN)
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+@pytest.mark.parametrize("vae_only", [False, True])
+def test_nan_from_the_vae_is_blamed_on_the_vae(
+    image: Tensor, flux: Flux, make_autoencoder: Callable[..., AutoEncoder], half: str, vae_only: bool
+) -> None:
+    broken = make_autoencoder()
+    with torch.no_grad():
+        getattr(broken, half).conv_out.bias.fill_(math.nan)
+    with pytest.raises(Op4ksrError, match="the VAE's output is not finite.*float32"):
+        upscale(image, flux, broken, OneStepOptions(Target(scale=2), vae_only=vae_only))
