@@ -14,6 +14,7 @@ CORE = ROOT / "op4ksr_core"
 #: Low to high: a module imports only modules before it.
 ORDER = [
     "errors",
+    "version",
     "attention",
     "rope",
     "schedule",
@@ -76,6 +77,7 @@ ORDER = [
     "run_folder",
     "trainer",
     "benchmark",
+    "benchmark_page",
     "ceiling",
     "benchmark_quality",
     "benchmark_periodicity",
@@ -94,6 +96,7 @@ ORDER = [
     "cli_train",
     "cli_ablation",
     "cli_pipeline",
+    "cli_page",
     "cli_benchmark",
     "cli_convert",
     "cli_rope",
