@@ -23,8 +23,8 @@ Every table below is a command's own. The page is made from the reports in `docs
 `python -m op4ksr_core benchmark page docs/reports -o docs/benchmarks.md`
 
 and a test makes it again and compares: nothing here is typed. Paths in the commands are cut to their last names.
-A report holds all digits; the page shows four. What the figures mean for the choices made is told on pages of
-their own, which are named at each kind."""
+A report holds all digits; the page shows four. Notes were given by whoever kept the report. What the figures
+mean for the choices made is told on pages of their own, which are named at each kind."""
 
 #: Kind of report -> title, and what it shows and how to read it. The page has this order; other kinds come last.
 KINDS: dict[str, tuple[str, str]] = {
@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[str, str]] = {
         "Quality",
         "How near the enlarged photo comes to the sharp one, by method; real weights, those bundled unless the command "
         "names others. psnr in dB, ssim and haarpsi: more is better, 1 is equal; gmsd, lpips, dists and niqe: less is "
-        'better; musiq: more is better, to 100. periodicity is the meter\'s score (2 is what 1 clean picture in 100 '
+        "better; musiq: more is better, to 100. periodicity is the meter's score (2 is what 1 clean picture in 100 "
         'reaches), alarms the share of outputs on which it alarms. "clean": the photo shrunk bicubically, 8 bit; '
         '"degraded": the seeded second-order degradation. "VAE only" leaves the transformer out: what full has above '
         "it is the transformer's. [What it means](benchmark_quality.md).",
@@ -55,7 +55,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "pipeline": (
         "One upscale, stage by stage",
         "Seconds and peaks by stage, against plain passes, overlapping patches, an F8 VAE, and the device's own "
-        "measured matrix products. The settings say which weights are random: such show time and memory, never quality.",
+        "measured matrix products. The settings say which weights are random: they show time and memory, never "
+        "quality.",
     ),
     "scaling": (
         "How seconds and bytes grow",
@@ -91,10 +92,11 @@ KINDS: dict[str, tuple[str, str]] = {
 }
 
 
-def slim(report: Row, only: Sequence[str] = ()) -> Row:
+def slim(report: Row, only: Sequence[str] = (), note: str = "") -> Row:
     """The copy to keep: without details, its command's paths cut; ``only`` these tables, the others named as left out.
 
-    Raises OptionError for a table that the report does not have.
+    note: what the report does not know of itself, as that the code has changed since. Raises OptionError for a
+    table that the report does not have.
     """
     tables = report["tables"]
     if unknown := [title for title in only if title not in tables]:
@@ -103,7 +105,7 @@ def slim(report: Row, only: Sequence[str] = ()) -> Row:
     copy = {key: value for key, value in report.items() if key != "details"}
     copy |= {"command": without_places(shlex.split(report["command"])), "tables": kept}
     left_out = [title for title in tables if title not in kept]
-    return copy | ({"left_out": left_out} if left_out else {})
+    return copy | ({"left_out": left_out} if left_out else {}) | ({"note": note} if note else {})
 
 
 def page(reports: Sequence[Row]) -> str:
@@ -116,7 +118,8 @@ def page(reports: Sequence[Row]) -> str:
         parts += [f"## {title}", about] if own else []
         for report in own:
             parts += told(report, "###")
-            parts += [f"Left out: {', '.join(report['left_out'])}."] if report.get("left_out") else []
+            parts += [f"Left out of this report: {', '.join(report['left_out'])}."] if report.get("left_out") else []
+            parts += [f"Note: {report['note']}"] if report.get("note") else []
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

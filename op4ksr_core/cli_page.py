@@ -19,6 +19,7 @@ def add_benchmark(kinds: Any) -> None:
     copy.set_defaults(command=run_slim)
     copy.add_argument("report", type=Path, metavar="REPORT", help=".json that a benchmark wrote")
     copy.add_argument("--only", nargs="+", default=[], metavar="TABLE", help="these tables, by title (default: all)")
+    copy.add_argument("--note", default="", help="what the report does not know, as that the code has changed since")
     copy.add_argument("-o", "--output", required=True, type=Path, metavar="COPY.json")
 
 
@@ -28,5 +29,5 @@ def run_page(options: argparse.Namespace) -> int:
 
 
 def run_slim(options: argparse.Namespace) -> int:
-    write_slim(options.output, slim(read_report(options.report), options.only))
+    write_slim(options.output, slim(read_report(options.report), options.only, options.note))
     return 0
