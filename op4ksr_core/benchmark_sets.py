@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -14,6 +15,7 @@ from .artifacts import to_8_bit
 from .autoencoder import AutoEncoder
 from .benchmark import Row
 from .benchmark_quality import BASE, Method, methods_of
+from .errors import OptionError
 from .flux import Flux
 from .machine import wait_for
 from .metrics import fidelity_scores, load_piq
@@ -26,23 +28,41 @@ from .stage_clock import PeakMeter
 USUAL = ("bicubic", BASE, "VAE only", "full")
 CHOICES = ("bicubic", "Lanczos", BASE, "VAE only", "VAE only, fidelity 0", "full", "full, fidelity 0")
 
-#: Columns after set, degradation of pictures and method; means but for seconds and GB.
+#: Side in px of the corner of the first picture that every method is given before a clock runs.
+WARM_UP = 16
+
+#: Columns after set, method and number of pictures; means but for seconds and GB.
 SCORES = ("psnr", "ssim", "gmsd", "haarpsi", *METRICS, "periodicity", "alarms")
+
+
+@dataclass(frozen=True)
+class SetChoices:
+    """What is run on each picture.
+
+    factor: where there is no HR picture; else it is the sizes'. largest: side in px of what is enlarged at most; of
+    larger pictures the middle is taken, so that work and memory are bounded.
+    """
+
+    methods: tuple[str, ...] = USUAL
+    factor: int = 4
+    largest: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.largest < 64:
+            raise OptionError(f"--largest: expected at least 64 px, got {self.largest}")
 
 
 def set_quality(
     pictures: PictureSet,
-    flux: Flux,
-    autoencoder: AutoEncoder,
+    models: tuple[Flux, AutoEncoder],
     perceptual: Perceptual,
-    names: Sequence[str] = USUAL,
-    factor: int = 4,
+    choices: SetChoices,
     on_picture: OnPicture | None = None,
 ) -> list[Row]:
-    """A row per picture and method, whatever its size; every method's output is rounded to 8 bit.
+    """A row per picture and method; every method's output is rounded to 8 bit.
 
-    factor: where there is no HR picture; else it is the sizes'. Raises OptionError (piq is missing and there are HR
-    pictures), ImageError (a picture that cannot be read, or does not fit its partner).
+    Raises OptionError (piq is missing and there are HR pictures), ImageError (a picture that cannot be read, or does
+    not fit its partner).
     """
     if pictures.highs:
         load_piq()
@@ -50,13 +70,18 @@ def set_quality(
     for index, low in enumerate(pictures.lows):
         if on_picture is not None:
             on_picture(f"{pictures.name}: {low.name} ({index + 1} of {len(pictures.lows)})")
-        pair = load_pair(low, pictures.highs[index] if pictures.highs else None, factor)
-        methods = methods_of(flux, autoencoder, pair.factor)
-        rows += [{"set": pictures.name, **_row(pair, name, methods[name], perceptual, autoencoder)} for name in names]
+        high = pictures.highs[index] if pictures.highs else None
+        pair = load_pair(low, high, choices.factor, choices.largest)
+        methods = methods_of(*models, pair.factor)
+        for name in choices.methods:
+            if not index:
+                methods[name](pair.low[..., :WARM_UP, :WARM_UP])
+            row = _row(pair, methods[name], perceptual, models[1])
+            rows.append({"set": pictures.name, "picture": pair.name, "method": name, **row})
     return rows
 
 
-def _row(pair: Pair, name: str, method: Method, perceptual: Perceptual, autoencoder: AutoEncoder) -> Row:
+def _row(pair: Pair, method: Method, perceptual: Perceptual, autoencoder: AutoEncoder) -> Row:
     device = autoencoder.device
     with torch.no_grad(), PeakMeter(device) as meter:
         meter.restart()
@@ -70,7 +95,7 @@ def _row(pair: Pair, name: str, method: Method, perceptual: Perceptual, autoenco
     scores |= perceptual.scores(output, pair.high)
     scores |= {"periodicity": report.score, "alarms": float(report.alarm)}
     size = f"{output.shape[-1]}x{output.shape[-2]}"
-    return {"picture": pair.name, "px": size, "method": name, **scores, "s": seconds, "GB": peak / 1e9}
+    return {"px": size, **scores, "s": seconds, "GB": peak / 1e9}
 
 
 def by_set(rows: Sequence[Row]) -> list[Row]:
@@ -90,15 +115,16 @@ def _mean(values: list[float]) -> float | None:
 
 
 def settings(
-    sets: Sequence[PictureSet], autoencoder: AutoEncoder, perceptual: Perceptual, factor: int
+    sets: Sequence[PictureSet], autoencoder: AutoEncoder, perceptual: Perceptual, choices: SetChoices
 ) -> dict[str, str]:
     """What the table's columns stand for, and what is not in it."""
     told = {
         "models": f"{autoencoder.device.type}, {str(autoencoder.dtype).removeprefix('torch.')}",
-        "HR": ", ".join(f"{s.name}: {'LR and HR' if s.highs else f'LR only, x{factor}'}" for s in sets),
+        "sets": ", ".join(f"{s.name}: {'LR and HR' if s.highs else f'LR only, x{choices.factor}'}" for s in sets),
+        "largest": f"{choices.largest} px a side when enlarged; the middle of larger pictures",
         "ssim": "piq's, which shrinks pictures first until the shorter side is about 256 px",
         "periodicity": "the meter's score with the LR picture as reference; alarms: share of outputs above its alarm",
-        "s": "mean seconds of enlarging one picture, one run each without warm-up, the memory being counted meanwhile",
+        "s": "seconds of enlarging one picture, mean; one run each, memory being counted meanwhile, warmed up",
         "GB": f"1e9 bytes, the highest of any picture: {PeakMeter.how(autoencoder.device)}",
         **{n: f"pyiqa's; above {METRICS[n].largest} px a side the mean of equal parts" for n in perceptual.networks},
     }

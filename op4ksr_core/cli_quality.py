@@ -46,6 +46,7 @@ def _add_quality(parser: argparse.ArgumentParser) -> None:
     add("--degradation", choices=(*benchmark_quality.DAMAGES, _BOTH), default=_BOTH, help="of HR pictures without LR")
     add("--factor", type=int, choices=range(1, 17), default=4, metavar="X", help="of LR pictures without HR (4)")
     add("--methods", nargs="+", choices=benchmark_sets.CHOICES, default=benchmark_sets.USUAL, help="on sets with LR")
+    add("--largest", type=int, default=4096, metavar="PX", help="side when enlarged; of larger ones the middle (4096)")
     add("--limit", type=int, choices=range(1, 10**6), metavar="N", help="the first N pictures of each set only")
     add("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
 
@@ -65,7 +66,7 @@ def run_quality(options: argparse.Namespace) -> int:
         tables, details = _photo_tables(photos, flux, autoencoder, damages)
     paired = [s.first(options.limit) for s in sets if s.lows]
     if paired:
-        tables, details = _set_tables(paired, flux, autoencoder, options, (tables, details))
+        tables, details = _set_tables(paired, (flux, autoencoder), options, (tables, details))
     print(benchmark.write_report(options.output, "quality", tables, details).read_text("utf-8"))
     return 0
 
@@ -86,22 +87,20 @@ def _photo_tables(
 
 def _set_tables(
     sets: list[PictureSet],
-    flux: Flux,
-    autoencoder: AutoEncoder,
+    models: tuple[Flux, AutoEncoder],
     options: argparse.Namespace,
     so_far: tuple[dict[str, list[Row]], list[Row]],
 ) -> tuple[dict[str, list[Row]], list[Row]]:
     """``so_far`` and the sets' tables; written after every set, for pictures of 4096 px take a CPU minutes."""
-    device, (tables, details) = autoencoder.device, so_far
+    device, (tables, details) = models[1].device, so_far
+    choices = benchmark_sets.SetChoices(tuple(options.methods), options.factor, options.largest)
     perceptual = load_perceptual(device if device.type == "cuda" else None)
     files = {"VAE file": options.vae.name, "model file": options.model.name}
-    told = files | benchmark_sets.settings(sets, autoencoder, perceptual, options.factor)
+    told = files | benchmark_sets.settings(sets, models[1], perceptual, choices)
     rows: list[Row] = []
     for pictures in sets:
         with out_of_memory_told("benchmark quality"):
-            rows += benchmark_sets.set_quality(
-                pictures, flux, autoencoder, perceptual, options.methods, options.factor, _told
-            )
+            rows += benchmark_sets.set_quality(pictures, models, perceptual, choices, _told)
         tables = tables | {"Settings of the sets": told_rows(told), "By set": benchmark_sets.by_set(rows)}
         benchmark.write_report(options.output, "quality", tables, details + rows)
     return tables, details + rows

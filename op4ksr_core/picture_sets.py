@@ -81,18 +81,31 @@ def _named(folder: Path) -> dict[str, Path]:
     return found
 
 
-def load_pair(low: Path, high: Path | None, factor: int) -> Pair:
-    """The two pictures; the factor is their sizes' where there is an HR one. Raises ImageError, also for odd sizes."""
+def load_pair(low: Path, high: Path | None, factor: int, largest: int) -> Pair:
+    """The two pictures; the factor is their sizes' where there is an HR one.
+
+    Of what would be more than ``largest`` px a side when enlarged, the middle is taken. Raises ImageError, also
+    where HR is no whole multiple of LR.
+    """
     small = load_image(low).image
     if high is None:
-        return Pair(low.stem, small, None, factor)
+        return Pair(low.stem, _middle(small, max(1, largest // factor)), None, factor)
     large = load_image(high).image
     (h, w), (height, width) = small.shape[-2:], large.shape[-2:]
-    if (h * (height // h), w * (height // h)) != (height, width):
+    factor = height // h
+    if (h * factor, w * factor) != (height, width):
         raise ImageError(
             f"{high}: {width}x{height} px are no whole multiple of its LR picture's {w}x{h} px; cut or shrink one"
         )
-    return Pair(low.stem, small, large, height // h)
+    side = max(1, largest // factor)
+    return Pair(low.stem, _middle(small, side), _middle(large, side * factor, factor), factor)
+
+
+def _middle(image: Tensor, side: int, step: int = 1) -> Tensor:
+    """At most ``side`` px on each axis; cut at multiples of ``step``, so that a smaller picture's middle fits."""
+    height, width = (min(length, side) for length in image.shape[-2:])
+    top, left = ((image.shape[-2] - height) // step // 2 * step, (image.shape[-1] - width) // step // 2 * step)
+    return image[..., top : top + height, left : left + width]
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,7 @@ def make_set(sources: Sequence[Path], folder: Path, recipe: SetRecipe, on_pictur
     for source, target in targets:
         if on_picture is not None:
             on_picture(source.name)
-        high = _middle(load_image(source).image, recipe, source)
+        high = _cut(load_image(source).image, recipe, source)
         result = degrade(high, recipe.degradation, (recipe.seed, zlib.crc32(source.stem.encode("utf-8"))))
         save_image(target, Picture(high))
         save_image(folder / LOW / target.name, Picture(result.low))
@@ -148,10 +161,9 @@ def make_set(sources: Sequence[Path], folder: Path, recipe: SetRecipe, on_pictur
         raise OutputError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
 
 
-def _middle(image: Tensor, recipe: SetRecipe, source: Path) -> Tensor:
-    """Its middle, sides cut to what is asked for and to multiples of the factor."""
-    height, width = (min(length, recipe.side) // recipe.factor * recipe.factor for length in image.shape[-2:])
+def _cut(image: Tensor, recipe: SetRecipe, source: Path) -> Tensor:
+    """Its middle, sides cut to what is asked for and to multiples of the factor; 8-bit levels."""
+    height, width = (length // recipe.factor * recipe.factor for length in image.shape[-2:])
     if not height or not width:
         raise ImageError(f"{source}: is smaller than {recipe.factor} px; take a larger picture")
-    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
-    return to_8_bit(image[..., top : top + height, left : left + width])
+    return to_8_bit(_middle(image[..., :height, :width], recipe.side // recipe.factor * recipe.factor))
