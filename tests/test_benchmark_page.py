@@ -45,9 +45,15 @@ def test_kept_reports_are_slim_and_tell_no_places(path: Path) -> None:
     assert not re.search(r"[\"\s'=](/|~|[A-Za-z]:\\)\w", path.read_text("utf-8"))
 
 
-def test_linked_pages_exist() -> None:
-    for name in re.findall(r"\]\(([^)]+)\)", PAGE.read_text("utf-8")):
+def test_links_from_and_to_the_page_lead_somewhere() -> None:
+    text = PAGE.read_text("utf-8")
+    for name in re.findall(r"\]\(([^)]+)\)", text):
         assert (PAGE.parent / name).is_file(), name
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}  # GitHub's rule
+    for other in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
+        for anchor in re.findall(r"benchmarks\.md#([^)]+)\)", other.read_text("utf-8")):
+            assert anchor in anchors, f"{other.name}: {anchor}"
 
 
 def test_a_report_tells_its_version_and_day_and_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
