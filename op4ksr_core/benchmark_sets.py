@@ -15,7 +15,7 @@ from .artifacts import to_8_bit
 from .autoencoder import AutoEncoder
 from .benchmark import Row
 from .benchmark_quality import BASE, Method, methods_of
-from .errors import OptionError
+from .errors import ImageError, OptionError
 from .flux import Flux
 from .machine import wait_for
 from .metrics import fidelity_scores, load_piq
@@ -27,6 +27,9 @@ from .stage_clock import PeakMeter
 #: What every table of quality has, in order; and all that can be asked for.
 USUAL = ("bicubic", BASE, "VAE only", "full")
 CHOICES = ("bicubic", "Lanczos", BASE, "VAE only", "VAE only, fidelity 0", "full", "full, fidelity 0")
+
+#: Side in px of the smallest output that is scored: the meter's and the networks' limit.
+SMALLEST = 64
 
 #: Side in px of the corner of the first picture that every method is given before a clock runs.
 WARM_UP = 16
@@ -48,8 +51,8 @@ class SetChoices:
     largest: int = 4096
 
     def __post_init__(self) -> None:
-        if self.largest < 64:
-            raise OptionError(f"--largest: expected at least 64 px, got {self.largest}")
+        if self.largest < SMALLEST:
+            raise OptionError(f"--largest: expected at least {SMALLEST} px, got {self.largest}")
 
 
 def set_quality(
@@ -72,6 +75,10 @@ def set_quality(
             on_picture(f"{pictures.name}: {low.name} ({index + 1} of {len(pictures.lows)})")
         high = pictures.highs[index] if pictures.highs else None
         pair = load_pair(low, high, choices.factor, choices.largest)
+        if min(pair.low.shape[-2:]) * pair.factor < SMALLEST:
+            raise ImageError(
+                f"{low}: is under {SMALLEST} px a side even when enlarged, too small to score; take it out"
+            )
         methods = methods_of(*models, pair.factor)
         for name in choices.methods:
             if not index:
@@ -126,6 +133,10 @@ def settings(
         "periodicity": "the meter's score with the LR picture as reference; alarms: share of outputs above its alarm",
         "s": "seconds of enlarging one picture, mean; one run each, memory being counted meanwhile, warmed up",
         "GB": f"1e9 bytes, the highest of any picture: {PeakMeter.how(autoencoder.device)}",
-        **{n: f"pyiqa's; above {METRICS[n].largest} px a side the mean of equal parts" for n in perceptual.networks},
     }
+    for name in perceptual.networks:
+        metric = METRICS[name]
+        told[name] = (
+            f"pyiqa's; above {metric.largest} px a side the mean of equal parts, below {metric.smallest} px none"
+        )
     return told | {f"{name} left out": reason for name, reason in perceptual.missing.items()}

@@ -46,7 +46,13 @@ def _add_quality(parser: argparse.ArgumentParser) -> None:
     add("--degradation", choices=(*benchmark_quality.DAMAGES, _BOTH), default=_BOTH, help="of HR pictures without LR")
     add("--factor", type=int, choices=range(1, 17), default=4, metavar="X", help="of LR pictures without HR (4)")
     add("--methods", nargs="+", choices=benchmark_sets.CHOICES, default=benchmark_sets.USUAL, help="on sets with LR")
-    add("--largest", type=int, default=4096, metavar="PX", help="side when enlarged; of larger ones the middle (4096)")
+    add(
+        "--largest",
+        type=int,
+        default=benchmark_sets.SetChoices.largest,
+        metavar="PX",
+        help="side when enlarged; of larger ones the middle (4096)",
+    )
     add("--limit", type=int, choices=range(1, 10**6), metavar="N", help="the first N pictures of each set only")
     add("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
 

@@ -27,7 +27,8 @@ class Metric:
     """A score of pyiqa's: where its own file's address stands, and of which torchvision weights it is made.
 
     referenced: it compares with the HR picture. largest: side in px of what it is given at once; larger pictures are
-    cut into equal parts, and the mean of the parts' scores counts (our choice).
+    cut into equal parts, and the mean of the parts' scores counts (our choice). smallest: side in px below which
+    the score fails or means nothing; NIQE's blocks are of 96 px.
     """
 
     module: str
@@ -35,6 +36,7 @@ class Metric:
     backbone: str = ""
     referenced: bool = True
     largest: int = 1024
+    smallest: int = 32
 
 
 #: By pyiqa's name, with its default settings. Addresses as in pyiqa 0.1.16; read there, not copied. With parts of
@@ -43,7 +45,7 @@ class Metric:
 METRICS = {
     "lpips": Metric("lpips_arch", "0.1_alex", "AlexNet_Weights"),
     "dists": Metric("dists_arch", "url", "VGG16_Weights"),
-    "niqe": Metric("niqe_arch", "url", referenced=False, largest=2048),
+    "niqe": Metric("niqe_arch", "url", referenced=False, largest=2048, smallest=192),
     "musiq": Metric("musiq_arch", "koniq10k", referenced=False),
 }
 
@@ -59,11 +61,14 @@ class Perceptual:
     missing: dict[str, str]
 
     def scores(self, image: Tensor, target: Tensor | None) -> dict[str, float]:
-        """Of a picture (1, 3, H, W) in [0, 1]; without a target (the same shape) only those that need none."""
+        """Of a picture (1, 3, H, W) in [0, 1]; without a target (the same shape) only those that need none.
+
+        Scores that need a larger picture are not there.
+        """
         found: dict[str, float] = {}
         for name, network in self.networks.items():
             metric = METRICS[name]
-            if metric.referenced and target is None:
+            if (metric.referenced and target is None) or min(image.shape[-2:]) < metric.smallest:
                 continue
             pictures = [image] if not metric.referenced or target is None else [image, target]
             parts = list(zip(*(cut(p, metric.largest) for p in pictures), strict=True))
@@ -98,7 +103,11 @@ def load_perceptual(device: torch.device | None = None) -> Perceptual:
             log.warning("%s is left out, for want of %s", name, ", ".join(map(str, absent)))
             missing[name] = f"{' and '.join(path.name for path in absent)} not in torch's hub folder"
         else:
-            networks[name] = pyiqa.create_metric(name, device=device or torch.device("cpu"))
+            try:
+                networks[name] = pyiqa.create_metric(name, device=device or torch.device("cpu"))
+            except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+                log.warning("%s is left out: %s", name, error)
+                missing[name] = f"its files cannot be loaded ({type(error).__name__})"
     return Perceptual(networks, missing)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from test_picture_sets import draw
 from torch import Tensor
 
-from op4ksr_core import AutoEncoder, Flux, OptionError, benchmark_quality, benchmark_sets, cli, cli_quality
+from op4ksr_core import AutoEncoder, Flux, ImageError, OptionError, benchmark_quality, benchmark_sets, cli, cli_quality
 from op4ksr_core.benchmark_sets import CHOICES, SetChoices, by_set, set_quality, settings
 from op4ksr_core.image_io import load_image
 from op4ksr_core.metrics import psnr
@@ -47,8 +47,8 @@ def syn(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def real(tmp_path: Path) -> Path:
-    draw(tmp_path / "RealVary" / "LR" / "wide.png", 40, 16)
-    draw(tmp_path / "RealVary" / "LR" / "tall.png", 16, 24)
+    draw(tmp_path / "RealVary" / "LR" / "wide.png", 80, 32)
+    draw(tmp_path / "RealVary" / "LR" / "tall.png", 32, 48)
     return tmp_path / "RealVary"
 
 
@@ -69,10 +69,10 @@ def test_a_syn_set_has_every_score_that_can_be_had(syn: Path, models: Models) ->
 
 
 def test_a_real_set_has_only_what_needs_no_hr(real: Path, models: Models) -> None:
-    perceptual = Perceptual({"niqe": lambda x: x.mean(), "dists": lambda x, y: (x - y).mean()}, {})
+    perceptual = Perceptual({"musiq": lambda x: x.mean(), "dists": lambda x, y: (x - y).mean()}, {})
     rows = set_quality(open_set(real), models, perceptual, SetChoices(("bicubic", "full"), 2))
-    assert [row["px"] for row in rows] == ["32x48"] * 2 + ["80x32"] * 2
-    assert set(rows[0]) == {"set", "picture", "method", "px", "niqe", "periodicity", "alarms", "s", "GB"}
+    assert [row["px"] for row in rows] == ["64x96"] * 2 + ["160x64"] * 2
+    assert set(rows[0]) == {"set", "picture", "method", "px", "musiq", "periodicity", "alarms", "s", "GB"}
 
 
 def test_large_pictures_are_bounded(real: Path, models: Models) -> None:
@@ -80,6 +80,11 @@ def test_large_pictures_are_bounded(real: Path, models: Models) -> None:
     assert [row["px"] for row in rows] == ["64x64", "64x64"]
     with pytest.raises(OptionError, match="--largest: expected at least 64 px, got 63"):
         SetChoices(largest=63)
+
+
+def test_pictures_too_small_to_score_are_told(real: Path, models: Models) -> None:
+    with pytest.raises(ImageError, match=r"tall\.png: is under 64 px a side even when enlarged"):
+        set_quality(open_set(real), models, NONE, SetChoices(("bicubic",), 1))
 
 
 def test_every_choice_is_a_method(models: Models) -> None:

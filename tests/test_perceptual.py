@@ -85,11 +85,23 @@ def test_all_scores_whole_and_in_parts(fake: FakePyiqa) -> None:
     fake.lay(*(file for files in FILES.values() for file in files))
     found = load_perceptual()
     assert not found.missing
-    image = torch.rand(1, 3, 16, 1500, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, 3, 192, 1500, generator=torch.Generator().manual_seed(0))
     scores = found.scores(image, image / 2)
-    assert scores["niqe"] == pytest.approx(image.mean().item()) and fake.sizes["niqe"] == [(16, 1500)]
-    assert scores["lpips"] == pytest.approx(image.mean().item() / 2) and fake.sizes["lpips"] == [(16, 750)] * 2
+    assert scores["niqe"] == pytest.approx(image.mean().item()) and fake.sizes["niqe"] == [(192, 1500)]
+    assert scores["lpips"] == pytest.approx(image.mean().item() / 2) and fake.sizes["lpips"] == [(192, 750)] * 2
     assert list(found.scores(image, None)) == ["niqe", "musiq"]
+    assert list(found.scores(image[..., :191, :], None)) == ["musiq"] and not found.scores(
+        image[..., :31], image[..., :31]
+    )
+
+
+def test_files_that_cannot_be_loaded_are_told(fake: FakePyiqa) -> None:
+    def broken(name: str, device: torch.device) -> Any:
+        raise EOFError("Ran out of input")
+
+    fake.lay(*FILES["niqe"])
+    fake.modules["pyiqa"].create_metric = broken  # type: ignore[attr-defined]
+    assert load_perceptual().missing["niqe"] == "its files cannot be loaded (EOFError)"
 
 
 def test_another_pyiqa_is_not_trusted(fake: FakePyiqa) -> None:
