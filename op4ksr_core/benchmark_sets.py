@@ -55,6 +55,26 @@ class SetChoices:
             raise OptionError(f"--largest: expected at least {SMALLEST} px, got {self.largest}")
 
 
+def check_set(pictures: PictureSet, choices: SetChoices) -> None:
+    """Read every picture once, before hours go into the others.
+
+    Raises OptionError (piq is missing and there are HR pictures), ImageError (a picture that cannot be read, does not
+    fit its partner, or is too small).
+    """
+    if pictures.highs:
+        load_piq()
+    for index in range(len(pictures.lows)):
+        _pair(pictures, index, choices)
+
+
+def _pair(pictures: PictureSet, index: int, choices: SetChoices) -> Pair:
+    low, high = pictures.lows[index], pictures.highs[index] if pictures.highs else None
+    pair = load_pair(low, high, choices.factor, choices.largest)
+    if min(pair.low.shape[-2:]) * pair.factor < SMALLEST:
+        raise ImageError(f"{low}: is under {SMALLEST} px a side even when enlarged, too small to score; take it out")
+    return pair
+
+
 def set_quality(
     pictures: PictureSet,
     models: tuple[Flux, AutoEncoder],
@@ -62,23 +82,12 @@ def set_quality(
     choices: SetChoices,
     on_picture: OnPicture | None = None,
 ) -> list[Row]:
-    """A row per picture and method; every method's output is rounded to 8 bit.
-
-    Raises OptionError (piq is missing and there are HR pictures), ImageError (a picture that cannot be read, or does
-    not fit its partner).
-    """
-    if pictures.highs:
-        load_piq()
+    """A row per picture and method; every method's output is rounded to 8 bit. Raises what ``check_set`` does."""
     rows: list[Row] = []
     for index, low in enumerate(pictures.lows):
         if on_picture is not None:
             on_picture(f"{pictures.name}: {low.name} ({index + 1} of {len(pictures.lows)})")
-        high = pictures.highs[index] if pictures.highs else None
-        pair = load_pair(low, high, choices.factor, choices.largest)
-        if min(pair.low.shape[-2:]) * pair.factor < SMALLEST:
-            raise ImageError(
-                f"{low}: is under {SMALLEST} px a side even when enlarged, too small to score; take it out"
-            )
+        pair = _pair(pictures, index, choices)
         methods = methods_of(*models, pair.factor)
         for name in choices.methods:
             if not index:

@@ -58,11 +58,15 @@ def _add_quality(parser: argparse.ArgumentParser) -> None:
 
 
 def run_quality(options: argparse.Namespace) -> int:
-    """Photos first; then the sets, after each of which the report is written."""
+    """Every picture of the sets is read; then the photos are measured, then the sets, each of which is written."""
     sets = [open_set(path) for path in options.photos if is_set(path)]
     loose = [path for path in options.photos if not is_set(path)]
     photos = [path for s in sets if not s.lows for path in s.first(options.limit).highs]
     photos += gather(loose)[: options.limit] if loose else []
+    paired = [s.first(options.limit) for s in sets if s.lows]
+    choices = benchmark_sets.SetChoices(tuple(options.methods), options.factor, options.largest)
+    for pictures in paired:
+        benchmark_sets.check_set(pictures, choices)
     autoencoder, flux = load_models(options, parse_device(options.device), None)
     assert flux is not None
     tables: dict[str, list[Row]] = {}
@@ -70,9 +74,8 @@ def run_quality(options: argparse.Namespace) -> int:
     if photos:
         damages = benchmark_quality.DAMAGES if options.degradation == _BOTH else (options.degradation,)
         tables, details = _photo_tables(photos, flux, autoencoder, damages)
-    paired = [s.first(options.limit) for s in sets if s.lows]
     if paired:
-        tables, details = _set_tables(paired, (flux, autoencoder), options, (tables, details))
+        tables, details = _set_tables(paired, (flux, autoencoder), choices, options, (tables, details))
     print(benchmark.write_report(options.output, "quality", tables, details).read_text("utf-8"))
     return 0
 
@@ -94,12 +97,12 @@ def _photo_tables(
 def _set_tables(
     sets: list[PictureSet],
     models: tuple[Flux, AutoEncoder],
+    choices: benchmark_sets.SetChoices,
     options: argparse.Namespace,
     so_far: tuple[dict[str, list[Row]], list[Row]],
 ) -> tuple[dict[str, list[Row]], list[Row]]:
     """``so_far`` and the sets' tables; written after every set, for pictures of 4096 px take a CPU minutes."""
     device, (tables, details) = models[1].device, so_far
-    choices = benchmark_sets.SetChoices(tuple(options.methods), options.factor, options.largest)
     perceptual = load_perceptual(device if device.type == "cuda" else None)
     files = {"VAE file": options.vae.name, "model file": options.model.name}
     told = files | benchmark_sets.settings(sets, models[1], perceptual, choices)

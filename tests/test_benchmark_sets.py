@@ -12,7 +12,7 @@ from test_picture_sets import draw
 from torch import Tensor
 
 from op4ksr_core import AutoEncoder, Flux, ImageError, OptionError, benchmark_quality, benchmark_sets, cli, cli_quality
-from op4ksr_core.benchmark_sets import CHOICES, SetChoices, by_set, set_quality, settings
+from op4ksr_core.benchmark_sets import CHOICES, SetChoices, by_set, check_set, set_quality, settings
 from op4ksr_core.image_io import load_image
 from op4ksr_core.metrics import psnr
 from op4ksr_core.perceptual import Perceptual
@@ -82,9 +82,9 @@ def test_large_pictures_are_bounded(real: Path, models: Models) -> None:
         SetChoices(largest=63)
 
 
-def test_pictures_too_small_to_score_are_told(real: Path, models: Models) -> None:
+def test_pictures_too_small_to_score_are_told(real: Path) -> None:
     with pytest.raises(ImageError, match=r"tall\.png: is under 64 px a side even when enlarged"):
-        set_quality(open_set(real), models, NONE, SetChoices(("bicubic",), 1))
+        check_set(open_set(real), SetChoices(factor=1))
 
 
 def test_every_choice_is_a_method(models: Models) -> None:
@@ -131,3 +131,12 @@ def test_the_command_takes_sets_and_photos_together(
     ]
     assert "x4, clean" in report["tables"] and "x4, degraded" not in report["tables"]
     assert {row["set"] for row in report["details"] if "set" in row} == {"Highs", "Syn", "RealVary"}
+
+
+def test_every_picture_is_read_before_any_is_enlarged(
+    syn: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli_quality, "load_models", lambda *_: pytest.fail("the pictures come first"))
+    (real / "LR" / "zz.png").write_bytes(b"no picture")
+    assert cli.main(["benchmark", "quality", str(syn), str(real), "-o", str(tmp_path / "out")]) == 1
+    assert "zz.png: is no picture" in capsys.readouterr().err
