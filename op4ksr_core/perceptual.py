@@ -40,7 +40,7 @@ class Metric:
 
 
 #: By pyiqa's name, with its default settings. Addresses as in pyiqa 0.1.16; read there, not copied. With parts of
-#: these sizes a process peaks at some 2.5 GB. NIQE is a statistic of blocks and wants many; at 4096 px at once it
+#: these sizes a process peaks below 3 GB. NIQE is a statistic of blocks and wants many; at 4096 px at once it
 #: would take 8.2 GB.
 METRICS = {
     "lpips": Metric("lpips_arch", "0.1_alex", "AlexNet_Weights"),
