@@ -18,7 +18,6 @@ from .autoencoder import AutoEncoder, AutoEncoderParams
 from .flux import Flux, FluxParams, OneStepSettings
 from .fp8 import Fp8Linear, Product, store_in_fp8
 
-
 Model = TypeVar("Model", Flux, AutoEncoder)
 
 
@@ -36,9 +35,7 @@ class Geometry:
 GEOMETRIES = {
     "flux": Geometry(FluxParams(), AutoEncoderParams(), 512),
     "small": Geometry(
-        FluxParams(
-            hidden_size=128, num_heads=1, depth=1, depth_single_blocks=2, context_in_dim=64, vec_in_dim=32
-        ),
+        FluxParams(hidden_size=128, num_heads=1, depth=1, depth_single_blocks=2, context_in_dim=64, vec_in_dim=32),
         AutoEncoderParams(widths=(16, 16, 32, 32), norm_groups=4),
         16,
     ),
@@ -65,9 +62,7 @@ def random_prompt(geometry: Geometry, generator: torch.Generator) -> tuple[Tenso
     return txt, random_weight("op4ksr.vec", (1, geometry.flux.vec_in_dim), generator)[0]
 
 
-def random_flux(
-    geometry: Geometry, device: torch.device, dtype: torch.dtype, product: Product | None = None
-) -> Flux:
+def random_flux(geometry: Geometry, device: torch.device, dtype: torch.dtype, product: Product | None = None) -> Flux:
     """The geometry's transformer on the device in ``dtype``; with a product, its blocks' weights in fp8."""
     generator = torch.Generator(device)
     txt, vec = random_prompt(geometry, generator)

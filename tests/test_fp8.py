@@ -86,8 +86,13 @@ def test_fp8_halves_the_blocks_bytes() -> None:
     half, eighth = (random_flux(GEOMETRIES["small"], CPU, torch.bfloat16, p) for p in (None, "cast"))
     ours, theirs = (weights_bytes(m.double_blocks, m.single_blocks) for m in (eighth, half))
     assert 0.5 < ours / theirs < 0.52
-    assert relative(eighth.single_blocks[1].linear2.weight.float() * eighth.single_blocks[1].linear2.scale,
-                    half.single_blocks[1].linear2.weight) < 0.04
+    assert (
+        relative(
+            eighth.single_blocks[1].linear2.weight.float() * eighth.single_blocks[1].linear2.scale,
+            half.single_blocks[1].linear2.weight,
+        )
+        < 0.04
+    )
 
 
 def test_a_device_without_such_products_says_so() -> None:
