@@ -59,7 +59,7 @@ def scaled_to_fp8(tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 def scaled_mm(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype, bias: Any = None) -> Tensor:
     """a (M, K) times b (K, N), column-major, both fp8, K and N multiples of 16; scales () float32 -> (M, N)."""
-    product: Any = torch._scaled_mm  # pyright: ignore[reportPrivateUsage]
+    product: Any = torch._scaled_mm  # pyright: ignore
     return product(a, b, scale_a=scale_a, scale_b=scale_b, bias=bias, out_dtype=dtype, use_fast_accum=True)
 
 
