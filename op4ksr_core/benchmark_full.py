@@ -97,6 +97,7 @@ def setup_of(settings: FullSettings, device: torch.device) -> dict[str, str]:
         "(one row: cast); fp8-cast: weights cast up at the call. Attention and the VAE stay in bf16",
         "first s": "the very first run, compiling included; it is in no median",
         **meanings(device, settings.repeats),
+        "s": "seconds, median of the runs after the first and the one for the memory; min and max of them",
     }
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from . import benchmark
+from .benchmark import Row
+from .benchmark_facts import attention_rows, facts
 from .benchmark_full import FullSettings, full, setup_of, work_of
 from .benchmark_host import HostRuns, HostSettings, host_tables, measure_host
 from .cli_options import parse_device, parse_strips
@@ -28,6 +30,7 @@ def add_benchmark(kinds: Any) -> None:
     _add_full(kinds)
     _add_write(kinds)
     _add_host(kinds)
+    _add_facts(kinds)
 
 
 def _add_full(kinds: Any) -> None:
@@ -129,4 +132,25 @@ def run_host(options: argparse.Namespace) -> int:
 
     measure_host(client, settings, write)
     print((options.output / "host.md").read_text("utf-8"))
+    return 0
+
+
+def _add_facts(kinds: Any) -> None:
+    parser = kinds.add_parser("facts", help="what the pack relies on, tried on this device: kernels, peaks, parity")
+    parser.set_defaults(command=run_facts)
+    parser.add_argument("--device")
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
+
+
+def run_facts(options: argparse.Namespace) -> int:
+    """The report is written after each question."""
+    device = parse_device(options.device)
+
+    def write(rows: list[Row], kernels: list[Row] | None = None) -> None:
+        title = f"Facts on {device}"
+        tables = {title: rows, "Attention by kernel, bf16": kernels} if kernels else {title: rows}
+        benchmark.write_report(options.output, "facts", tables)
+
+    write(facts(device, write), list(attention_rows(device)))
+    print((options.output / "facts.md").read_text("utf-8"))
     return 0

@@ -8,6 +8,7 @@ The layers that are few and small (before and after the blocks) stay as they are
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -53,8 +54,9 @@ class Fp8Linear(nn.Module):
 
 def scaled_to_fp8(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """The tensor over a scale () float32, in fp8; and the scale, which makes the largest value e4m3's largest."""
-    scale = tensor.abs().amax().float().clamp(min=1e-12) / _LARGEST
-    return (tensor / scale.to(tensor.dtype)).clamp(-_LARGEST, _LARGEST).to(FP8), scale
+    largest = torch.linalg.vector_norm(tensor, math.inf, dtype=torch.float32)  # without a copy of its magnitudes
+    scale = largest.clamp(min=1e-12) / _LARGEST
+    return (tensor / scale.to(tensor.dtype)).clamp_(-_LARGEST, _LARGEST).to(FP8), scale
 
 
 def scaled_mm(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype, bias: Any = None) -> Tensor:

@@ -144,13 +144,14 @@ def _name(case: Case) -> Row:
 
 def _case_row(found: Findings, record: Record) -> Row:
     row: Row = {**_name(record.case), "outcome": record.status}
-    names = ["s", "min", "max", "first s", "graphs", "TFLOP", "TFLOP/s", "of ceiling", "of bf16 ceiling"]
+    names = ["s", "min", "max", "runs", "first s", "graphs", "TFLOP", "TFLOP/s", "of ceiling", "of bf16 ceiling"]
     row |= dict.fromkeys([*names, "GB", "GB of weights", "strips"], "")
     if not record.done:
         return row
     seconds, rate = record.median(), record.work / 1e12 / record.median()
     own, half = found.top(record.case.dtype), found.top("bf16")
     row |= {"s": seconds, "min": min(record.seconds()), "max": max(record.seconds()), "first s": record.first}
+    row["runs"] = len(record.turns)
     row["graphs"] = f"{record.graphs}, later {record.later_graphs}" if record.case.compiled else ""
     row |= {"TFLOP": record.work / 1e12, "TFLOP/s": rate}
     row |= {"of ceiling": rate / own if own else "", "of bf16 ceiling": rate / half if half else ""}
@@ -237,9 +238,14 @@ def _verdict(aim: float, value: float | None, here: bool, at_least: bool) -> str
     return verdict if here else f"{verdict}, but this is no H200"
 
 
+#: What may not differ within one report.
+_SAME = ("transformer", "VAE", "gpu", "torch", "attention", "torch.compile")
+
+
 def check_same(found: Findings, setup: Mapping[str, str]) -> None:
     """Raise OptionError unless an earlier command's figures were made in the same way, on the same device."""
-    for name, value in setup.items():
+    for name in _SAME:
+        value = setup.get(name)
         if found.setup.get(name) != value:
             raise OptionError(
                 f"benchmark full: the report in this folder has {name} {found.setup.get(name)!r}, this run {value!r}; "

@@ -60,6 +60,8 @@ class HostClient:
         """Bytes taken on the first device by anybody, and by this server's PyTorch for tensors."""
         device = self.stats()["devices"][0]
         torch_bytes = device.get("torch_vram_total", 0) - device.get("torch_vram_free", 0)
+        if device["type"] == "cpu":  # there it says the machine's once more
+            torch_bytes = 0
         return device["vram_total"] - device["vram_free"], torch_bytes
 
     def free(self) -> None:

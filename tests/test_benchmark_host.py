@@ -1,4 +1,4 @@
-"""``benchmark host``: against a real ComfyUI with random weights of the small geometry; its errors against a stand-in."""
+"""``benchmark host``: against a real ComfyUI with random weights of the small geometry; its errors."""
 
 from __future__ import annotations
 
@@ -118,9 +118,7 @@ def test_another_server_is_one_sentence(stand_in: Callable[[Answers], str], answ
 def test_a_refused_graph_is_one_sentence(stand_in: Callable[[Answers], str]) -> None:
     detail = {"class_type": "OP4KSR_LoadFluxSR", "errors": [{"message": "not valid", "details": "m is not there"}]}
     refused: Answers = ACCEPTED | {"/prompt": (400, {"error": {"message": "x"}, "node_errors": {"3": detail}})}
-    with pytest.raises(
-        OptionError, match=r"refuses the graph \(OP4KSR_LoadFluxSR: not valid: m is not there\); install"
-    ):
+    with pytest.raises(OptionError, match=r"the graph \(OP4KSR_LoadFluxSR: not valid: m is not there\); install"):
         HostClient(stand_in(refused)).run({})
     missing: Answers = ACCEPTED | {"/prompt": (400, {"error": {"message": "no such node"}, "node_errors": {}})}
     with pytest.raises(OptionError, match=r"refuses the graph \(no such node\)"):
