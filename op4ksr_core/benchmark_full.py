@@ -63,6 +63,8 @@ class FullSettings:
     ceiling: tuple[int, ...] | None = None
     #: No case is begun that is expected to end later than this; None: all are.
     minutes: float | None = None
+    #: GB that this process may take on a CUDA device, as a card of that size has them; None: all there are.
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         for side in self.sides:
@@ -92,6 +94,7 @@ def setup_of(settings: FullSettings, device: torch.device) -> dict[str, str]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else f"none ({device.type})",
         "torch": torch.__version__,
         "attention": settings.attention,
+        "limit": "none" if settings.limit is None else f"{settings.limit:g} GB, by PyTorch's allocator",
         "torch.compile": f"each block by itself, {settings.backend}, fixed shapes",
         "fp8": "the blocks' weights in e4m3, one scale per matrix; fp8: torch._scaled_mm with the input's own scale "
         "(one row: cast); fp8-cast: weights cast up at the call. Attention and the VAE stay in bf16",
@@ -113,11 +116,22 @@ def full(
     """Measure what ``found`` does not hold yet, into it; ``tell(left)`` after each step, with what is still missing."""
     began = time.monotonic()
     _ceilings(settings, device, found)
+    if settings.limit is not None:
+        limit_memory(device, settings.limit)
     left = {case: "not run yet" for case in settings.cases() if found.of(case) is None}
     tell(left)
     for dtype in settings.dtypes:
         _run_dtype([case for case in left if case.dtype == dtype], settings, device, found, left, began, tell)
     tell(left)
+
+
+def limit_memory(device: torch.device, limit: float) -> None:
+    """Let this process take so many GB of a CUDA device, from now on. Raises OptionError for another device."""
+    if device.type != "cuda":
+        raise OptionError(f"--limit: PyTorch limits the memory of CUDA devices only, this is {device}; leave it away")
+    index = torch.empty(0, device=device).get_device()  # the setter wants a number
+    share = limit * 1e9 / torch.cuda.get_device_properties(index).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, share), index)
 
 
 def _late(case: Case, settings: FullSettings, found: Findings, began: float) -> bool:

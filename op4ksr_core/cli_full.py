@@ -46,6 +46,7 @@ def _add_full(kinds: Any) -> None:
     parser.add_argument("--strips", type=parse_strips, metavar="THRIFT[:ROWS]", help="default: by the free memory")
     parser.add_argument("--repeats", type=int, choices=range(1, 100), default=usual.repeats, metavar="N")
     parser.add_argument("--minutes", type=float, help="begin no case that is expected to end later")
+    parser.add_argument("--limit", type=float, metavar="GB", help="of a CUDA device, as if it had no more")
     parser.add_argument("--again", action="store_true", help="measure all anew; without it what is there is kept")
     parser.add_argument("--device")
     parser.add_argument("--quick", action="store_true", help="the small geometry at tiny sizes, to see that it runs")
@@ -83,6 +84,7 @@ def _settings(options: argparse.Namespace) -> FullSettings:
         backend=options.backend,
         ceiling=QUICK_CEILING if options.quick else None,
         minutes=options.minutes,
+        limit=options.limit,
     )
 
 

@@ -239,7 +239,7 @@ def _verdict(aim: float, value: float | None, here: bool, at_least: bool) -> str
 
 
 #: What may not differ within one report.
-_SAME = ("transformer", "VAE", "gpu", "torch", "attention", "torch.compile")
+_SAME = ("transformer", "VAE", "gpu", "torch", "attention", "limit", "torch.compile")
 
 
 def check_same(found: Findings, setup: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,11 @@ def test_no_case_is_begun_that_would_end_too_late() -> None:
 def test_sides_that_are_too_small_are_refused() -> None:
     with pytest.raises(OptionError, match="expected sides from 4 px up, got 2"):
         FullSettings(sides=(2,))
+
+
+def test_only_cuda_devices_can_be_limited() -> None:
+    with pytest.raises(OptionError, match="PyTorch limits the memory of CUDA devices only, this is cpu"):
+        full(replace(TINY, limit=16), CPU, Findings({}))
 
 
 # --- tables -----------------------------------------------------------------------------------

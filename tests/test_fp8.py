@@ -97,3 +97,16 @@ def test_fp8_halves_the_blocks_bytes() -> None:
 
 def test_a_device_without_such_products_says_so() -> None:
     assert not has_scaled_mm(torch.device("meta"))
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_the_full_geometry_takes_fp8(product: Product) -> None:
+    """Shapes alone, at 4096 px: ``_scaled_mm`` wants multiples of 16 everywhere."""
+    shape = GEOMETRIES["flux"]
+    flux = Flux(shape.flux, device="meta", dtype=torch.bfloat16)
+    store_in_fp8(flux, product)
+    assert 11.8e9 < weights_bytes(flux) < 12.1e9
+    txt = torch.empty(1, shape.text_tokens, 4096, dtype=torch.bfloat16, device="meta")
+    latent, sigma = txt.new_empty(1, 16, 256, 256), torch.empty(1, device="meta")
+    with torch.no_grad():
+        assert flux(latent, sigma, txt, txt.new_empty(1, 768)).shape == latent.shape

@@ -81,6 +81,19 @@ def test_the_command_writes_both_tables(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.gpu
 @on_cuda
+def test_a_limit_makes_a_case_a_row() -> None:
+    device = torch.device("cuda")
+    settings = FullSettings("small", (256,), ("bf16",), (False,), 1, ceiling=(256,), limit=0.001)
+    found = Findings(setup_of(settings, device))
+    try:
+        full(settings, device, found)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert [record.status for record in found.records] == ["out of memory"]
+
+
+@pytest.mark.gpu
+@on_cuda
 def test_a_process_is_really_kept_from_memory() -> None:
     device = torch.device("cuda")
     with pytest.raises(torch.OutOfMemoryError), limited(device, 2**26):
