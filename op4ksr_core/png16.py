@@ -42,12 +42,14 @@ def _raw_mode(picture: Any) -> str:
     return arguments if isinstance(arguments, str) else str(arguments[0])
 
 
-def write_png16(file: IO[bytes], pixels: np.ndarray[Any, np.dtype[np.uint16]]) -> None:
-    """Write (H, W, 3 or 4) uint16 as RGB or RGBA, every row by the Paeth filter."""
+def write_png16(
+    file: IO[bytes], pixels: np.ndarray[Any, np.dtype[np.uint16]], level: int = 6, strategy: int = zlib.Z_RLE
+) -> None:
+    """Write (H, W, 3 or 4) uint16 as RGB or RGBA, every row by the Paeth filter; level and strategy are zlib's."""
     height, width, channels = pixels.shape
     file.write(b"\x89PNG\r\n\x1a\n")
     _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 16, _COLOR_TYPE[channels], 0, 0, 0))
-    compressor = zlib.compressobj(6)
+    compressor = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS, 9, strategy)
     above = np.zeros((1, width * channels * 2), np.uint8)
     for start in range(0, height, _BAND):
         band = pixels[start : start + _BAND].astype(">u2").reshape(-1, width * channels).view(np.uint8)
