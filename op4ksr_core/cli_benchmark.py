@@ -6,7 +6,16 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from . import benchmark, benchmark_memory, benchmark_speed, cli_page, cli_periodicity, cli_pipeline, cli_quality
+from . import (
+    benchmark,
+    benchmark_memory,
+    benchmark_speed,
+    cli_full,
+    cli_page,
+    cli_periodicity,
+    cli_pipeline,
+    cli_quality,
+)
 from .benchmark import Row
 from .cli_options import parse_device
 
@@ -23,6 +32,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     speed.add_argument("--quick", action="store_true", help="a small size only")
     speed.add_argument("--repeats", type=int, choices=range(1, 100), default=3, metavar="N")
     cli_pipeline.add_benchmark(kinds)
+    cli_full.add_benchmark(kinds)
     cli_periodicity.add_benchmark(kinds)
     cli_page.add_benchmark(kinds)
     speed.add_argument("--device")
