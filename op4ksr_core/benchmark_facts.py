@@ -164,10 +164,11 @@ def meter_facts(device: torch.device) -> Iterator[Fact]:
 def norm_facts(device: torch.device) -> Iterator[Fact]:
     """Statistics of bf16 maps are float32's: far from 0, where bf16's own would lose the variance."""
     generator = torch.Generator().manual_seed(0)
-    exact = 20 + torch.randn(1, 32, 64, 64, generator=generator, dtype=torch.float64)
+    norm = random_autoencoder(GEOMETRIES["F16, small"]).decoder.norm_out.to(device, torch.bfloat16)
+    exact = 20 + torch.randn(1, norm.num_channels, 64, 64, generator=generator, dtype=torch.float64)
     half = exact.to(device, torch.bfloat16)
-    norm = torch.nn.GroupNorm(4, 32).to(device, torch.bfloat16)
-    truth = F.silu(F.group_norm(half.double(), 4, eps=norm.eps))
+    weight, bias = norm.weight.double(), norm.bias.double()
+    truth = F.silu(F.group_norm(half.double(), norm.num_groups, weight, bias, norm.eps))
     moments = Moments()
     for strip in half.split(24, 2):
         moments.add(strip)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Linear
 
 from op4ksr_core import Flux
 from op4ksr_core.fp8 import FP8, PRODUCTS, Fp8Linear, Product, has_scaled_mm, scaled_to_fp8, store_in_fp8
@@ -21,14 +22,14 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.fixture
-def layer(generator: torch.Generator) -> nn.Linear:
-    linear = nn.Linear(64, 96).requires_grad_(False)
+def layer(generator: torch.Generator) -> Linear:
+    linear = Linear(64, 96).requires_grad_(False)
     linear.weight.normal_(0, 0.02, generator=generator)
     linear.bias.normal_(0, 0.02, generator=generator)
     return linear
 
 
-def of(layer: nn.Linear, product: Product) -> Fp8Linear:
+def of(layer: Linear, product: Product) -> Fp8Linear:
     small = Fp8Linear(layer, product)
     small.take(layer.weight)
     return small
@@ -44,7 +45,7 @@ def test_the_largest_value_becomes_the_largest_of_fp8() -> None:
 @needs_scaled_mm
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_scaled_product_is_the_product_of_the_rounded_numbers(
-    layer: nn.Linear, generator: torch.Generator, dtype: torch.dtype
+    layer: Linear, generator: torch.Generator, dtype: torch.dtype
 ) -> None:
     """Against float64, so that only the last rounding is left; then as near to the layer as e4m3's 3 bits allow."""
     layer, x = layer.to(dtype), torch.randn(2, 20, 64, generator=generator).to(dtype)
@@ -57,14 +58,14 @@ def test_a_scaled_product_is_the_product_of_the_rounded_numbers(
     assert 0 < relative(result, layer(x)) < 0.06
 
 
-def test_a_cast_product_rounds_the_weights_alone(layer: nn.Linear, generator: torch.Generator) -> None:
+def test_a_cast_product_rounds_the_weights_alone(layer: Linear, generator: torch.Generator) -> None:
     x, small = torch.randn(3, 64, generator=generator), of(layer, "cast")
     exact = x.double() @ (small.weight.double() * small.scale.double()).t() + layer.bias.double()
     assert relative(small(x), exact) < 1e-6
     assert 0 < relative(small(x), layer(x)) < 0.04
 
 
-def test_few_rows_are_cast(layer: nn.Linear, generator: torch.Generator) -> None:
+def test_few_rows_are_cast(layer: Linear, generator: torch.Generator) -> None:
     x = torch.randn(1, 64, generator=generator)
     assert torch.equal(of(layer, "scaled")(x), of(layer, "cast")(x))
 
