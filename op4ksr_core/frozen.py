@@ -8,7 +8,7 @@ applied to the result.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import OptionError
-
-log = logging.getLogger(__name__)
 
 #: How a frozen base is held: as it was read, or one byte a number.
 Base = Literal["plain", "fp8", "int8"]
@@ -65,21 +63,21 @@ class FrozenLinear(nn.Linear):
         return result
 
 
-def freeze_blocks(model: nn.Module, base: Base, device: torch.device | None = None) -> int:
+Freeze = Callable[[nn.Linear, Base], FrozenLinear]
+
+
+def freeze_blocks(model: nn.Module, base: Base, freeze: Freeze | None = None) -> int:
     """Hold the weights of the blocks' linear layers as ``base`` says, one layer after the other; how many there are.
 
-    model: a transformer whose blocks are named as BFL's; to be done before ``lora.attach``. device: where each
-    layer is quantized and stays (None: where it is). "plain" does nothing. Raises OptionError without torchao.
+    model: a transformer whose blocks are named as BFL's; to be done before ``lora.attach``. "plain" does nothing.
+    freeze: in place of ``quantized``. Raises OptionError without torchao.
     """
-    if base == "plain":
-        return 0
-    count = 0
+    freeze, count = freeze or quantized, 0
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and name.startswith(BLOCKS):
+        if base != "plain" and isinstance(module, nn.Linear) and name.startswith(BLOCKS):
             parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, quantized(module.to(device), base))
+            setattr(model.get_submodule(parent), last, freeze(module, base))
             count += 1
-    log.info("base: %d linear layers in %s", count, base)
     return count
 
 

@@ -41,6 +41,7 @@ ORDER = [
     "leaves",
     "jpeg",
     "degradation",
+    "frozen",
     "train_config",
     "metrics",
     "autocorrelation",
@@ -72,11 +73,15 @@ ORDER = [
     "stage_times",
     "sources",
     "linear_start",
+    "model_source",
+    "latent_cache",
     "train_tasks",
     "run_folder",
     "trainer",
+    "train_plan",
     "benchmark",
     "ceiling",
+    "benchmark_train",
     "benchmark_quality",
     "benchmark_periodicity",
     "ablation_figure",
@@ -103,7 +108,7 @@ ORDER = [
 
 #: Nowhere in the core; and at no module's top level.
 NEVER = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "diffusers"}
-ONLY_INSIDE_FUNCTIONS = {"piq", "matplotlib", "pyiqa", "lpips", "webdataset", "accelerate", "tensorboard"}
+ONLY_INSIDE_FUNCTIONS = {"piq", "matplotlib", "pyiqa", "lpips", "webdataset", "accelerate", "tensorboard", "torchao"}
 ONLY_INSIDE_FUNCTIONS |= {"tomli", "tomllib"}
 
 SOURCES = sorted(CORE.glob("*.py"))
