@@ -6,7 +6,15 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from . import benchmark, benchmark_memory, benchmark_quality, benchmark_speed, cli_periodicity, cli_pipeline
+from . import (
+    benchmark,
+    benchmark_memory,
+    benchmark_quality,
+    benchmark_speed,
+    cli_periodicity,
+    cli_pipeline,
+    cli_train_benchmark,
+)
 from .benchmark import Row
 from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX
 from .cli_options import load_models, parse_device
@@ -29,6 +37,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     speed.add_argument("--quick", action="store_true", help="a small size only")
     speed.add_argument("--repeats", type=int, choices=range(1, 100), default=3, metavar="N")
     cli_pipeline.add_benchmark(kinds)
+    cli_train_benchmark.add_benchmark(kinds)
     cli_periodicity.add_benchmark(kinds)
     for kind in (quality, speed):
         kind.add_argument("--device")

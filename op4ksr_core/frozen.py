@@ -87,14 +87,19 @@ def quantized(linear: nn.Linear, base: Base) -> FrozenLinear:
         from torchao import quantization  # pyright: ignore
 
         config: Any = {"fp8": quantization.Float8WeightOnlyConfig, "int8": quantization.Int8WeightOnlyConfig}[base]()
-        holder = nn.Sequential(nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta"))
-        holder[0].weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
-        quantization.quantize_(holder, config)
-        made: Any = holder[0].weight
-        weight, scale = made.qdata, made.scale
     except (ImportError, AttributeError) as error:
-        raise OptionError(f'train.base: "{base}" needs torchao 0.18 or later: pip install -U torchao') from error
-    return FrozenLinear(weight, scale.flatten().float(), linear.bias)
+        raise _without_torchao(base) from error
+    holder = nn.Sequential(nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta"))
+    holder[0].weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
+    quantization.quantize_(holder, config)
+    made: Any = holder[0].weight
+    if not hasattr(made, "qdata"):
+        raise _without_torchao(base)
+    return FrozenLinear(made.qdata, made.scale.flatten().float(), linear.bias)
+
+
+def _without_torchao(base: Base) -> OptionError:
+    return OptionError(f'train.base: "{base}" needs torchao 0.18 or later: pip install -U torchao')
 
 
 def shapes_of(linear: nn.Linear, base: Base) -> FrozenLinear:

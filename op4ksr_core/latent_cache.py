@@ -92,7 +92,9 @@ class LatentCache:
         """Batch number ``index`` of a run. Raises UnsupportedCheckpointError for a damaged file."""
         turn, place = divmod(index, self.batches)
         order = np.random.default_rng((self.seed, turn)).permutation(self.batches) if turn else range(self.batches)
-        batch = int(order[place])
+        return self._of(int(order[place]))
+
+    def _of(self, batch: int) -> EncodedBatch:
         with opened(self.path(batch)) as stored:
             return EncodedBatch(*(stored.get_tensor(f"{name}.{batch}") for name in ("low", "high", "picture")))
 

@@ -120,10 +120,14 @@ def generator_of(seed: tuple[int, ...]) -> torch.Generator:
     return torch.Generator().manual_seed(value)
 
 
+#: What is recomputed where ``train.checkpointing`` is set.
+BLOCKS = (DoubleStreamBlock, SingleStreamBlock, ResnetBlock)
+
+
 def checkpoint_blocks(model: nn.Module) -> None:
     """Recompute each block's activations in the backward pass instead of keeping them."""
     for module in model.modules():
-        if isinstance(module, (DoubleStreamBlock, SingleStreamBlock, ResnetBlock)):
+        if isinstance(module, BLOCKS):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # pyright: ignore
 
 
@@ -249,7 +253,6 @@ class OneStepTask(Task):
         super().__init__(config)
         self.models = models or Files(config)
         self.autoencoder = self.models.autoencoder()
-        self.autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore
         self.flux = self.start()
         check_pair(self.flux.params, self.autoencoder.params)
         #: Processed latents (N, 16, h, w) of whole pictures, degraded and sharp, for the grid steps.
@@ -263,10 +266,7 @@ class OneStepTask(Task):
 
     def start(self) -> Flux:
         config = self.config
-        if config.model.start:
-            flux = self.models.flux(None).train().requires_grad_(True)
-        else:
-            flux = new_flux(config)
+        flux = self.models.flux(None).train().requires_grad_(True) if config.model.start else new_flux(config)
         return with_constants(flux, config)
 
     def prepare(self, source: Source) -> None:
