@@ -101,17 +101,19 @@ class Step:
 
     def run(self) -> float:
         """The last batch's loss, once the device is done."""
-        train, loss = self.config.train, torch.zeros(())
+        train, last = self.config.train, torch.zeros(())
         self.optimizer.zero_grad(set_to_none=True)
         for micro in range(train.accumulate):
             judged = self.task(self.high, self.low, max(1, train.latent_steps), (self.config.seed, micro, 0))
             loss = torch.stack(list(judged.terms.values())).sum()
             (loss / train.accumulate).backward()
+            last = loss.detach()
+            del judged, loss  # pictures that the next batch would find in its way
         nn.utils.clip_grad_norm_(self.parameters.values(), train.clip)
         self.optimizer.step()
         self.ema.update()
         wait_for(self.device)
-        return float(loss.detach())
+        return float(last)
 
 
 def train_rows(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -313,9 +313,13 @@ class cuda_rules(TorchFunctionMode):  # noqa: N801 - used as a function
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.IN_FLOAT32 and torch.is_autocast_enabled("cpu"):
-            first = cast(Tensor, args[0])
-            args = (first.float(), *args[1:])
+            args = tuple(_in_float32(value) for value in args)
+            kwargs = {name: _in_float32(value) for name, value in (kwargs or {}).items()}
         return func(*args, **(kwargs or {}))
+
+
+def _in_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) else value
 
 
 def by_cuda_rules(run: Callable[..., Any], *args: Any) -> Any:
