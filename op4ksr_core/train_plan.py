@@ -145,7 +145,7 @@ class StepPlan:
             lines.append(f"{name:<28} {size / GIGABYTE:8.3f} GB  at its worst {work}")
         lines.append(f"{'peak of live tensors':<28} {self.peak / GIGABYTE:8.3f} GB")
         lines.append(f"{'with kernels and allocator':<28} {self.need / GIGABYTE:8.3f} GB")
-        lines.append(f"{'work of a step':<28} {self.work / 1e12:8.1f} TFLOP")
+        lines.append(f"{'work of one batch':<28} {self.work / 1e12:8.1f} TFLOP")
         lines += [f"{card} GB card: {'fits' if self.fits(card * GIGABYTE) else 'does not fit'}" for card in CARDS]
         if self.uncounted:
             lines.append(f"not counted: loss.{', loss.'.join(self.uncounted)}")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from test_trainer import StoppedError, config, folder, killed_at, rows, same_file, train  # noqa: F401
 
-from op4ksr_core import OptionError, UnsupportedCheckpointError
+from op4ksr_core import OptionError, UnsupportedCheckpointError, load_flux, save_flux
 from op4ksr_core.autoencoder_layers import Decoder, Encoder
 from op4ksr_core.latent_cache import PER_FILE, LatentCache
 from op4ksr_core.train_config import parse_config
+from op4ksr_core.train_tasks import LoraTask, make_task
 from op4ksr_core.trainer import Trainer
 
 #: Crops that keep the 8 bits they came with.
@@ -128,3 +131,15 @@ def test_where_no_term_sees_the_picture_nothing_is_decoded(folder: Path, monkeyp
     monkeypatch.setattr(Decoder, "forward", lambda self, z: calls.append(z.shape) or forward(self, z))
     train(text)
     assert calls == [] and float(rows(folder / "run")[-1]["latent"]) > 0
+
+
+def test_no_text_encoder_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The prompt embedding is the file's constant."""
+    for package in ("transformers", "diffusers", "tokenizers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    model = load_flux(folder / "flux.safetensors")
+    model.settings = replace(model.settings, txt=torch.randn(3, 24), vec=torch.randn(12))
+    save_flux(folder / "flux.safetensors", model)
+    task = make_task(parse_config(config(folder, "lora")))
+    assert isinstance(task, LoraTask) and task.flux.settings.txt is not None
+    assert torch.equal(task.flux.prompt(2)[0][1], model.settings.txt) and train(config(folder, "lora")).exists()
