@@ -15,6 +15,7 @@ from . import (
     cli_periodicity,
     cli_pipeline,
     cli_quality,
+    cli_train_benchmark,
 )
 from .benchmark import Row
 from .cli_options import parse_device
@@ -33,6 +34,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     speed.add_argument("--repeats", type=int, choices=range(1, 100), default=3, metavar="N")
     cli_pipeline.add_benchmark(kinds)
     cli_full.add_benchmark(kinds)
+    cli_train_benchmark.add_benchmark(kinds)
     cli_periodicity.add_benchmark(kinds)
     cli_page.add_benchmark(kinds)
     speed.add_argument("--device")

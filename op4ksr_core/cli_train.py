@@ -8,20 +8,61 @@ import sys
 import time
 from pathlib import Path
 
-from .train_config import read_config, read_text
+import torch
+
+from .machine import default_device, free_memory
+from .train_config import TrainConfig, read_config, read_text
+from .train_plan import GEOMETRIES, StepPlan, geometry_of, plan_step, refuse_if_hopeless
 from .trainer import OnStep, Trainer
 
 #: Seconds between two lines where the output is no terminal.
 QUIET = 30.0
 
+#: Runs on the CPU from a smaller file than this, bytes, are begun without a plan.
+WORTH_A_PLAN = 1e9
+
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=run_train)
-    parser.add_argument("config", type=Path, metavar="CONFIG.toml")
+    add_config(parser)
     parser.add_argument("--resume", action="store_true", help="go on with the run in the config's folder")
     parser.add_argument("--run", metavar="FOLDER", help="another run folder than the config's")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.batch=2")
     parser.add_argument("--steps", type=int, help="another number of steps than the config's")
+    parser.add_argument("--anyway", action="store_true", help="begin even where one step will not fit into memory")
+    parser.add_argument("--plan", action="store_true", help="count what one step needs, and train nothing")
+    parser.add_argument("--geometry", choices=GEOMETRIES, help="--plan: these models instead of the config's files")
+    parser.add_argument("--json", action="store_true", help="--plan: as JSON")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The file, and what may be changed in it."""
+    parser.add_argument("config", type=Path, metavar="CONFIG.toml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.batch=2")
+
+
+def run_plan(config: TrainConfig, options: argparse.Namespace) -> int:
+    """Print what one step needs: on CUDA unless the config says otherwise."""
+    device = "cpu" if config.train.device == "cpu" else "cuda"
+    plan = plan_step(config, geometry_of(config, options.geometry), device)
+    print(json.dumps(plan.report(), indent=2) if options.json else plan.text())
+    return 0
+
+
+def check_memory(config: TrainConfig) -> StepPlan | None:
+    """Raise OutOfMemoryError where one step cannot fit; the plan, or None where none was made.
+
+    None for kinds and places that are not counted (an autoencoder, several processes, MPS), and for small models on
+    the CPU, which would wait longer for the plan than it is worth.
+    """
+    device = torch.device(config.train.device) if config.train.device else default_device()
+    start = Path(config.model.start)
+    large = start.is_file() and start.stat().st_size > WORTH_A_PLAN
+    counted = config.kind != "autoencoder" and not config.train.accelerate
+    if not counted or not (device.type == "cuda" or (device.type == "cpu" and large)):
+        return None
+    plan = plan_step(config, geometry_of(config), device.type)
+    refuse_if_hopeless(plan, free_memory(device), str(device))
+    return plan
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -31,6 +72,10 @@ def run_train(options: argparse.Namespace) -> int:
     if options.steps:
         changes.append(f"train.steps = {options.steps}")
     config = read_config(options.config, changes)
+    if options.plan:
+        return run_plan(config, options)
+    if not options.anyway:
+        check_memory(config)
     told = "".join(f"# changed by the command: {change}\n" for change in changes)
     trainer = Trainer(config, told + read_text(options.config), options.resume, show_steps())
     try:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from .degradation import CLEAN, Degradation
 from .errors import OptionError
+from .frozen import Base
 from .latent import PATCH
 from .rope import FLUX_TRAIN_TOKENS, Policy, Rfr
 
@@ -104,12 +105,19 @@ class DataConfig:
     shrunk: float = 0.5
     #: Processes that make batches; 0: the training's own.
     workers: int = 0
+    #: Of a transformer: so many crops are made, damaged and encoded once, and kept in the cache; 0: new ones each step.
+    cached: int = 0
 
     def __post_init__(self) -> None:
         for name in ("crop", "late_crop"):
             side = getattr(self, name)
             if side < 32 or side % 32:
                 raise OptionError(f"data.{name}: expected a multiple of 32 px (one token), got {side}")
+        if self.cached < 0 or (self.cached and self.late_from < 1):
+            raise OptionError(
+                f"data.cached: expected 0 or more, and no later crops beside it, got {self.cached}; "
+                "set it to 0, or data.late_from to 1"
+            )
         if self.source != "procedural" and not self.path:
             raise OptionError(f"data.path: source {self.source!r} needs one; name a folder, or shards")
 
@@ -139,6 +147,12 @@ class LossConfig:
     #: Share of the run after which the adversarial term counts.
     adversarial_from: float = 0.5
 
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether any term looks at the decoded picture; without one a transformer's run decodes nothing."""
+        names = ("pixel", "gradient", "frequency", "periodicity", "perceptual", "adversarial")
+        return any(getattr(self, name) for name in names)
+
     def __post_init__(self) -> None:
         if not 0 <= self.projected <= 1:
             raise OptionError(f"loss.projected: expected 0 to 1, got {self.projected}")
@@ -160,6 +174,8 @@ class LoopConfig:
     clip: float = 1.0
     ema: float = 0.999
     precision: Literal["fp32", "bf16"] = "bf16"
+    #: Of a LoRA: how the frozen model's blocks are held, as ``precision`` says or in one byte a number (torchao).
+    base: Base = "plain"
     #: Recompute activations in the backward pass: less memory, a third more time.
     checkpointing: bool = False
     #: "" is CUDA where there is one, else the CPU.
@@ -250,7 +266,22 @@ class TrainConfig:
         """Those of a transformer; an autoencoder has none."""
         return 0 if self.kind == "autoencoder" else self.train.latent_steps
 
+    @property
+    def cache_folder(self) -> Path:
+        """Where pictures and pairs that are made once are kept."""
+        return Path(self.data.cache) if self.data.cache else Path(self.run) / "cache"
+
     def __post_init__(self) -> None:
+        if self.train.base != "plain" and self.kind != "lora":
+            raise OptionError(
+                f'train.base: "{self.train.base}" cannot be trained, and kind "{self.kind}" trains every weight; '
+                'set it to "plain", or kind to "lora"'
+            )
+        if self.data.cached and (self.kind == "autoencoder" or self.train.accelerate):
+            raise OptionError(
+                'data.cached: is for kinds "one_step" and "lora" in one process; '
+                "set it to 0, or train.accelerate to false"
+            )
         if self.kind == "autoencoder" and self.model.part == "decoder" and not self.model.start:
             raise OptionError('model.part: "decoder" keeps an encoder that is there; name its file as model.start')
         if self.loss.adversarial and self.train.accelerate:

@@ -21,19 +21,21 @@ from torch.utils.checkpoint import checkpoint
 from . import linear_start, lora
 from .autoencoder import AutoEncoder, AutoEncoderParams
 from .autoencoder_layers import ResnetBlock
-from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, load_autoencoder, load_flux, save_autoencoder, save_flux
+from .checkpoint import BUNDLED_AUTOENCODER, load_autoencoder, save_autoencoder, save_flux
 from .color import back_project
 from .degradation import degrade
 from .flux import DEFAULT_SIGMA, Flux, FluxParams, OneStepSettings, check_sigma
 from .latent import LATENT_SCALE, LATENT_SHIFT, PATCH, process_in, process_out
+from .latent_cache import EncodedBatch, LatentCache, rounded
 from .layers import DoubleStreamBlock, SingleStreamBlock
 from .linear_start import trunk_decode, trunk_encode
+from .model_source import Files, ModelSource, file_of
 from .objectives import Objective, distance
 from .one_step import OneStepOptions, check_pair, one_step, upscale
 from .resize import Target, resize
 from .rope import FLUX_THETA, RescaledEmbedND, resolve
 from .sources import Source
-from .train_config import BUNDLED, RIM, TrainConfig
+from .train_config import RIM, TrainConfig
 
 #: Weight of the latents' distance in the steps on a grid of 4K's size.
 GRID_WEIGHT = 0.2
@@ -118,14 +120,14 @@ def generator_of(seed: tuple[int, ...]) -> torch.Generator:
     return torch.Generator().manual_seed(value)
 
 
-def file_of(name: str, bundled: Path) -> Path:
-    return bundled if name == BUNDLED else Path(name)
+#: What is recomputed where ``train.checkpointing`` is set.
+BLOCKS = (DoubleStreamBlock, SingleStreamBlock, ResnetBlock)
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
     """Recompute each block's activations in the backward pass instead of keeping them."""
     for module in model.modules():
-        if isinstance(module, (DoubleStreamBlock, SingleStreamBlock, ResnetBlock)):
+        if isinstance(module, BLOCKS):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # pyright: ignore
 
 
@@ -247,23 +249,24 @@ class OneStepTask(Task):
 
     name = "flux"
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, models: ModelSource | None = None) -> None:
         super().__init__(config)
-        self.autoencoder = load_autoencoder(file_of(config.model.autoencoder, BUNDLED_AUTOENCODER))
-        self.autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore
+        self.models = models or Files(config)
+        self.autoencoder = self.models.autoencoder()
         self.flux = self.start()
         check_pair(self.flux.params, self.autoencoder.params)
         #: Processed latents (N, 16, h, w) of whole pictures, degraded and sharp, for the grid steps.
         self.tiles: tuple[Tensor, Tensor] | None = None
+        #: The crops, if they are encoded once.
+        self.cache: LatentCache | None = None
+        if config.data.cached:
+            self.cache = LatentCache(config, file_of(config.model.autoencoder, BUNDLED_AUTOENCODER))
         if config.train.checkpointing:
             checkpoint_blocks(self)
 
     def start(self) -> Flux:
         config = self.config
-        if config.model.start:
-            flux = load_flux(file_of(config.model.start, BUNDLED_FLUX)).train().requires_grad_(True)
-        else:
-            flux = new_flux(config)
+        flux = self.models.flux(None).train().requires_grad_(True) if config.model.start else new_flux(config)
         return with_constants(flux, config)
 
     def prepare(self, source: Source) -> None:
@@ -276,9 +279,8 @@ class OneStepTask(Task):
         for i in range(train.grid_pictures):
             high = source.crops((self.config.seed, GRID, i), 1, data.picture_side)
             low = degraded(high, self.config, (self.config.seed, GRID, i))
-            with torch.no_grad(), self.autocast(device):
-                for kept, picture in ((lows, low), (highs, high)):
-                    kept.append(process_in(self.autoencoder.encode_pixels(picture.to(device) * 2 - 1).float()))
+            lows.append(self.encode(low.to(device)))
+            highs.append(self.encode(high.to(device)))
         self.tiles = (torch.cat(lows), torch.cat(highs))
 
     def forward(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
@@ -290,14 +292,34 @@ class OneStepTask(Task):
         if step < train.latent_steps:
             start, goal = self.latent_crops(len(high), (*seed, GRID))
             return Judged(self.objective.latents(self.predict(start), goal))
-        with torch.no_grad(), self.autocast(high.device):
-            start = process_in(self.autoencoder.encode_pixels(low * 2 - 1).float())
-            goal = process_in(self.autoencoder.encode_pixels(high * 2 - 1).float())
+        if self.cache is None:
+            start, goal = self.encode(low), self.encode(high)
+        else:
+            start, goal, high = self.cached(seed[1], high.device)
         predicted = self.predict(start)
+        if not self.config.loss.sees_pictures:
+            return Judged(self.objective.latents(predicted, goal))
         with self.autocast(high.device):
             decoded = self.autoencoder.decode_pixels(process_out(predicted)).float()
         terms = {**self.pictures(decoded, high * 2 - 1), **self.objective.latents(predicted, goal)}
         return Judged(terms, decoded, high * 2 - 1)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Processed latents (B, 16, h, w) float32 of pictures (B, 3, H, W) in [0, 1]; no gradient."""
+        with torch.no_grad(), self.autocast(pictures.device):
+            return process_in(self.autoencoder.encode_pixels(pictures * 2 - 1).float())
+
+    def encoded(self, high: Tensor, low: Tensor) -> EncodedBatch:
+        """What ``cached`` gives back for a batch, on the CPU; the sharp pictures are rounded to 8 bits first."""
+        picture = rounded(high)
+        return EncodedBatch(self.encode(low).cpu(), self.encode(picture.float() / 255).cpu(), picture.cpu())
+
+    def cached(self, index: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Batch number ``index``: both latents, and the sharp pictures (B, 3, H, W) in [0, 1]."""
+        assert self.cache is not None
+        batch = self.cache.read(index)
+        low, high, picture = (t.to(device) for t in (batch.low, batch.high, batch.picture))
+        return low, high, picture.float() / 255
 
     def predict(self, latent: Tensor) -> Tensor:
         """One step on processed latents (B, 16, h, w), float32."""
@@ -358,7 +380,7 @@ class LoraTask(OneStepTask):
     def start(self) -> Flux:
         model = self.config.model
         dtype = torch.bfloat16 if self.config.train.precision == "bf16" and _on_cuda(self.config) else None
-        flux = with_constants(load_flux(file_of(model.start, BUNDLED_FLUX), dtype=dtype), self.config)
+        flux = with_constants(self.models.flux(dtype), self.config)
         self.adapters = lora.attach(flux, model.lora_rank, model.lora_alpha, model.lora_targets, self.config.seed)
         return flux
 

@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .errors import Op4ksrError, OptionError
 from .image_io import Picture, load_image, save_image
+from .latent_cache import EncodedBatch
 from .leaves import picture as procedural_picture
 from .metrics import psnr
 from .objectives import PatchDiscriminator, fool, judge_loss
@@ -30,7 +31,7 @@ from .periodicity import measure_periodicity
 from .run_folder import CsvLog, RunFolder, pack_optimizer, unpack_optimizer
 from .sources import HELD_OUT, ShardSource, Source, open_source
 from .train_config import TrainConfig
-from .train_tasks import CROPS, degraded, make_task
+from .train_tasks import CROPS, OneStepTask, degraded, make_task
 
 log = logging.getLogger(__name__)
 
@@ -149,17 +150,24 @@ class Ema:
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Batch number i of a run, (sharp, degraded and enlarged): the same whoever asks, and when."""
+    """Batch number i of a run, (sharp, degraded and enlarged): the same whoever asks, and when.
 
-    def __init__(self, config: TrainConfig, source: Source, rank: int, pairs: bool) -> None:
+    fresh: the pictures that ``data.cached`` keeps, one batch after the other.
+    """
+
+    def __init__(self, config: TrainConfig, source: Source, rank: int, pairs: bool, fresh: bool = False) -> None:
         self.config, self.source, self.rank, self.pairs = config, source, rank, pairs
-        self.begun = False
+        self.begun, self.fresh = False, fresh
 
     def shape(self, step: int) -> tuple[int, int]:
         """(pictures, side) of a batch of that step; side 0 where the task has its latents already."""
         data, train = self.config.data, self.config.train
+        if self.fresh:
+            return train.batch, data.crop
         if step < self.config.latent_steps:
             return LATENT_BATCH * train.batch, 0
+        if data.cached:
+            return train.batch, 0
         late = step >= data.late_from * train.steps
         return (data.late_batch, data.late_crop) if late else (train.batch, data.crop)
 
@@ -261,13 +269,10 @@ class Trainer:
         share = (self.engine.rank, self.engine.world)
         if not self.main:
             self.engine.wait()  # the first process makes the pictures
-        source = open_source(self.config.data, self.config.seed, self._cache(), self._making, share)
+        source = open_source(self.config.data, self.config.seed, self.config.cache_folder, self._making, share)
         if self.main:
             self.engine.wait()
         return source
-
-    def _cache(self) -> Path:
-        return Path(self.config.data.cache) if self.config.data.cache else self.folder.path / "cache"
 
     def _making(self, done: int, total: int) -> None:
         self._tell(0, f"making pictures: {done} of {total}")
@@ -304,6 +309,7 @@ class Trainer:
         """Train to the end; the last weights' file. On Ctrl-C the state is saved first, then it is let through."""
         config, train = self.config, self.config.train
         self.task.prepare(self.source)
+        self._encode_once()
         if self.step == 0:
             self._sample_and_log({})
         batches = iter(self._loader())
@@ -339,12 +345,30 @@ class Trainer:
             self.task.finish()
             return self._save_weights()
 
+    def _encode_once(self) -> None:
+        """Make what is missing of the cache, if the config wants one."""
+        if not isinstance(self.task, OneStepTask) or self.task.cache is None:
+            return
+        cache, device = self.task.cache, self.engine.device
+        missing = cache.missing()
+        loader = iter(self._batches(fresh=True, order=[k for file in missing for k in file]))
+        for file in missing:
+            batches: list[EncodedBatch] = []
+            for k in file:
+                high, low = next(loader)
+                batches.append(self.task.encoded(high.to(device), low.to(device)))
+                self._tell(0, f"encoding batches: {k + 1} of {cache.batches}")
+            cache.write(file.start, batches)
+
     def _loader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        train = self.config.train
+        return self._batches(False, range(self.step * train.accumulate, train.steps * train.accumulate))
+
+    def _batches(self, fresh: bool, order: Sequence[int]) -> DataLoader[tuple[Tensor, Tensor]]:
         workers = self.config.data.workers
         if isinstance(self.source, ShardSource):
             workers = min(1, workers)
-        batches = Batches(self.config, self.source, self.engine.rank, self.task.pairs)
-        order = range(self.step * self.config.train.accumulate, len(batches))
+        batches = Batches(self.config, self.source, self.engine.rank, self.task.pairs, fresh)
         return DataLoader(
             batches,
             batch_size=None,
@@ -377,6 +401,7 @@ class Trainer:
                 self.engine.backward(loss / train.accumulate)
             for name, term in {**terms, "loss": loss}.items():
                 totals[name] = totals.get(name, torch.zeros((), device=loss.device)) + term.detach() / train.accumulate
+            del judged, terms, loss, term  # pictures that the next batch would find in its way
         nn.utils.clip_grad_norm_(self.parameters.values(), train.clip)
         self.optimizer.step()
         self.ema.update()

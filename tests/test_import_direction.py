@@ -45,6 +45,7 @@ ORDER = [
     "leaves",
     "jpeg",
     "degradation",
+    "frozen",
     "train_config",
     "metrics",
     "perceptual",
@@ -78,9 +79,12 @@ ORDER = [
     "stage_times",
     "sources",
     "linear_start",
+    "model_source",
+    "latent_cache",
     "train_tasks",
     "run_folder",
     "trainer",
+    "train_plan",
     "benchmark",
     "benchmark_page",
     "ceiling",
@@ -95,6 +99,7 @@ ORDER = [
     "benchmark_memory",
     "benchmark_speed",
     "benchmark_pipeline",
+    "benchmark_train",
     "benchmark_scaling",
     "full_report",
     "benchmark_full",
@@ -111,6 +116,7 @@ ORDER = [
     "cli_page",
     "cli_quality",
     "cli_full",
+    "cli_train_benchmark",
     "cli_benchmark",
     "cli_convert",
     "cli_rope",
@@ -120,7 +126,7 @@ ORDER = [
 
 #: Nowhere in the core; and at no module's top level.
 NEVER = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "diffusers"}
-ONLY_INSIDE_FUNCTIONS = {"piq", "matplotlib", "pyiqa", "lpips", "webdataset", "accelerate", "tensorboard"}
+ONLY_INSIDE_FUNCTIONS = {"piq", "matplotlib", "pyiqa", "lpips", "webdataset", "accelerate", "tensorboard", "torchao"}
 ONLY_INSIDE_FUNCTIONS |= {"tomli", "tomllib"}
 
 SOURCES = sorted(CORE.glob("*.py"))

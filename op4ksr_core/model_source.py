@@ -1,0 +1,47 @@
+"""Where the models that a training run starts from come from: its files, or something of their shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from .autoencoder import AutoEncoder
+from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, load_autoencoder, load_flux
+from .flux import Flux
+from .frozen import freeze_blocks
+from .train_config import BUNDLED, TrainConfig
+
+
+class ModelSource(Protocol):
+    """The frozen autoencoder, and the transformer to start from, nothing in them to be trained yet."""
+
+    def autoencoder(self) -> AutoEncoder:
+        """Its weights in channels_last, which its convolutions are faster in."""
+        ...
+
+    def flux(self, dtype: torch.dtype | None) -> Flux:
+        """Its blocks are held as ``train.base`` says; dtype: of all else (None: float32)."""
+        ...
+
+
+def file_of(name: str, bundled: Path) -> Path:
+    return bundled if name == BUNDLED else Path(name)
+
+
+class Files:
+    """The files that the config names. Raises UnsupportedCheckpointError, OptionError without torchao."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.autoencoder_file = file_of(config.model.autoencoder, BUNDLED_AUTOENCODER)
+        self.flux_file = file_of(config.model.start, BUNDLED_FLUX)
+
+    def autoencoder(self) -> AutoEncoder:
+        return load_autoencoder(self.autoencoder_file).to(memory_format=torch.channels_last)  # pyright: ignore
+
+    def flux(self, dtype: torch.dtype | None) -> Flux:
+        flux = load_flux(self.flux_file, dtype=dtype)
+        freeze_blocks(flux, self.config.train.base)
+        return flux

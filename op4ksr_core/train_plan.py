@@ -1,0 +1,359 @@
+"""What one training step needs, before it begins: bytes by part, work, and which cards it fits.
+
+The step that is counted is the trainer's own (``train_tasks``), forward and backward, on tensors that have shapes
+and no values (PyTorch's fake tensors, on the meta device underneath): FLUX.1-dev's 12 B parameters take no memory
+here. Counted are live tensors, as ``allocation`` does; what kernels and the allocator take on top is covered by
+``WORKSPACE``. On a CPU the count is held to a real step's by a test; for CUDA its rules of mixed precision, which
+differ, are followed, and nothing was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
+
+from .allocation import AllocationTracker
+from .autoencoder import AutoEncoder, AutoEncoderParams
+from .checkpoint import describe_autoencoder, describe_flux
+from .errors import OptionError, OutOfMemoryError
+from .flux import Flux, FluxParams, OneStepSettings
+from .frozen import freeze_blocks, shapes_of
+from .header import PROMPT_KEYS
+from .memory import WORKSPACE
+from .model_source import Files
+from .plan import GIGABYTE
+from .train_config import TrainConfig
+from .train_tasks import BLOCKS, LoraTask, OneStepTask
+
+#: Memory of the cards that a plan names, GB; a card of 24 "GB" has 25.8e9 bytes, of which its driver takes some.
+CARDS = (24, 48, 80)
+
+#: The prompt embedding of ``Geometry`` "flux": the longest that FLUX.1-dev takes, tokens.
+LONGEST_PROMPT = 512
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Models that need no file: both networks' shapes, and the tokens of the prompt embedding."""
+
+    flux: FluxParams
+    autoencoder: AutoEncoderParams
+    prompt_tokens: int
+
+
+#: By name: FLUX.1-dev with the public F16 VAE, and something of the bundled models' kind.
+GEOMETRIES = {
+    "flux": Geometry(FluxParams(), AutoEncoderParams(shift=1), LONGEST_PROMPT),
+    "small": Geometry(
+        FluxParams(256, 2, 1, 2, context_in_dim=64, vec_in_dim=32, guidance_embed=False),
+        AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False),
+        4,
+    ),
+}
+
+
+def geometry_of(config: TrainConfig, name: str | None = None) -> Geometry:
+    """The named one, or that of the config's files, of which only the headers are read."""
+    if name is not None:
+        return GEOMETRIES[name]
+    files = Files(config)
+    autoencoder = describe_autoencoder(files.autoencoder_file).params
+    assert isinstance(autoencoder, AutoEncoderParams)
+    if not config.model.start:
+        return Geometry(FluxParams(), autoencoder, config.model.prompt_tokens)
+    found = describe_flux(files.flux_file)
+    assert isinstance(found.params, FluxParams)
+    return Geometry(found.params, autoencoder, found.header.shapes.get(PROMPT_KEYS[0], (1,))[0])
+
+
+class Shapes:
+    """A ``ModelSource`` with no weights in it, computing by the device's rules; for use under ``FakeTensorMode``."""
+
+    def __init__(self, config: TrainConfig, geometry: Geometry) -> None:
+        self.config, self.geometry = config, geometry
+
+    def _ruled(self, model: nn.Module) -> None:
+        """Blocks that are computed again, in the backward pass, need the rules brought along."""
+        for module in model.modules() if self.config.train.device == "cuda" else ():
+            if isinstance(module, BLOCKS):
+                module.forward = partial(by_cuda_rules, module.forward)  # pyright: ignore
+
+    def autoencoder(self) -> AutoEncoder:
+        model = AutoEncoder(self.geometry.autoencoder).eval()
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):  # Module.to cannot swap fake tensors
+                module.weight = nn.Parameter(module.weight.detach().contiguous(memory_format=torch.channels_last))
+        self._ruled(model)
+        return model.requires_grad_(False)
+
+    def flux(self, dtype: torch.dtype | None) -> Flux:
+        params = self.geometry.flux
+        txt = torch.empty(self.geometry.prompt_tokens, params.context_in_dim)
+        settings = OneStepSettings(txt=txt, vec=torch.empty(params.vec_in_dim))
+        flux = Flux(params, settings, dtype=dtype).eval().requires_grad_(False)
+        freeze_blocks(flux, self.config.train.base, shapes_of)
+        self._ruled(flux)
+        return flux
+
+
+# --- the count --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step. held: bytes that stay between steps, by part; peaks: bytes on top of them, by stage; flops too."""
+
+    held: dict[str, int]
+    peaks: dict[str, int]
+    flops: dict[str, float]
+    #: Terms that were left out of the count.
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def peak(self) -> int:
+        """Bytes of live tensors at the worst moment."""
+        return sum(self.held.values()) + max(self.peaks.values())
+
+    @property
+    def need(self) -> int:
+        """``peak`` and, of what does not stay, the share that kernels and the allocator may take on top."""
+        return sum(self.held.values()) + int(max(self.peaks.values()) * (1 + WORKSPACE))
+
+    @property
+    def work(self) -> float:
+        """FLOPs of the step, recomputed ones included."""
+        return sum(self.flops.values())
+
+    def fits(self, free: float) -> bool:
+        return self.need <= free
+
+    def text(self) -> str:
+        """For people: a line per part and stage, and the cards."""
+        lines = [f"{name:<28} {size / GIGABYTE:8.3f} GB  stays" for name, size in self.held.items()]
+        for name, size in self.peaks.items():
+            work = f"{self.flops.get(name, 0.0) / 1e12:10.2f} TFLOP"
+            lines.append(f"{name:<28} {size / GIGABYTE:8.3f} GB  at its worst {work}")
+        lines.append(f"{'peak of live tensors':<28} {self.peak / GIGABYTE:8.3f} GB")
+        lines.append(f"{'with kernels and allocator':<28} {self.need / GIGABYTE:8.3f} GB")
+        lines.append(f"{'work of one batch':<28} {self.work / 1e12:8.1f} TFLOP")
+        lines += [f"{card} GB card: {'fits' if self.fits(card * GIGABYTE) else 'does not fit'}" for card in CARDS]
+        if self.uncounted:
+            lines.append(f"not counted: loss.{', loss.'.join(self.uncounted)}")
+        return "\n".join(lines + ["Counted on tensors without values, not measured on a GPU."])
+
+    def report(self) -> dict[str, Any]:
+        """The plan as plain values, for JSON."""
+        return {
+            "held_bytes": self.held,
+            "peak_bytes_by_stage": self.peaks,
+            "flops_by_stage": self.flops,
+            "peak_bytes": self.peak,
+            "need_bytes": self.need,
+            "flops": self.work,
+            "fits": {f"{card} GB": self.fits(card * GIGABYTE) for card in CARDS},
+            "not_counted": list(self.uncounted),
+        }
+
+
+def plan_step(config: TrainConfig, geometry: Geometry, device: str = "cuda") -> StepPlan:
+    """Count one step of the config with models of that geometry. device: "cuda" or "cpu", whose rules are followed.
+
+    Raises OptionError for an autoencoder's run, which is not counted.
+    """
+    if config.kind == "autoencoder":
+        raise OptionError('--plan: counts runs of kind "one_step" and "lora"; start this one with a small train.batch')
+    uncounted = tuple(name for name in ("perceptual", "adversarial") if getattr(config.loss, name))
+    counted = replace(
+        config,
+        loss=replace(config.loss, **dict.fromkeys(uncounted, 0.0)),
+        train=replace(config.train, device=device, latent_steps=0, grid_every=0),
+        data=replace(config.data, cached=0),
+    )
+    accumulated = config.train.accumulate > 1
+    with FakeTensorMode(), torch.random.fork_rng(devices=()):
+        task = (LoraTask if config.kind == "lora" else OneStepTask)(counted, Shapes(counted, geometry))
+        held = held_bytes(task, config)
+        shape = (config.train.batch, 3, config.data.crop, config.data.crop)
+        if config.data.cached:
+            latents = _latents(task, shape)
+            task.encode = lambda pictures: latents  # pyright: ignore
+        stages = Stages(task, device)
+        stages.run(torch.empty(shape), torch.empty(shape), accumulated)
+        stages.peaks["optimizer"] = _at_work(task, device)
+    if not accumulated:  # they come while activations go: the stages have them
+        stages.peaks["optimizer"] += held.pop("gradients")
+    return StepPlan(held, stages.peaks, stages.flops, uncounted)
+
+
+def _at_work(task: OneStepTask, device: str) -> int:
+    """Bytes that AdamW takes for its step: a root of every moment on CUDA, of one at a time on the CPU (two copies)."""
+    sizes = [bytes_of(parameter) for parameter in task.trained().values()]
+    return sum(sizes) if device == "cuda" else 2 * max(sizes)
+
+
+def _latents(task: OneStepTask, shape: tuple[int, ...]) -> Tensor:
+    ratio = task.autoencoder.params.ratio
+    return torch.empty(shape[0], task.autoencoder.params.latent_channels, shape[2] // ratio, shape[3] // ratio)
+
+
+def bytes_of(*tensors: Tensor) -> int:
+    """Of the tensors' storages, each once."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}  # pyright: ignore
+    return sum(storages.values())
+
+
+def held_bytes(task: OneStepTask, config: TrainConfig) -> dict[str, int]:
+    """What stays from step to step: weights, what is trained, its gradients, AdamW's two moments, the running mean."""
+    trained = list(task.trained().values())
+    ids = {id(parameter) for parameter in trained}
+    frozen = [t for t in (*task.flux.parameters(), *task.flux.buffers()) if id(t) not in ids]
+    size = bytes_of(*trained)
+    return {
+        "transformer, frozen" if frozen else "transformer": bytes_of(*frozen) if frozen else 0,
+        "VAE, frozen": bytes_of(*task.autoencoder.parameters()),
+        "adapters" if config.kind == "lora" else "transformer, trained": size,
+        "gradients": size,
+        "optimizer (two moments)": 2 * size,
+        "running mean": size,
+    }
+
+
+class StepMeter(AllocationTracker):
+    """Bytes as ``AllocationTracker`` counts them, and FLOPs of products, convolutions and attention.
+
+    By the formulas of PyTorch's ``FlopCounterMode``, which itself keeps alive what a checkpointed block recomputes
+    (seen on 2.13: the peak grew with every block).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        formula = _FLASH_ON_CPU.get(func.overloadpacket) or flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+class Stages:
+    """Runs a task's step under the counters; peaks (above what lived before) and FLOPs by stage."""
+
+    def __init__(self, task: OneStepTask, device: str) -> None:
+        self.task, self.device = task, device
+        self.peaks: dict[str, int] = {}
+        self.flops: dict[str, float] = {}
+        self._stage, self._done = "", 0.0
+        self.meter = StepMeter()
+
+    def begin(self, stage: str) -> None:
+        """End the stage before, and count for this one."""
+        meter = self.meter
+        if self._stage:
+            self.peaks[self._stage] = meter.peak
+            self.flops[self._stage] = meter.flops - self._done
+        self._stage, self._done = stage, meter.flops
+        meter.peak = meter.live
+
+    def run(self, high: Tensor, low: Tensor, accumulated: bool) -> None:
+        """Forward and backward on pictures (B, 3, H, W). accumulated: gradients are there from the batch before."""
+        for parameter in self.task.trained().values():
+            parameter.grad = torch.empty_like(parameter) if accumulated else None
+        rules = cuda_rules() if self.device == "cuda" else _nothing()
+        with rules, self._told(), self.meter:
+            self.begin("encode")
+            judged = self.task(high, low, 0, (0, 0, 0))
+            loss = torch.stack(list(judged.terms.values())).sum()
+            self.begin("backward")
+            loss.backward()
+            self.begin("")
+
+    @contextmanager
+    def _told(self) -> Generator[None, None, None]:
+        """Stages begin where the transformer and the decoder do."""
+
+        def before(stage: str) -> Callable[..., None]:
+            return lambda *_: self.begin(stage)
+
+        hooks = [
+            self.task.flux.register_forward_pre_hook(before("transformer")),
+            self.task.autoencoder.decoder.register_forward_pre_hook(before("decode and losses")),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+@contextmanager
+def _nothing() -> Generator[None, None, None]:
+    yield
+
+
+class cuda_rules(TorchFunctionMode):  # noqa: N801 - used as a function
+    """Under autocast on the CPU, what CUDA's autocast does besides: these in float32, whatever comes in.
+
+    The products are cast to half precision alike on both. Source: PyTorch 2.13, ATen/autocast_mode.h,
+    AT_FORALL_FP32, of which these are in our networks.
+    """
+
+    IN_FLOAT32: frozenset[Any] = frozenset({F.layer_norm, F.group_norm, F.rms_norm, F.interpolate})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.IN_FLOAT32 and torch.is_autocast_enabled("cpu"):
+            args = tuple(_in_float32(value) for value in args)
+            kwargs = {name: _in_float32(value) for name, value in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+
+def _in_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) else value
+
+
+def by_cuda_rules(run: Callable[..., Any], *args: Any) -> Any:
+    """``run(*args)`` under ``cuda_rules``."""
+    with cuda_rules():
+        return run(*args)
+
+
+@shape_wrapper
+def _flash(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+@shape_wrapper
+def _flash_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kw: Any) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+#: PyTorch has formulas for the GPU's attention alone.
+_FLASH_ON_CPU: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward,
+}
+
+
+# --- before a run -----------------------------------------------------------------------------
+
+
+def refuse_if_hopeless(plan: StepPlan, free: int | None, device: str) -> None:
+    """Raise OutOfMemoryError where the counted tensors alone do not fit into the free bytes (None: unknown)."""
+    if free is None or plan.peak <= free:
+        return
+    raise OutOfMemoryError(
+        f"one step needs {plan.peak / GIGABYTE:.1f} GB, but there are {free / GIGABYTE:.1f} GB on {device}; set "
+        "train.checkpointing, a smaller train.batch or data.crop, or for a LoRA train.base to int8 or fp8 and a "
+        "smaller model.lora_rank (--plan shows each part, --anyway tries)"
+    )
