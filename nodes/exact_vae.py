@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..op4ksr_core.autoencoder_layers import AutoEncoderParams
 from ..op4ksr_core.bounded import BoundedAutoEncoder, StripWish, check_size
-from ..op4ksr_core.errors import OutOfMemoryError
+from ..op4ksr_core.errors import OptionError, OutOfMemoryError
 from ..op4ksr_core.memory import MARGIN, Stage, choose_strips, is_out_of_memory, peak_bytes
 from ..op4ksr_core.strips import OnStrip, StripSettings, Thrift
 from .schema import advanced
@@ -72,6 +72,13 @@ def on_strip() -> OnStrip:
 def is_oom(error: BaseException) -> bool:
     host = getattr(comfy.model_management, "is_oom", None)
     return is_out_of_memory(error) or (host is not None and host(error))
+
+
+def check_vae(vae: Any) -> None:
+    """Raise OptionError where a switch, or a checkpoint without one, hands on nothing; else the host's own error."""
+    if vae is None:
+        raise OptionError("VAE: is nothing; the checkpoint or switch it comes from has none, so choose one in a loader")
+    vae.throw_exception_if_invalid()
 
 
 #: How the host's memory enters the core's strips.
@@ -220,7 +227,7 @@ class ExactVAE(WholeVAE):
     @classmethod
     def of(cls, vae: Any, wish: StripWish) -> ExactVAE:
         """The same VAE, sharing weights and patcher, in strips. Raises OptionError if it cannot."""
-        vae.throw_exception_if_invalid()
+        check_vae(vae)
         kind = next(base for base in type(vae).__mro__ if not issubclass(base, WholeVAE))
         exact = cls.__new__(cls if kind is comfy.sd.VAE else type(cls.__name__, (cls, kind), {}))
         replaced = ("first_stage_model", "memory_used_encode", "memory_used_decode")

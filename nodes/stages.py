@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.flux import OnProgress
-from .exact_vae import ExactVAE, is_oom, strips_told
+from .exact_vae import ExactVAE, check_vae, is_oom, strips_told
 from .host_model import check_conditioning, check_flow, prompt_conditioning, settings_of
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,12 @@ _ROOM = 1.2
 
 
 def image_to_core(image: Tensor) -> Tensor:
-    """ComfyUI's IMAGE (B, H, W, 3 or 4) -> (B, 3, H, W)."""
-    return image[..., :3].movedim(-1, 1)
+    """ComfyUI's IMAGE (B, H, W, 1, 3 or 4) -> (B, 3, H, W). Raises OptionError for another shape."""
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
+        raise OptionError(
+            f"IMAGE: expected (batch, height, width, 3) or 4 channels, got {tuple(image.shape)}; check the node before"
+        )
+    return image[..., :3].movedim(-1, 1).expand(-1, 3, -1, -1)
 
 
 def image_to_host(image: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ class HostStages:
         self, model: Any, vae: Any, conditioning: list[Any] | None, sigma: float | None, guidance: float | None
     ) -> None:
         check_flow(model)
-        vae.throw_exception_if_invalid()
+        check_vae(vae)
         channels = model.get_model_object("latent_format").latent_channels
         if getattr(vae, "latent_channels", channels) != channels:
             raise OptionError(

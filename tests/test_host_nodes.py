@@ -323,6 +323,10 @@ def test_a_dropdowns_value_that_it_does_not_offer_is_refused(loaders: Cases) -> 
         assert_refused(refused, "OptionError", f"{case.split()[1]}: expected one of ", "got 'sepia'")
 
 
+def test_a_grey_picture_of_one_channel(one_step: Cases) -> None:
+    assert one_step["grey"] == 0
+
+
 def test_a_files_name_may_come_from_another_node(loaders: Cases) -> None:
     assert [answer for answers in loaders["linked_files"].values() for answer in answers] == [True] * 6
 
@@ -338,7 +342,8 @@ def test_missing_files(loaders: Cases) -> None:
     [
         ("nan", "ImageError", ("NaN",)),
         ("empty", "ImageError", ("empty",)),
-        ("one_channel_image", "ImageError", ("(B, 3, H, W)",)),
+        ("no_batch", "OptionError", ("IMAGE: expected (batch, height, width, 3)", "(48, 64, 3)")),
+        ("no_vae", "OptionError", ("VAE: is nothing", "choose one in a loader")),
         ("ceiling", "OptionError", ("4096x3072", "ceiling of 0.5 MP")),
         ("four_channels", "OptionError", ("4 latent channels", "takes 16")),
         ("video", "OptionError", ("VAE: is a video VAE", "choose a Flux-type picture VAE")),

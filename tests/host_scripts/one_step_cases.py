@@ -217,6 +217,15 @@ def video_vae() -> Any:
     return comfy.sd.VAE(sd={name: torch.zeros(()).expand(t.shape) for name, t in wan.state_dict().items()})
 
 
+def grey() -> float:
+    """A picture of one channel, as some mask nodes make it, is its grey in three."""
+    model, _, vae = host_models()
+    image = picture(48, 64)[..., :1]
+    one, _ = harness.upscale_node(image, model, vae)
+    three, _ = harness.upscale_node(image.repeat(1, 1, 1, 3), model, vae)
+    return difference(one, three)
+
+
 def refused() -> dict[str, Any]:
     model, _, vae = host_models()
     image = picture(48, 64)
@@ -235,7 +244,8 @@ def refused() -> dict[str, Any]:
         "ceiling": attempt(image, vae, factor=64.0, max_megapixels=0.5),
         "four_channels": attempt(image, sd_vae()),
         "video": attempt(image, video_vae()),
-        "one_channel_image": attempt(image[..., :1], vae),
+        "no_batch": attempt(image[0], vae),
+        "no_vae": attempt(image, None),
         "stable_diffusion": attempt(image, vae, unet_model()),
         "stable_diffusion_both": attempt(image, sd_vae(), unet_model()),
         "other_prompt": attempt(image, vae, conditioning=prompt_of(2048, 32)),
@@ -264,6 +274,7 @@ def retreats() -> dict[str, Any]:
 
 
 CASES = (
+    grey,
     retreats,
     options,
     effects,
