@@ -16,7 +16,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..op4ksr_core.autoencoder_layers import AutoEncoderParams
-from ..op4ksr_core.bounded import BoundedAutoEncoder, StripWish
+from ..op4ksr_core.bounded import BoundedAutoEncoder, StripWish, check_size
 from ..op4ksr_core.errors import OutOfMemoryError
 from ..op4ksr_core.memory import MARGIN, Stage, choose_strips, is_out_of_memory, peak_bytes
 from ..op4ksr_core.strips import OnStrip, StripSettings, Thrift
@@ -69,7 +69,7 @@ def on_strip() -> OnStrip:
     return call
 
 
-def _is_oom(error: BaseException) -> bool:
+def is_oom(error: BaseException) -> bool:
     host = getattr(comfy.model_management, "is_oom", None)
     return is_out_of_memory(error) or (host is not None and host(error))
 
@@ -78,7 +78,7 @@ def _is_oom(error: BaseException) -> bool:
 HOST_MEMORY: dict[str, Callable[..., Any]] = {
     "free_memory": lambda device: int(comfy.model_management.get_free_memory(device)),
     "release_memory": lambda: comfy.model_management.soft_empty_cache(),
-    "is_oom": _is_oom,
+    "is_oom": is_oom,
 }
 
 
@@ -105,6 +105,8 @@ class WholeVAE(comfy.sd.VAE):
     """The host's VAE, less its silent fall to approximate tiles; tiles that are asked for still work."""
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
+        """As the host's, which crops to whole latent pixels first: nothing may be left, but in words of the picture."""
+        check_size(pixel_samples.shape[-3], pixel_samples.shape[-2], self.spacial_compression_encode())
         with _told(_whole, f"VAE encode of {pixel_samples.shape[2]}x{pixel_samples.shape[1]} px"):
             return super().encode(pixel_samples)
 

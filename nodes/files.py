@@ -44,11 +44,14 @@ def file_path(kind: str, name: str) -> Path:
     return Path(path)
 
 
-def check_file(kind: str, name: str) -> bool | str:
+def check_file(kind: str, name: str | None) -> bool | str:
     """True, or the sentence that says what to do: for a node's ``validate_inputs``, before anything runs.
 
     It takes the place of the host's own check, which only says that the value is not in the list.
+    None: another node will give the name, and ``file_path`` checks it then.
     """
+    if name is None:
+        return True
     try:
         file_path(kind, name)
     except OptionError as error:

@@ -9,12 +9,14 @@ from typing import Any
 import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.sd
 import comfy.supported_models
 import torch
 from torch import Tensor
 
 from ..op4ksr_core.checkpoint import Description, check_tensors, describe_flux, read_state, settings_with_prompt
+from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.flux import Flux, FluxParams, OneStepSettings
 from ..op4ksr_core.rope import FLUX_THETA, RescaledEmbedND
 from .positions import own_theta_is
@@ -119,6 +121,27 @@ def _build_flux(state: dict[str, Tensor], params: FluxParams, options: dict[str,
 def settings_of(model: Any) -> OneStepSettings:
     """The settings attached by whichever loader brought them; the defaults for any other MODEL."""
     return model.get_attachment(ATTACHMENT) or OneStepSettings()
+
+
+def check_flow(model: Any) -> None:
+    """Raise OptionError for a MODEL that predicts no velocity (Stable Diffusion's kind): its picture would be noise."""
+    if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
+        raise OptionError(f"MODEL: is a {type(model.model).__name__}, not of Flux's kind; choose a Flux model")
+
+
+def check_conditioning(model: Any, conditioning: list[Any]) -> None:
+    """Raise OptionError for another model's prompt embedding, before the host's matrices do."""
+    config = model.model.model_config.unet_config
+    for txt, extra in conditioning:
+        pooled = extra.get("pooled_output")
+        found = {"context_in_dim": txt, "vec_in_dim": pooled}
+        for key, tensor in found.items():
+            expected = config.get(key)
+            if tensor is not None and expected and tensor.shape[-1] != expected:
+                raise OptionError(
+                    f"CONDITIONING: has {tensor.shape[-1]} channels, but the model takes {expected}; connect the one "
+                    "of the model's own loader or text encoders, or leave it open"
+                )
 
 
 def prompt_conditioning(model: Any) -> list[Any]:

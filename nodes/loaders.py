@@ -59,7 +59,7 @@ class LoadF16VAE(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, vae_name: str) -> bool | str:
+    def validate_inputs(cls, vae_name: str | None = None) -> bool | str:
         return check_file("vae", vae_name)
 
     @classmethod
@@ -144,7 +144,7 @@ class LoadFluxSR(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str) -> bool | str:
+    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
         return check_file("diffusion_models", model_name)
 
     @classmethod
@@ -187,7 +187,7 @@ class LoadSRLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str) -> bool | str:
+    def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
         return check_file("loras", lora_name)
 
     @classmethod

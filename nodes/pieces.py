@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..op4ksr_core.flux import check_sigma
-from .host_model import settings_of
+from .host_model import check_flow, settings_of
 from .schema import schema
 from .stages import OneStepSampler
 from .widgets import RATIO, side_widgets, sigma_widget
@@ -43,6 +43,7 @@ class OneStepSamplerNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, sigma: float = 0.0) -> io.NodeOutput:
+        check_flow(model)
         value = check_sigma(sigma) if sigma else settings_of(model).sigma
         return io.NodeOutput(OneStepSampler(), torch.tensor([value, 0.0]))
 

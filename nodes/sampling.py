@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..op4ksr_core.latent import PATCH
 from ..op4ksr_core.schedule import BASE_SHIFT, MAX_SHIFT, ULTRAFLUX_SHIFT, mu_of_shift, mu_of_tokens
+from .host_model import check_flow
 from .schema import advanced, schema
 from .widgets import RATIO, check_choice, side_widgets
 
@@ -91,6 +92,7 @@ class FluxShift16x(io.ComfyNode):
         max_shift: float = MAX_SHIFT,
     ) -> io.NodeOutput:
         check_choice("mode", mode, _MODES)
+        check_flow(model)
         if mode == _MODES[0]:
             mu, why = mu_of_shift(shift), "fixed"
         else:

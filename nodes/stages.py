@@ -14,10 +14,13 @@ from torch import Tensor
 
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.flux import OnProgress
-from .exact_vae import ExactVAE, strips_told
-from .host_model import prompt_conditioning, settings_of
+from .exact_vae import ExactVAE, is_oom, strips_told
+from .host_model import check_conditioning, check_flow, prompt_conditioning, settings_of
 
 log = logging.getLogger(__name__)
+
+#: Bytes that must be free on the device over those that pictures need there.
+_ROOM = 1.2
 
 
 def image_to_core(image: Tensor) -> Tensor:
@@ -61,6 +64,7 @@ class HostStages:
     def __init__(
         self, model: Any, vae: Any, conditioning: list[Any] | None, sigma: float | None, guidance: float | None
     ) -> None:
+        check_flow(model)
         vae.throw_exception_if_invalid()
         channels = model.get_model_object("latent_format").latent_channels
         if getattr(vae, "latent_channels", channels) != channels:
@@ -73,6 +77,8 @@ class HostStages:
         settings = settings_of(model)
         self.model, self.vae = model, in_strips(vae)
         self.sigma = settings.sigma if sigma is None else sigma
+        if conditioning is not None:
+            check_conditioning(model, conditioning)
         given = prompt_conditioning(model) if conditioning is None else conditioning
         typed = {} if guidance is None else {"guidance": guidance}
         self.conditioning = [[c, {"guidance": settings.guidance, **extra, **typed}] for c, extra in given]
@@ -94,6 +100,29 @@ class HostStages:
     def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
         with strips_told(tell):
             return image_to_core(self.vae.decode(raw))
+
+
+def on_free_device(compute: Callable[[torch.device], Tensor], home: torch.device, size: int) -> Tensor:
+    """Enlarge or fix pictures, which ComfyUI keeps in ordinary memory, on a GPU with room for it as it is.
+
+    No model is moved out of the way for it. Out of memory there, it is done at home.
+    """
+    device = comfy.model_management.get_torch_device()
+    if device.type != "cuda" or comfy.model_management.get_free_memory(device) < _ROOM * size:
+        return compute(home)
+    return with_retreat(compute, device, home)
+
+
+def with_retreat(compute: Callable[[torch.device], Tensor], device: torch.device, home: torch.device) -> Tensor:
+    """``compute(device)``, or ``compute(home)`` where that runs out of memory."""
+    try:
+        return compute(device)
+    except Exception as error:
+        if not is_oom(error):
+            raise
+        log.info("colours and pixels are fixed on %s: %s is out of memory", home, device)
+    comfy.model_management.soft_empty_cache()
+    return compute(home)
 
 
 def in_strips(vae: Any) -> Any:

@@ -14,7 +14,7 @@ from ..op4ksr_core.resize import DEFAULT_CEILING_MEGAPIXELS
 from .exact_vae import ExactVAE
 from .plan import host_plan
 from .schema import advanced, schema
-from .stages import HostStages, image_to_core, image_to_host, progress_bar
+from .stages import HostStages, image_to_core, image_to_host, on_free_device, progress_bar
 from .widgets import check_choice, sigma_widget, size_widgets, target_of
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class OneStepUpscale(io.ComfyNode):
         )
         stages = HostStages(model, vae, conditioning, sigma or None, guidance if guidance >= 0 else None)
         announce(low, options, stages)
-        result = run(low, stages, options, progress_bar())
+        result = run(low, stages, options, progress_bar(), on_free_device)
         return io.NodeOutput(image_to_host(result), enlarge_mask(mask, result))
 
 
@@ -155,5 +155,5 @@ def enlarge_mask(mask: torch.Tensor | None, result: torch.Tensor) -> torch.Tenso
     """MASK (B, h, w) or None -> (B, H, W) of the result (B, 3, H, W)."""
     if mask is None:
         return result.new_zeros(len(result), *result.shape[-2:])
-    mask = mask if mask.ndim == 3 else mask[None]
-    return upscale_alpha(mask[:, None], *result.shape[-2:])[:, 0]
+    mask = mask.reshape(-1, 1, *mask.shape[-2:])  # (h, w) and (B, 1, h, w) too, as the host's own nodes take them
+    return upscale_alpha(mask, *result.shape[-2:])[:, 0]

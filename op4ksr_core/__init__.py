@@ -29,8 +29,7 @@ from .periodicity import PeriodicityReport, measure_periodicity
 from .resize import Target
 from .rope import RescaledEmbedND, Rfr
 from .suppress import suppress_periodicity
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "BUNDLED_AUTOENCODER",

@@ -32,25 +32,35 @@ SEED = 41
 #: What the model is held against: all that it needs a network for comes on top of this.
 BASE = "bicubic + back-projection"
 
+#: What is done to photos of which there is no small picture.
+DAMAGES = ("clean", "degraded")
+
 #: Scores where less is better.
 LESS = ("gmsd",)
 
 Method = Callable[[Tensor], Tensor]
 
 
-def quality(photos: Sequence[Path], flux: Flux, autoencoder: AutoEncoder, factor: int = 4) -> list[Row]:
+def quality(
+    photos: Sequence[Path],
+    flux: Flux,
+    autoencoder: AutoEncoder,
+    factor: int = 4,
+    damages: Sequence[str] = DAMAGES,
+) -> list[Row]:
     """A row per photo, degradation and method: PSNR, SSIM, GMSD, HaarPSI, and whether the meter alarms (0 or 1).
 
     Methods: bicubic, Lanczos, bicubic + back-projection, VAE only and full with the default options and
     with fidelity 0. Sides are cut to multiples of the factor. Raises OptionError where piq is missing.
     """
-    methods = _methods(flux, autoencoder, factor)
+    methods = methods_of(flux, autoencoder, factor)
     rows: list[Row] = []
     for index, (path, high) in enumerate(_loaded(photos, factor)):
-        for damage, low in _lows(high, factor, index).items():
+        for damage in damages:
+            low = _low(high, factor, index, damage)
             for name, method in methods.items():
                 output = to_8_bit(method(low))
-                head = {"photo": path.stem, "set": path.parent.name, "degradation": damage, "method": name}
+                head = {"photo": path.stem, "set": _set_of(path), "degradation": damage, "method": name}
                 alarm = float(measure_periodicity(output, low).alarm)
                 rows.append(head | fidelity_scores(output, high) | {"alarms": alarm})
     return rows
@@ -99,9 +109,16 @@ def _loaded(photos: Sequence[Path], factor: int) -> Iterator[tuple[Path, Tensor]
         yield path, high[..., :height, :width]
 
 
-def _lows(high: Tensor, factor: int, index: int) -> dict[str, Tensor]:
-    damage = Degradation(factor=(factor, factor))
-    return {"clean": _shrunk(high, factor), "degraded": degrade(high, damage, (SEED, index)).low}
+def _low(high: Tensor, factor: int, index: int, damage: str) -> Tensor:
+    if damage == "clean":
+        return _shrunk(high, factor)
+    return degrade(high, Degradation(factor=(factor, factor)), (SEED, index)).low
+
+
+def _set_of(path: Path) -> str:
+    """The folder, or of <set>/HR the set."""
+    folder = path.resolve().parent
+    return folder.parent.name if folder.name == "HR" else folder.name
 
 
 def _shrunk(high: Tensor, factor: int) -> Tensor:
@@ -119,7 +136,8 @@ def _lanczos(low: Tensor, factor: int) -> Tensor:
     return from_pil(small.resize((small.width * factor, small.height * factor), Image.Resampling.LANCZOS)).image
 
 
-def _methods(flux: Flux, autoencoder: AutoEncoder, factor: int) -> dict[str, Method]:
+def methods_of(flux: Flux, autoencoder: AutoEncoder, factor: int) -> dict[str, Method]:
+    """By name: LR (1, 3, h, w) in [0, 1] -> (1, 3, h * factor, w * factor)."""
     options = OneStepOptions(target=Target(scale=factor))
 
     def model(vae_only: bool, **changes: Any) -> Method:

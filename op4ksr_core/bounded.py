@@ -60,12 +60,7 @@ class BoundedAutoEncoder:
         Raises ImageError for sides shorter than the ratio, OutOfMemoryError when even the thriftiest way
         fails, OptionError if the modules were changed so that strips would be wrong.
         """
-        ratio = self.params.ratio
-        if min(pixels.shape[-2:]) < ratio:
-            raise ImageError(
-                f"image: {pixels.shape[-1]}x{pixels.shape[-2]} px is smaller than one latent pixel ({ratio} px); "
-                "pad or enlarge it first"
-            )
+        check_size(pixels.shape[-2], pixels.shape[-1], self.params.ratio)
         self._check()
 
         def encode_one(one: Tensor) -> Tensor:
@@ -116,6 +111,14 @@ class BoundedAutoEncoder:
             settings = choose_strips(self.params_of(stage), stage, height, width, dtype, self.free_memory(device))
         what = f"VAE {stage} of {width}x{height} px"
         return recovering(run, settings, what, self.release_memory, self.is_oom)
+
+
+def check_size(height: int, width: int, ratio: int) -> None:
+    """Raise ImageError for a picture of which nothing would be left."""
+    if min(height, width) < ratio:
+        raise ImageError(
+            f"image: {width}x{height} px is smaller than one latent pixel ({ratio} px); pad or enlarge it first"
+        )
 
 
 def read_params(encoder: Any, decoder: Any) -> AutoEncoderParams:

@@ -316,14 +316,18 @@ def save_autoencoder(
     path: str | Path, model: AutoEncoder, *, dtype: torch.dtype | None = None, training: str = ""
 ) -> None:
     """Write in BFL layout with our metadata; whole or not at all. Raises OutputError."""
-    metadata = {
+    save_tensors(path, model.state_dict(), autoencoder_metadata(model, training), dtype)
+
+
+def autoencoder_metadata(model: AutoEncoder, training: str) -> dict[str, str]:
+    """What no shape tells of an autoencoder, for its file."""
+    return {
         "op4ksr.kind": "vae",
         "op4ksr.vae_stride": str(model.params.stride),
         "op4ksr.vae_shift": str(model.params.shift),
         "op4ksr.norm_groups": str(model.params.norm_groups),
         "op4ksr.training": training,
     }
-    save_tensors(path, model.state_dict(), metadata, dtype)
 
 
 def save_flux(path: str | Path, model: Flux, *, dtype: torch.dtype | None = None, training: str = "") -> None:

@@ -7,10 +7,14 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from . import __version__, cli_periodicity
 from .autoencoder import AutoEncoder
@@ -79,6 +83,13 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fidelity", type=float, default=1.0, help="0 to 1 (default): equality to the input when shrunk"
     )
+    parser.add_argument(
+        "--compression",
+        type=int,
+        choices=range(10),
+        metavar="0-9",
+        help="of PNG, as zlib counts (default: run lengths alone; photos as small as with 6, four times as fast)",
+    )
     parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="per colour; 16 for PNG only (default: 8)")
     parser.add_argument("--anyway", action="store_true", help="compute even where the plan says it will not fit")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -114,18 +125,45 @@ def run_upscale(options: argparse.Namespace) -> int:
         autoencoder, flux = load_models(options, device, planner.machine.dtype)
     reports: list[dict[str, Any]] = []
     failures = 0
-    for source, output in pairs:
+
+    def conclude(source: Path, job: Future[dict[str, Any]]) -> None:
+        nonlocal failures
         try:
-            reports.append(_upscale_file(source, output, flux, autoencoder, settings, options, planner))
+            reports.append(job.result())
         except Op4ksrError as error:  # one bad picture does not cost the others
             if len(pairs) == 1:
                 raise
             failures += 1
             reports.append({"input": str(source), "error": str(error)})
             print(f"error: {error}", file=sys.stderr)
+
+    with ThreadPoolExecutor(1) as writer:
+        waiting: list[tuple[Path, Future[dict[str, Any]]]] = []
+        for source, output in pairs:
+            work = partial(_upscale_file, source, output, flux, autoencoder, settings, options, planner)
+            waiting.append((source, _begin(work, writer)))
+            while len(waiting) > _pictures_ahead(device):
+                conclude(*waiting.pop(0))
+        for source, job in waiting:
+            conclude(source, job)
     if options.json:
         print(json.dumps({"pictures": reports, **_models_report(options, autoencoder, flux)}, indent=2))
     return 1 if failures else 0
+
+
+def _pictures_ahead(device: torch.device) -> int:
+    """How many computed pictures may wait to be written: on the CPU writing beside computing gains nothing."""
+    return 0 if device.type == "cpu" else 1
+
+
+def _begin(compute: Callable[[], Callable[[], dict[str, Any]]], writer: ThreadPoolExecutor) -> Future[dict[str, Any]]:
+    """Compute now; write, and report, in the writer's thread. Errors of ours are the job's."""
+    try:
+        return writer.submit(compute())
+    except Op4ksrError as error:
+        job: Future[dict[str, Any]] = Future()
+        job.set_exception(error)
+        return job
 
 
 def _upscale_file(
@@ -136,7 +174,8 @@ def _upscale_file(
     settings: OneStepOptions,
     options: argparse.Namespace,
     planner: Planner,
-) -> dict[str, Any]:
+) -> Callable[[], dict[str, Any]]:
+    """Compute one picture; what then writes it and makes its report."""
     began, device = time.perf_counter(), autoencoder.device
     picture = load_image(source)
     plan = planner.plan(picture.size)
@@ -148,23 +187,38 @@ def _upscale_file(
     autoencoder.bounded.wish = plan.strips()
     show = None if options.json or not sys.stderr.isatty() else _show_progress
     with out_of_memory_told(str(source)):
-        image = upscale(picture.image.to(device), flux, autoencoder, settings, on_progress=show)
+        image = upscale(picture.image.to(device), flux, autoencoder, settings, on_progress=show).cpu()
         alpha = None if picture.alpha is None else upscale_alpha(picture.alpha, *image.shape[-2:])
-    computed = time.perf_counter()
-    save_image(output, Picture(image, alpha), options.bits)
+    facts = {
+        "seconds": round(time.perf_counter() - began, 3),
+        "peak_memory_bytes": peak_memory(device),
+        "predicted_peak_bytes": plan.peak,
+    }
+    return partial(_write, source, output, picture.size, Picture(image, alpha), options, facts)
+
+
+def _write(
+    source: Path,
+    output: Path,
+    size: tuple[int, int],
+    result: Picture,
+    options: argparse.Namespace,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Write one computed picture; what is told of it."""
+    began, alpha = time.perf_counter(), result.alpha
+    save_image(output, result, options.bits, options.compression)
     keeps_alpha = alpha is not None and holds_alpha(output)
     if alpha is not None and not keeps_alpha:
         print(f"{output}: this format holds no transparency; end the name in .png to keep it", file=sys.stderr)
     report: dict[str, Any] = {
         "input": str(source),
         "output": str(output),
-        "input_size": list(picture.size[::-1]),
-        "output_size": [image.shape[-1], image.shape[-2]],
+        "input_size": list(size[::-1]),
+        "output_size": list(result.size[::-1]),
         "alpha": keeps_alpha,
-        "seconds": round(computed - began, 3),
-        "save_seconds": round(time.perf_counter() - computed, 3),
-        "peak_memory_bytes": peak_memory(device),
-        "predicted_peak_bytes": plan.peak,
+        "save_seconds": round(time.perf_counter() - began, 3),
+        **facts,
     }
     if not options.json:
         peak = report["peak_memory_bytes"]

@@ -9,25 +9,21 @@ from pathlib import Path
 from . import (
     benchmark,
     benchmark_memory,
-    benchmark_quality,
     benchmark_speed,
+    cli_full,
+    cli_page,
     cli_periodicity,
     cli_pipeline,
+    cli_quality,
     cli_train_benchmark,
 )
 from .benchmark import Row
-from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX
-from .cli_options import load_models, parse_device
-from .paths import gather
+from .cli_options import parse_device
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(required=True, metavar="KIND")
-    quality = kinds.add_parser("quality", help="x4 of photos against bicubic and VAE only (extra: bench)")
-    quality.set_defaults(command=run_quality, stride=None, shift=None, theta=None, sigma=None, vae_only=False)
-    quality.add_argument("photos", nargs="+", type=Path, metavar="HR", help="pictures, or folders of them")
-    quality.add_argument("--vae", type=Path, default=BUNDLED_AUTOENCODER)
-    quality.add_argument("--model", type=Path, default=BUNDLED_FLUX)
+    cli_quality.add_benchmark(kinds)
     memory = kinds.add_parser("memory", help="the VAE's strips: exactness, peaks counted and predicted, a whole run")
     memory.set_defaults(command=run_memory)
     memory.add_argument("--quick", action="store_true", help="small sizes only")
@@ -37,27 +33,13 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     speed.add_argument("--quick", action="store_true", help="a small size only")
     speed.add_argument("--repeats", type=int, choices=range(1, 100), default=3, metavar="N")
     cli_pipeline.add_benchmark(kinds)
+    cli_full.add_benchmark(kinds)
     cli_train_benchmark.add_benchmark(kinds)
     cli_periodicity.add_benchmark(kinds)
-    for kind in (quality, speed):
-        kind.add_argument("--device")
-    for kind in (quality, memory, speed):
+    cli_page.add_benchmark(kinds)
+    speed.add_argument("--device")
+    for kind in (memory, speed):
         kind.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
-
-
-def run_quality(options: argparse.Namespace) -> int:
-    autoencoder, flux = load_models(options, parse_device(options.device), None)
-    assert flux is not None
-    photos = gather(options.photos)
-    rows = benchmark_quality.quality(photos, flux, autoencoder)
-    tables: dict[str, list[Row]] = {}
-    for damage in dict.fromkeys(row["degradation"] for row in rows):
-        own = [row for row in rows if row["degradation"] == damage]
-        tables[f"x4, {damage}"] = benchmark.means(own)
-        tables[f"x4, {damage}: share of photos better than {benchmark_quality.BASE}"] = benchmark_quality.shares(own)
-    alone = benchmark_quality.reconstruction(photos, autoencoder)
-    tables["The autoencoder there and back"] = benchmark.means(alone, "picture")
-    return _report(options.output, "quality", tables, rows + alone)
 
 
 #: The tables of ``benchmark memory``, by the name that --only takes.
@@ -89,6 +71,6 @@ def run_speed(options: argparse.Namespace) -> int:
     return _report(options.output, "speed", {"The VAE in strips, against the plain pass": rows})
 
 
-def _report(folder: Path, name: str, tables: dict[str, list[Row]], details: list[Row] | None = None) -> int:
-    print(benchmark.write_report(folder, name, tables, details).read_text("utf-8"))
+def _report(folder: Path, name: str, tables: dict[str, list[Row]]) -> int:
+    print(benchmark.write_report(folder, name, tables).read_text("utf-8"))
     return 0

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autocast, nn
 from torch.nn import functional as F
 
 from .errors import OptionError
@@ -32,7 +32,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight, ctx.scale = weight, scale
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast(x.device.type, enabled=False):
             product = F.linear(x, weight.to(x.dtype)).mul_(scale)
         return product if bias is None else product.add_(bias)
 
@@ -89,7 +89,7 @@ def quantized(linear: nn.Linear, base: Base) -> FrozenLinear:
         config: Any = {"fp8": quantization.Float8WeightOnlyConfig, "int8": quantization.Int8WeightOnlyConfig}[base]()
     except (ImportError, AttributeError) as error:
         raise _without_torchao(base) from error
-    holder = nn.Sequential(nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta"))
+    holder = nn.Sequential(type(linear)(linear.in_features, linear.out_features, bias=False, device="meta"))
     holder[0].weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
     quantization.quantize_(holder, config)
     made: Any = holder[0].weight

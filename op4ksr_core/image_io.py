@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -31,6 +33,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 
 #: Those of them that cannot hold transparency, or that few programs read it from.
 _OPAQUE_FORMATS = ("JPEG", "BMP")
+
+#: Rows that are made integers at a time.
+_BAND = 256
 
 
 @dataclass(frozen=True)
@@ -117,31 +122,41 @@ def to_pil(picture: Picture) -> Image.Image:
     return Image.fromarray(_to_array(picture, 255, np.uint8))
 
 
-def _to_array(picture: Picture, top: int, dtype: type[Any]) -> np.ndarray:
+def _to_array(picture: Picture, top: int, dtype: type[Any]) -> NDArray[Any]:
     """The first picture of a batch -> (H, W, 3 or 4) integers from 0 to ``top``."""
-    planes = [picture.image[0]] if picture.alpha is None else [picture.image[0], picture.alpha[0]]
-    tensor = torch.cat([plane.float().cpu() for plane in planes])
-    return tensor.clamp(0, 1).mul(top).round().permute(1, 2, 0).contiguous().numpy().astype(dtype)
+    planes = [picture.image] if picture.alpha is None else [picture.image, picture.alpha]
+    height, width = picture.size
+    out = np.empty((height, width, sum(plane.shape[1] for plane in planes)), dtype)
+    for start in range(0, height, _BAND):  # no copy of the whole picture in float, and a device sends integers
+        band = torch.cat([plane[0, :, start : start + _BAND].float() for plane in planes])
+        whole = band.clamp_(0, 1).mul_(top).round_().permute(1, 2, 0).to(torch.uint8 if top < 256 else torch.int32)
+        out[start : start + _BAND] = whole.cpu().numpy()
+    return out
 
 
-def save_image(path: str | Path, picture: Picture, bits: int = 8) -> None:
+def save_image(path: str | Path, picture: Picture, bits: int = 8, compression: int | None = None) -> None:
     """Write the first picture of a batch, sRGB, in the format of the name's ending; whole or not at all.
 
-    bits: per colour, 8 or (PNG only) 16. Formats without transparency get the colours alone. Raises
-    OutputError: unknown ending, 16 bits elsewhere than in PNG, no such folder, not writable, disk full; a
+    bits: per colour, 8 or (PNG only) 16. Formats without transparency get the colours alone. compression, of
+    PNG: 0 to 9 as zlib counts; None: run lengths alone, on photos as small as 6 and five times as fast (our choice).
+    Raises OutputError: unknown ending, 16 bits elsewhere than in PNG, no such folder, not writable, disk full; a
     file that was there is then untouched.
     """
     path = Path(path)
     kind = check_bits(path, bits)
     picture = Picture(picture.image) if kind in _OPAQUE_FORMATS else picture
-    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    level, strategy = (6, zlib.Z_RLE) if compression is None else (compression, zlib.Z_DEFAULT_STRATEGY)
+    options = {
+        "PNG": {"compress_level": level, "compress_type": strategy},
+        "JPEG": {"quality": 95, "subsampling": 0},
+    }.get(kind, {})
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
         os.close(handle)
         try:
             if bits == 16:
                 with open(temporary, "wb") as file:
-                    write_png16(file, _to_array(picture, 65535, np.uint16))
+                    write_png16(file, _to_array(picture, 65535, np.uint16), level, strategy)
             else:
                 to_pil(picture).save(temporary, **options)  # pyright: ignore
             os.chmod(temporary, 0o644)

@@ -8,7 +8,9 @@ No noise is added; the enlarged input stands in for x_t of the rectified flow at
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -37,6 +39,10 @@ class OneStepOptions:
             raise OptionError(f"color: expected one of {', '.join(COLOR_FIXES)}; got {self.color!r}")
         if not 0 <= self.fidelity <= 1:
             raise OptionError(f"fidelity: expected 0 to 1, got {self.fidelity}")
+
+
+#: Copies of the output picture alive at most while it is enlarged or fixed. As counted.
+PICTURES_AT_ONCE = 5
 
 
 class Stages(Protocol):
@@ -117,7 +123,7 @@ def upscale(
     ``on_progress(done, total)`` runs before each strip and after each block, and may raise to cancel.
     Raises ImageError (NaN, empty, wrong shape), OptionError (target beyond the ceiling, models that do
     not fit together), OutOfMemoryError (the VAE's thriftiest way failed; torch's own may come from the
-    transformer), and Op4ksrError where the model's output is not finite.
+    transformer), and Op4ksrError where the model's or the VAE's output is not finite.
     """
     options = options or OneStepOptions()
     if flux is None and not options.vae_only:
@@ -127,38 +133,78 @@ def upscale(
     return run(image, CoreStages(flux, autoencoder, sigma, rfr), options, on_progress)
 
 
-def run(image: Tensor, stages: Stages, options: OneStepOptions, on_progress: OnProgress | None = None) -> Tensor:
-    """``upscale`` over any ``Stages``: the batch picture by picture, each at the size asked for."""
+#: Runs ``compute(device)``, whose result is on ``home``, on ``home`` or on a device with ``size`` bytes to spare.
+Placing = Callable[[Callable[[torch.device], Tensor], torch.device, int], Tensor]
+
+
+def at_home(compute: Callable[[torch.device], Tensor], home: torch.device, size: int) -> Tensor:
+    """Where the picture is."""
+    return compute(home)
+
+
+def run(
+    image: Tensor,
+    stages: Stages,
+    options: OneStepOptions,
+    on_progress: OnProgress | None = None,
+    placing: Placing = at_home,
+) -> Tensor:
+    """``upscale`` over any ``Stages``: the batch picture by picture, each at the size asked for.
+
+    placing: where pictures are enlarged, and have their colours and pixels fixed.
+    """
     check_image(image)
     height, width = options.target.size(*image.shape[-2:])
     results: list[Tensor] = []
     for index, low in enumerate(image.float().clamp(0, 1).split(1)):
         meter = _Meter(on_progress, index, len(image), options)
-        results.append(_one_picture(low, height, width, stages, options, meter))
+        results.append(_one_picture(low, height, width, stages, options, meter, placing))
     return torch.cat(results) if len(results) > 1 else results[0]
 
 
 def _one_picture(
-    low: Tensor, height: int, width: int, stages: Stages, options: OneStepOptions, meter: _Meter
+    low: Tensor, height: int, width: int, stages: Stages, options: OneStepOptions, meter: _Meter, placing: Placing
 ) -> Tensor:
-    enlarged = resize(low, height, width).clamp(0, 1)
-    margin = stages.ratio * MARGIN
+    home, margin = low.device, stages.ratio * MARGIN
+
+    def place(compute: Callable[[torch.device], Tensor]) -> Tensor:
+        return placing(lambda device: compute(device).to(home), home, PICTURES_AT_ONCE * 12 * height * width)
+
+    enlarged = place(lambda device: resize(low.to(device), height, width).clamp(0, 1))
     raw = stages.encode(mirror_frame(enlarged, stages.ratio * PATCH, margin), meter.part("encode"))
+    _check_finite("VAE", raw)
     if not options.vae_only:
         raw = _transform_inner(raw, stages, meter.part("transform"))
+        _check_finite("model", raw)
     output = stages.decode(raw, meter.part("decode"))[..., margin : margin + height, margin : margin + width]
-    output = output.to(low.device, torch.float32)
+    output = output.to(home, torch.float32)
     del raw
-    if not output.isfinite().all():
-        raise Op4ksrError("the model's output is not finite (NaN); run it in float32 or bfloat16 instead of float16")
+    _check_finite("VAE", output)
     factor = max(height / low.shape[-2], width / low.shape[-1])
-    output = color_fix(output, enlarged, options.color, factor)
+    output = place(partial(_fix_colors, output, enlarged, options.color, factor))
     del enlarged
     finish = meter.part("finish")
     finish(0, BACK_PROJECTIONS)
-    output = back_project(output, low, options.fidelity, on_round=lambda done: finish(done, BACK_PROJECTIONS))
+
+    def project(device: torch.device) -> Tensor:
+        image = back_project(
+            output.to(device), low.to(device), options.fidelity, on_round=lambda done: finish(done, BACK_PROJECTIONS)
+        )
+        return image.clamp(0, 1)
+
+    output = place(project)
     finish(BACK_PROJECTIONS, BACK_PROJECTIONS)
-    return output.clamp(0, 1)
+    return output
+
+
+def _fix_colors(output: Tensor, enlarged: Tensor, kind: ColorFix, factor: float, device: torch.device) -> Tensor:
+    return color_fix(output.to(device), enlarged.to(device), kind, factor)
+
+
+def _check_finite(part: str, output: Tensor) -> None:
+    """Raise Op4ksrError rather than go on to a black picture."""
+    if not output.isfinite().all():
+        raise Op4ksrError(f"the {part}'s output is not finite (NaN); run it in float32 or bfloat16 instead of float16")
 
 
 def _transform_inner(raw: Tensor, stages: Stages, tell: OnProgress) -> Tensor:

@@ -191,7 +191,9 @@ def check_pictures(image: Tensor, reference: Tensor | None) -> None:
     if reference is None:
         return
     if len(reference) not in (1, len(image)):
-        raise ImageError(f"reference: expected 1 or {len(image)} pictures, got {len(reference)}")
+        raise ImageError(
+            f"reference: {len(reference)} pictures for {len(image)} to look at; give one for all, or one for each"
+        )
     if reference.shape[-2] > image.shape[-2] or reference.shape[-1] > image.shape[-1]:
         sizes = [f"{p.shape[-1]}x{p.shape[-2]}" for p in (reference, image)]
         raise ImageError(f"reference: {sizes[0]} px is larger than the image, {sizes[1]} px; are they swapped?")

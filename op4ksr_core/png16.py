@@ -11,6 +11,7 @@ import zlib
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 _LITTLE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
@@ -42,12 +43,12 @@ def _raw_mode(picture: Any) -> str:
     return arguments if isinstance(arguments, str) else str(arguments[0])
 
 
-def write_png16(file: IO[bytes], pixels: np.ndarray[Any, np.dtype[np.uint16]]) -> None:
-    """Write (H, W, 3 or 4) uint16 as RGB or RGBA, every row by the Paeth filter."""
+def write_png16(file: IO[bytes], pixels: NDArray[np.uint16], level: int = 6, strategy: int = zlib.Z_RLE) -> None:
+    """Write (H, W, 3 or 4) uint16 as RGB or RGBA, every row by the Paeth filter; level and strategy are zlib's."""
     height, width, channels = pixels.shape
     file.write(b"\x89PNG\r\n\x1a\n")
     _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 16, _COLOR_TYPE[channels], 0, 0, 0))
-    compressor = zlib.compressobj(6)
+    compressor = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS, 9, strategy)
     above = np.zeros((1, width * channels * 2), np.uint8)
     for start in range(0, height, _BAND):
         band = pixels[start : start + _BAND].astype(">u2").reshape(-1, width * channels).view(np.uint8)
@@ -59,7 +60,7 @@ def write_png16(file: IO[bytes], pixels: np.ndarray[Any, np.dtype[np.uint16]]) -
     _chunk(file, b"IEND", b"")
 
 
-def _paeth(row: np.ndarray, above: np.ndarray, step: int) -> np.ndarray:
+def _paeth(row: NDArray[Any], above: NDArray[Any], step: int) -> NDArray[Any]:
     """Each byte minus its predictor: left, above or above left, whichever is nearest left + above - above left."""
     b = above.astype(np.int16)
     a, c = np.zeros_like(b), np.zeros_like(b)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .autocorrelation import BOX, box_mean
+from .autocorrelation import BOX, SMALLEST_SIDE, box_mean
 from .errors import OptionError
 from .folding import FEWEST_PERIODS, WIDE_BOX, Folded, Phases, estimate_artifact, phases_of, quietness
 from .periodicity import ALARM_RATE, PeriodicityReport, measure_each, measure_periodicity
@@ -122,6 +122,8 @@ def is_8_bit(image: Tensor) -> bool:
 def _refusal(report: PeriodicityReport) -> str:
     if report.alarm:
         return "Nothing changed: block steps do not repeat, so no tile can be taken out."
+    if min(report.size) < SMALLEST_SIDE:
+        return f"Nothing changed: too small to tell, at least {SMALLEST_SIDE} px on each side are needed."
     return "Nothing changed: no periodic artifact found."
 
 

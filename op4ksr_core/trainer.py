@@ -401,6 +401,7 @@ class Trainer:
                 self.engine.backward(loss / train.accumulate)
             for name, term in {**terms, "loss": loss}.items():
                 totals[name] = totals.get(name, torch.zeros((), device=loss.device)) + term.detach() / train.accumulate
+                del term
             del judged, terms, loss  # pictures that the next batch would find in its way
         nn.utils.clip_grad_norm_(self.parameters.values(), train.clip)
         self.optimizer.step()

@@ -120,6 +120,23 @@ def test_a_folder_becomes_a_folder(tmp_path: Path, run: Callable[..., int]) -> N
     assert {size_of(path) for path in written} == {(24, 20)}
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_pictures_written_beside_the_next_ones_computation(
+    tmp_path: Path, run: Callable[..., int], capsys: Capture, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """As on a GPU: all are written, told in order, and a picture that fails (broken, no place) costs no other."""
+    monkeypatch.setattr(cli, "_pictures_ahead", lambda device: ahead)
+    sources = [photo(tmp_path / f"{name}.png") for name in "abcde"]
+    sources[1].write_bytes(b"no picture")
+    out = tmp_path / "out"
+    (out / "d.png").mkdir(parents=True)  # where a file cannot be put
+    assert run("upscale", *sources, "-o", out, "--scale", 1, "--json") == 1
+    told = json.loads(capsys.readouterr().out)["pictures"]
+    assert [Path(picture["input"]).stem for picture in told] == list("abcde")
+    assert ["error" in picture for picture in told] == [False, True, False, True, False]
+    assert {path.name for path in out.iterdir() if path.is_file()} == {"a.png", "c.png", "e.png"}
+
+
 def test_several_inputs_files_and_folders_become_a_folder(tmp_path: Path, run: Callable[..., int]) -> None:
     (tmp_path / "in").mkdir()
     inputs = [photo(tmp_path / "x.png"), tmp_path / "in", photo(tmp_path / "y.bmp")]

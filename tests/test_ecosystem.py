@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import subprocess
 import sys
@@ -98,6 +100,19 @@ def test_security_rules_of_the_registry() -> None:
     if "No module named ruff" in done.stderr:
         pytest.skip("ruff is not installed")
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_no_node_of_a_template_lies_on_another(path: Path) -> None:
+    title = 30  # px above a node's place
+    nodes = json.loads(path.read_text("utf-8"))["nodes"]
+    boxes = [(n["id"], n["pos"][0], n["pos"][1] - title, *n["size"]) for n in nodes]
+    found = [
+        (a, b)
+        for (a, ax, ay, aw, ah), (b, bx, by, bw, bh) in itertools.combinations(boxes, 2)
+        if ax < bx + bw and bx < ax + aw and ay < by + bh + title and by < ay + ah + title
+    ]
+    assert not found
 
 
 # --- the archive of the registry ----------------------------------------------------------------

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from test_trainer import config, folder, load, rows, train  # noqa: F401 - folder is a fixture
-from torch import nn
+from torch import autocast, nn
+from torch.nn import Linear
 
 from op4ksr_core import OptionError, frozen, load_flux
 from op4ksr_core.allocation import AllocationTracker
@@ -51,7 +52,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_and_gradients_are_near_the_plain_layers(quantizer, base, dtype) -> None:
     torch.manual_seed(0)
-    plain = nn.Linear(256, 512).to(dtype).requires_grad_(False)
+    plain = Linear(256, 512).to(dtype).requires_grad_(False)
     stored = quantizer(plain, base)
     x = torch.randn(2, 9, 256).to(dtype).requires_grad_(True)
     weight = torch.randn(2, 9, 512).to(dtype)
@@ -64,7 +65,7 @@ def test_products_and_gradients_are_near_the_plain_layers(quantizer, base, dtype
 @pytest.mark.parametrize("base", ["fp8", "int8"])
 def test_the_gradient_is_that_of_the_stored_weight(quantizer, base) -> None:
     torch.manual_seed(0)
-    stored = quantizer(nn.Linear(8, 6).requires_grad_(False), base)
+    stored = quantizer(Linear(8, 6).requires_grad_(False), base)
     wide = (stored.weight.double() * stored.scale.double()[:, None]).detach()
     x = torch.randn(3, 8, requires_grad=True)
     assert torch.allclose(stored(x).double(), x.double() @ wide.T + stored.bias, atol=1e-6)
@@ -73,15 +74,15 @@ def test_the_gradient_is_that_of_the_stored_weight(quantizer, base) -> None:
 
 
 def test_autocast_decides_what_is_computed_in(quantizer) -> None:
-    stored = quantizer(nn.Linear(8, 6).requires_grad_(False), "int8")
-    with torch.autocast("cpu", torch.bfloat16):
+    stored = quantizer(Linear(8, 6).requires_grad_(False), "int8")
+    with autocast("cpu", torch.bfloat16):
         assert stored(torch.randn(3, 8)).dtype == torch.bfloat16
     assert stored(torch.randn(3, 8)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("base", ["fp8", "int8"])
 def test_a_number_takes_one_byte_and_the_way_back_keeps_nothing(quantizer, base) -> None:
-    plain = nn.Linear(256, 512, bias=False).requires_grad_(False)
+    plain = Linear(256, 512, bias=False).requires_grad_(False)
     stored, counted = quantizer(plain, base), shapes_of(plain, base)
     sizes = [sum(t.untyped_storage().nbytes() for t in m.state_dict().values()) for m in (stored, counted)]
     assert sizes == [256 * 512 + 4 * 512] * 2

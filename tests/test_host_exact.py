@@ -92,7 +92,8 @@ def test_what_cannot_run_in_strips_is_refused(exact: Cases, case: str) -> None:
 
 def test_a_picture_too_small_is_refused_in_words(exact: Cases) -> None:
     found = exact["refused"]["too_small"]
-    assert found["classes"][0] == "ImageError" and "smaller than one latent pixel" in found["message"]
+    assert found["classes"][0] == "ImageError"
+    assert "image: 41x4 px is smaller than one latent pixel (8 px)" in found["message"]
 
 
 def test_copies_have_weights_of_their_own(exact: Cases) -> None:

@@ -142,7 +142,7 @@ def test_transparency_is_enlarged_beside_the_picture(one_step: Cases) -> None:
     found = one_step["masks"]
     assert found["shape"] == [1, 201, 303]
     assert found["left"] > 0.999 and found["right"] < 0.001
-    assert found["without_batch_axis_is_the_same"]
+    assert found["without_batch_axis_is_the_same"] and found["with_a_channel_is_the_same"]
     assert found["none"] == [[1, 201, 303], 0.0]
 
 
@@ -182,6 +182,13 @@ def test_progress_rises_to_its_total(one_step: Cases) -> None:
 @pytest.mark.parametrize("what", ["encode", "decode", "node", "works_again"])
 def test_cancelling(one_step: Cases, what: str) -> None:
     assert one_step["cancelling"][what]
+
+
+def test_pictures_are_fixed_at_home_where_the_device_is_full(one_step: Cases) -> None:
+    found = one_step["retreats"]
+    assert found["result"] == found["asked"] == [1.0, 1.0]
+    assert found["tried"] == ["meta", "cpu", "cpu"]
+    assert found["other"] == "wrong on meta"
 
 
 # --- MODEL ------------------------------------------------------------------------------------
@@ -316,6 +323,10 @@ def test_a_dropdowns_value_that_it_does_not_offer_is_refused(loaders: Cases) -> 
         assert_refused(refused, "OptionError", f"{case.split()[1]}: expected one of ", "got 'sepia'")
 
 
+def test_a_files_name_may_come_from_another_node(loaders: Cases) -> None:
+    assert [answer for answers in loaders["linked_files"].values() for answer in answers] == [True] * 6
+
+
 def test_missing_files(loaders: Cases) -> None:
     for found in (loaders["refused_vaes"]["missing"], loaders["refused_models"]["missing"]):
         assert_refused(found, "OptionError", "no_such_file.safetensors", "choose another")
@@ -331,6 +342,10 @@ def test_missing_files(loaders: Cases) -> None:
         ("ceiling", "OptionError", ("4096x3072", "ceiling of 0.5 MP")),
         ("four_channels", "OptionError", ("4 latent channels", "takes 16")),
         ("video", "OptionError", ("VAE: is a video VAE", "choose a Flux-type picture VAE")),
+        ("stable_diffusion", "OptionError", ("MODEL: is a BaseModel", "choose a Flux model")),
+        ("stable_diffusion_both", "OptionError", ("MODEL: is a BaseModel", "choose a Flux model")),
+        ("other_prompt", "OptionError", ("CONDITIONING: has 2048 channels", "takes 64", "leave it open")),
+        ("other_pooled", "OptionError", ("CONDITIONING: has 1280 channels", "takes 32", "leave it open")),
     ],
 )
 def test_refused_inputs(one_step: Cases, case: str, kind: str, words: tuple[str, ...]) -> None:
@@ -338,4 +353,10 @@ def test_refused_inputs(one_step: Cases, case: str, kind: str, words: tuple[str,
 
 
 def test_rfr_refuses_a_model_that_is_no_flux(models: Cases) -> None:
-    assert_refused(models["not_flux"], "OptionError", "UNetModel", "needs a Flux model")
+    assert_refused(models["not_flux"]["rfr"], "OptionError", "UNetModel", "needs a Flux model")
+
+
+@pytest.mark.parametrize("node", ["OP4KSR_OneStepSampler", "OP4KSR_FluxShift16x"])
+def test_steps_for_a_model_of_another_kind_are_refused(models: Cases, node: str) -> None:
+    """Its picture would be noise, or an SDXL model's schedule a Flux one, with nothing said."""
+    assert_refused(models["not_flux"][node], "OptionError", "MODEL: is a BaseModel", "choose a Flux model")

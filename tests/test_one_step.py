@@ -24,11 +24,12 @@ from op4ksr_core import (
     Target,
     upscale,
 )
+from op4ksr_core.allocation import AllocationTracker
 from op4ksr_core.checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, load_autoencoder, load_flux
-from op4ksr_core.color import back_project, wavelet_fix
+from op4ksr_core.color import COLOR_FIXES, ColorFix, back_project, color_fix, wavelet_fix
 from op4ksr_core.flux import OnProgress
 from op4ksr_core.latent import process_in, process_out
-from op4ksr_core.one_step import one_step, run, upscale_alpha
+from op4ksr_core.one_step import PICTURES_AT_ONCE, CoreStages, one_step, run, upscale_alpha
 from op4ksr_core.resize import mirror_frame, resize
 
 PLAIN = OneStepOptions(Target(scale=2), color="none", fidelity=0.0)
@@ -64,6 +65,37 @@ def with_final_layer(flux: Flux, make_flux: Callable[..., Flux], value: float) -
 
 
 # --- the steps --------------------------------------------------------------------------------
+
+
+def test_pictures_are_enlarged_and_fixed_where_the_caller_places_them(
+    image: Tensor, flux: Flux, autoencoder: AutoEncoder
+) -> None:
+    """Three parts, each told its bytes; the same picture, and a part may be computed twice."""
+    told: list[int] = []
+
+    def placing(compute: Callable[[torch.device], Tensor], home: torch.device, size: int) -> Tensor:
+        told.append(size)
+        compute(home)
+        found = compute(home)
+        assert found.device == home
+        return found
+
+    options = OneStepOptions(Target(scale=2))
+    found = run(image, CoreStages(flux, autoencoder), options, placing=placing)
+    assert torch.equal(found, upscale(image, flux, autoencoder, options))
+    assert told == [5 * 48 * 80 * 12] * 3
+
+
+@pytest.mark.parametrize("kind", COLOR_FIXES)
+def test_five_pictures_at_once_are_enough(kind: ColorFix) -> None:
+    """As ``Placing`` is told, in bytes, counted; the fixes alone, whose inputs are copies on another device."""
+    small, large = torch.rand(1, 3, 512, 48), torch.rand(1, 3, 2048, 192)
+    with AllocationTracker() as tracker:
+        output, enlarged = large.clone(), resize(small, 2048, 192).clamp(0, 1)
+        fixed = color_fix(output, enlarged, kind, 4)
+        del enlarged, output
+        back_project(fixed, small.clone(), 1.0).clamp(0, 1)
+    assert 3 * large.nbytes < tracker.peak <= PICTURES_AT_ONCE * large.nbytes
 
 
 def test_the_steps_by_hand(image: Tensor, flux: Flux, autoencoder: AutoEncoder) -> None:
@@ -445,7 +477,19 @@ def test_nan_from_the_model_is_an_error_and_no_black_picture(
     image: Tensor, flux: Flux, autoencoder: AutoEncoder, make_flux: Callable[..., Flux]
 ) -> None:
     broken = with_final_layer(flux, make_flux, math.nan)
-    with pytest.raises(Op4ksrError, match="not finite.*float32"):
+    with pytest.raises(Op4ksrError, match="the model's output is not finite.*float32"):
         upscale(image, broken, autoencoder)
     with pytest.raises(Op4ksrError, match="not finite"):
         upscale(image, broken, autoencoder, PLAIN)
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+@pytest.mark.parametrize("vae_only", [False, True])
+def test_nan_from_the_vae_is_blamed_on_the_vae(
+    image: Tensor, flux: Flux, make_autoencoder: Callable[..., AutoEncoder], half: str, vae_only: bool
+) -> None:
+    broken = make_autoencoder()
+    with torch.no_grad():
+        getattr(broken, half).conv_out.bias.fill_(math.nan)
+    with pytest.raises(Op4ksrError, match="the VAE's output is not finite.*float32"):
+        upscale(image, flux, broken, OneStepOptions(Target(scale=2), vae_only=vae_only))

@@ -204,7 +204,7 @@ def test_a_flat_picture_with_a_mesh_is_periodic() -> None:
         (torch.zeros(1, 3, 0, 80), None, "expected"),
         (torch.zeros(1, 3, 80, 80, dtype=torch.uint8), None, "255"),
         (torch.zeros(1, 3, 80, 80), torch.zeros(1, 3, 81, 20), "swapped"),
-        (torch.zeros(3, 3, 80, 80), torch.zeros(2, 3, 20, 20), "1 or 3"),
+        (torch.zeros(3, 3, 80, 80), torch.zeros(2, 3, 20, 20), "2 pictures for 3"),
     ],
 )
 def test_what_cannot_be_measured_is_said(image, reference, said: str) -> None:

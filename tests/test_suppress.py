@@ -169,6 +169,13 @@ def test_strength_0_says_so(natural) -> None:
     assert done.image is spoilt and done.note == "Nothing changed: strength is 0."
 
 
+def test_too_small_to_tell_is_not_called_clean(clean) -> None:
+    done = suppress_with_report(clean[..., :40])
+    assert done.image.shape[-1] == 40 and done.note == (
+        "Nothing changed: too small to tell, at least 64 px on each side are needed."
+    )
+
+
 def test_fewer_than_three_periods_are_left(clean) -> None:
     done = suppress_with_report(clean, period=(0.0, 120.0))
     assert done.image is clean and done.note == "Nothing changed: fewer than 3 periods fit into the picture."

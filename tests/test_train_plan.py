@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_frozen import by_hand
 from test_trainer import config, folder  # noqa: F401 - folder is a fixture
+from torch import autocast
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -110,7 +111,7 @@ def test_cudas_rules_keep_norms_in_float32_and_so_take_more(folder) -> None:  # 
     x = torch.randn(2, 4, 8, 8).bfloat16()
     with CudaRules():
         assert F.group_norm(x, 2).dtype == torch.bfloat16
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", torch.bfloat16):
             assert {F.group_norm(x, 2).dtype, F.layer_norm(x, (8,)).dtype, F.rms_norm(x, (8,)).dtype} == {torch.float32}
             assert F.interpolate(x, scale_factor=2.0).dtype == torch.float32
             assert F.silu(x).dtype == torch.bfloat16

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 #: In the page: what the server tells while a prompt runs.
 LISTEN = """() => {
@@ -175,10 +176,15 @@ def search(page: Page, task: dict[str, Any]) -> dict[str, list[str]]:
     page.evaluate(EMPTY)
     page.wait_for_timeout(500)
     for words in task["words"]:
-        page.mouse.dblclick(800, 500)
-        page.wait_for_timeout(700)
-        page.keyboard.type(words, delay=30)
-        page.wait_for_function(SETTLED, timeout=20_000)
+        for _ in range(3):  # a busy machine misses a double click
+            page.mouse.dblclick(800, 500)
+            page.wait_for_timeout(700)
+            page.keyboard.type(words, delay=30)
+            try:
+                page.wait_for_function(SETTLED, timeout=10_000)
+                break
+            except PlaywrightTimeout:
+                page.keyboard.press("Escape")
         found[words] = page.evaluate(RESULTS)
         if task.get("shot"):
             page.screenshot(path=task["shot"])

@@ -245,7 +245,7 @@ def refused() -> dict[str, Any]:
         if isinstance(module, torch.nn.Conv2d):
             module.padding_mode = "circular"
     found["changed"] = harness.refusal(lambda: changed.decode(noise(1, 16, 2, 2)))
-    found["too_small"] = harness.refusal(lambda: exact_of(host_vae("flux")).encode(torch.rand(1, 8, 40, 3)[:, :4]))
+    found["too_small"] = harness.refusal(lambda: exact_of(host_vae("flux")).encode(torch.rand(1, 4, 41, 3)))
     return found
 
 

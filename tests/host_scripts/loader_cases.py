@@ -204,6 +204,15 @@ def foreign_choices() -> dict[str, Any]:
     return found
 
 
+def linked_files() -> dict[str, Any]:
+    """A file's name from another node: the host's check of the prompt hands None to ``validate_inputs``."""
+    names = {"OP4KSR_LoadF16VAE": "vae_name", "OP4KSR_LoadFluxSR": "model_name", "OP4KSR_LoadSRLoRA": "lora_name"}
+    nodes = our_nodes()
+    return {
+        name: [nodes[name].validate_inputs(**given) for given in ({widget: None}, {})] for name, widget in names.items()
+    }
+
+
 def removed_file() -> dict[str, Any]:
     """A file that was in the dropdown and is gone when the prompt runs."""
     name = write_vae("soon_gone.safetensors")
@@ -224,5 +233,6 @@ CASES = (
     refused_models,
     doubtful_vae,
     foreign_choices,
+    linked_files,
     removed_file,
 )

@@ -181,7 +181,12 @@ def reports() -> dict[str, str]:
 
 def not_flux() -> dict[str, Any]:
     """A MODEL without Flux's positions, as SD 1.5's is."""
-    return harness.refusal(lambda: harness.apply_rfr(unet_model(), "theta", 50.0))
+    attempts: dict[str, Callable[[], Any]] = {
+        "rfr": lambda: harness.apply_rfr(unet_model(), "theta", 50.0),
+        "OP4KSR_OneStepSampler": lambda: harness.run("OP4KSR_OneStepSampler", unet_model()),
+        "OP4KSR_FluxShift16x": lambda: harness.run("OP4KSR_FluxShift16x", unet_model(), "fixed", 3.0, 1024, 1024),
+    }
+    return {name: harness.refusal(attempt) for name, attempt in attempts.items()}
 
 
 def survivors() -> dict[str, bool]:

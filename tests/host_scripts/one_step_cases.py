@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -14,8 +15,9 @@ import comfy.utils
 import harness
 import torch
 from torch import Tensor
-from weights import difference, noise, picture, prompt, seeded, write_flux, write_vae
+from weights import difference, noise, picture, prompt, seeded, unet_model, write_flux, write_vae
 
+import nodes
 from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, OneStepOptions, Target, load_autoencoder, load_flux
 from op4ksr_core import upscale as core_upscale
 
@@ -103,12 +105,14 @@ def masks() -> dict[str, Any]:
     mask[..., :33] = 1
     _, enlarged = harness.upscale_node(image, model, vae, mask=mask, factor=3.0)
     _, flat = harness.upscale_node(image, model, vae, mask=mask[0], factor=3.0)
+    _, fourth = harness.upscale_node(image, model, vae, mask=mask[:, None], factor=3.0)
     _, none = harness.upscale_node(image, model, vae, factor=3.0)
     return {
         "shape": list(enlarged.shape),
         "left": float(enlarged[..., :90].min()),
         "right": float(enlarged[..., 110:].max()),
         "without_batch_axis_is_the_same": torch.equal(flat, enlarged),
+        "with_a_channel_is_the_same": torch.equal(fourth, enlarged),
         "none": [list(none.shape), float(none.max())],
     }
 
@@ -219,8 +223,11 @@ def refused() -> dict[str, Any]:
     holes = image.clone()
     holes[0, 3, 3, 0] = float("nan")
 
-    def attempt(image: Tensor, vae: Any, **widgets: Any) -> dict[str, Any]:
+    def attempt(image: Tensor, vae: Any, model: Any = model, **widgets: Any) -> dict[str, Any]:
         return harness.refusal(lambda: harness.upscale_node(image, model, vae, **widgets))
+
+    def prompt_of(channels: int, pooled: int) -> list[Any]:
+        return [[noise(1, 3, channels), {"pooled_output": noise(1, pooled)}]]
 
     return {
         "nan": attempt(holes, vae),
@@ -229,10 +236,35 @@ def refused() -> dict[str, Any]:
         "four_channels": attempt(image, sd_vae()),
         "video": attempt(image, video_vae()),
         "one_channel_image": attempt(image[..., :1], vae),
+        "stable_diffusion": attempt(image, vae, unet_model()),
+        "stable_diffusion_both": attempt(image, sd_vae(), unet_model()),
+        "other_prompt": attempt(image, vae, conditioning=prompt_of(2048, 32)),
+        "other_pooled": attempt(image, vae, conditioning=prompt_of(64, 1280)),
     }
 
 
+def retreats() -> dict[str, Any]:
+    """Pictures are fixed at home where the device runs out of memory; another error is not swallowed."""
+    stages = sys.modules[nodes.NODE_CLASS_MAPPINGS["OP4KSR_OneStepUpscale"].__module__.replace("upscale", "stages")]
+    full, home, tried = torch.device("meta"), torch.device("cpu"), []
+
+    def compute(device: torch.device) -> torch.Tensor:
+        tried.append(device.type)
+        if device == full:
+            raise torch.OutOfMemoryError("full")
+        return torch.ones(2, device=device)
+
+    def wrong(device: torch.device) -> torch.Tensor:
+        raise RuntimeError(f"wrong on {device}")
+
+    result = stages.with_retreat(compute, full, home)
+    asked = stages.on_free_device(compute, home, 1)  # no GPU here
+    other = harness.refusal(lambda: stages.with_retreat(wrong, full, home))
+    return {"result": result.tolist(), "tried": tried, "asked": asked.tolist(), "other": other["message"]}
+
+
 CASES = (
+    retreats,
     options,
     effects,
     masks,
