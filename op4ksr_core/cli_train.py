@@ -54,14 +54,15 @@ def check_memory(config: TrainConfig) -> StepPlan | None:
     None for kinds and places that are not counted (an autoencoder, several processes, MPS), and for small models on
     the CPU, which would wait longer for the plan than it is worth.
     """
-    device = torch.device(config.train.device) if config.train.device else default_device()
+    name = config.train.device or str(default_device())
+    kind = name.partition(":")[0]
     start = Path(config.model.start)
     large = start.is_file() and start.stat().st_size > WORTH_A_PLAN
     counted = config.kind != "autoencoder" and not config.train.accelerate
-    if not counted or not (device.type == "cuda" or (device.type == "cpu" and large)):
+    if not counted or not (torch.cuda.is_available() if kind == "cuda" else kind == "cpu" and large):
         return None
-    plan = plan_step(config, geometry_of(config), device.type)
-    refuse_if_hopeless(plan, free_memory(device), str(device))
+    plan = plan_step(config, geometry_of(config), kind)
+    refuse_if_hopeless(plan, free_memory(torch.device(name)), name)
     return plan
 
 

@@ -10,7 +10,7 @@ differ, are followed, and nothing was measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -173,9 +173,10 @@ def plan_step(config: TrainConfig, geometry: Geometry, device: str = "cuda") -> 
     if config.kind == "autoencoder":
         raise OptionError('--plan: counts runs of kind "one_step" and "lora"; start this one with a small train.batch')
     uncounted = tuple(name for name in ("perceptual", "adversarial") if getattr(config.loss, name))
+    loss = replace(config.loss, **dict.fromkeys(uncounted, 0.0))
     counted = replace(
         config,
-        loss=replace(config.loss, **dict.fromkeys(uncounted, 0.0)),
+        loss=replace(loss, pixel=loss.pixel or 1.0) if uncounted else loss,  # they look at pictures, so decode
         train=replace(config.train, device=device, latent_steps=0, grid_every=0),
         data=replace(config.data, cached=0),
     )
@@ -183,7 +184,7 @@ def plan_step(config: TrainConfig, geometry: Geometry, device: str = "cuda") -> 
     with FakeTensorMode(), torch.random.fork_rng(devices=()):
         task = (LoraTask if config.kind == "lora" else OneStepTask)(counted, Shapes(counted, geometry))
         held = held_bytes(task, config)
-        shape = (config.train.batch, 3, config.data.crop, config.data.crop)
+        shape = largest_batch(config)
         if config.data.cached:
             latents = _latents(task, shape)
             task.encode = lambda pictures: latents  # pyright: ignore
@@ -193,6 +194,15 @@ def plan_step(config: TrainConfig, geometry: Geometry, device: str = "cuda") -> 
     if not accumulated:  # they come while activations go: the stages have them
         stages.peaks["optimizer"] += held.pop("gradients")
     return StepPlan(held, stages.peaks, stages.flops, uncounted)
+
+
+def largest_batch(config: TrainConfig) -> tuple[int, int, int, int]:
+    """(B, 3, side, side) of the run's largest batch on pictures."""
+    data, shapes = config.data, [(config.train.batch, config.data.crop)]
+    if data.late_from < 1:
+        shapes.append((data.late_batch, data.late_crop))
+    batch, side = max(shapes, key=lambda shape: shape[0] * shape[1] ** 2)
+    return batch, 3, side, side
 
 
 def _at_work(task: OneStepTask, device: str) -> int:
@@ -218,8 +228,9 @@ def held_bytes(task: OneStepTask, config: TrainConfig) -> dict[str, int]:
     ids = {id(parameter) for parameter in trained}
     frozen = [t for t in (*task.flux.parameters(), *task.flux.buffers()) if id(t) not in ids]
     size = bytes_of(*trained)
+    still = {"transformer, frozen": bytes_of(*frozen)} if frozen else {}
     return {
-        "transformer, frozen" if frozen else "transformer": bytes_of(*frozen) if frozen else 0,
+        **still,
         "VAE, frozen": bytes_of(*task.autoencoder.parameters()),
         "adapters" if config.kind == "lora" else "transformer, trained": size,
         "gradients": size,
@@ -270,7 +281,7 @@ class Stages:
         """Forward and backward on pictures (B, 3, H, W). accumulated: gradients are there from the batch before."""
         for parameter in self.task.trained().values():
             parameter.grad = torch.empty_like(parameter) if accumulated else None
-        rules = cuda_rules() if self.device == "cuda" else _nothing()
+        rules = CudaRules() if self.device == "cuda" else nullcontext()
         with rules, self._told(), self.meter:
             self.begin("encode")
             judged = self.task(high, low, 0, (0, 0, 0))
@@ -297,12 +308,7 @@ class Stages:
                 hook.remove()
 
 
-@contextmanager
-def _nothing() -> Generator[None, None, None]:
-    yield
-
-
-class cuda_rules(TorchFunctionMode):  # noqa: N801 - used as a function
+class CudaRules(TorchFunctionMode):
     """Under autocast on the CPU, what CUDA's autocast does besides: these in float32, whatever comes in.
 
     The products are cast to half precision alike on both. Source: PyTorch 2.13, ATen/autocast_mode.h,
@@ -323,8 +329,8 @@ def _in_float32(value: Any) -> Any:
 
 
 def by_cuda_rules(run: Callable[..., Any], *args: Any) -> Any:
-    """``run(*args)`` under ``cuda_rules``."""
-    with cuda_rules():
+    """``run(*args)`` under ``CudaRules``."""
+    with CudaRules():
         return run(*args)
 
 

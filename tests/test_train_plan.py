@@ -20,13 +20,14 @@ from op4ksr_core.benchmark_train import Step, train_rows
 from op4ksr_core.cli import main
 from op4ksr_core.cost import flux_flops
 from op4ksr_core.model_source import Files
-from op4ksr_core.train_config import TrainConfig, parse_config, read_config
+from op4ksr_core.train_config import LossConfig, TrainConfig, parse_config, read_config
 from op4ksr_core.train_plan import (
     CARDS,
     GEOMETRIES,
+    CudaRules,
     StepMeter,
-    cuda_rules,
     geometry_of,
+    largest_batch,
     plan_step,
     refuse_if_hopeless,
 )
@@ -108,7 +109,7 @@ def test_the_work_is_pytorchs_count_and_the_closed_forms(folder) -> None:  # noq
 
 def test_cudas_rules_keep_norms_in_float32_and_so_take_more(folder) -> None:  # noqa: F811
     x = torch.randn(2, 4, 8, 8).bfloat16()
-    with cuda_rules():
+    with CudaRules():
         assert F.group_norm(x, 2).dtype == torch.bfloat16
         with autocast("cpu", torch.bfloat16):
             assert {F.group_norm(x, 2).dtype, F.layer_norm(x, (8,)).dtype, F.rms_norm(x, (8,)).dtype} == {torch.float32}
@@ -118,6 +119,27 @@ def test_cudas_rules_keep_norms_in_float32_and_so_take_more(folder) -> None:  # 
     cpu, cuda = (plan_step(found, geometry_of(found), device) for device in ("cpu", "cuda"))
     assert max(cuda.peaks.values()) > 1.2 * max(cpu.peaks.values())
     assert cuda.held["transformer, frozen"] < cpu.held["transformer, frozen"]  # bf16 there
+
+
+def test_adamw_on_cuda_takes_a_root_of_every_moment() -> None:
+    """There it works on all parameters at once, as ``foreach`` does here."""
+    parameters = [torch.nn.Parameter(torch.randn(64, 64)) for _ in range(8)]
+    optimizer = torch.optim.AdamW(parameters, foreach=True)
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        with StepMeter() as meter:
+            optimizer.step()
+    assert meter.peak == pytest.approx(8 * 64 * 64 * 4, rel=0.01)
+
+
+def test_the_largest_batch_and_terms_that_need_a_library(folder) -> None:  # noqa: F811
+    found = told(folder)
+    late = replace(found, data=replace(found.data, late_from=0.5, late_crop=256, late_batch=1))
+    assert largest_batch(found) == (2, 3, 128, 128) and largest_batch(late) == (1, 3, 256, 256)
+    alone = LossConfig(pixel=0, gradient=0, latent=0, perceptual=1.0)
+    plan = plan_step(replace(found, loss=alone), geometry_of(found), "cpu")
+    assert plan.uncounted == ("perceptual",) and plan.flops["decode and losses"] > 0
 
 
 def test_only_headers_are_read(folder) -> None:  # noqa: F811
