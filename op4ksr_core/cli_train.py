@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from .machine import default_device, free_memory
 from .train_config import TrainConfig, read_config, read_text
 from .train_plan import GEOMETRIES, StepPlan, geometry_of, plan_step, refuse_if_hopeless
 from .trainer import OnStep, Trainer
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two lines where the output is no terminal.
 QUIET = 30.0
@@ -61,7 +64,11 @@ def check_memory(config: TrainConfig) -> StepPlan | None:
     counted = config.kind != "autoencoder" and not config.train.accelerate
     if not counted or not (torch.cuda.is_available() if kind == "cuda" else kind == "cpu" and large):
         return None
-    plan = plan_step(config, geometry_of(config), kind)
+    try:
+        plan = plan_step(config, geometry_of(config), kind)
+    except (RuntimeError, AttributeError, TypeError) as error:  # of tensors without values, which PyTorch may change
+        log.warning("what one step needs could not be counted (%s); the run begins without", error)
+        return None
     refuse_if_hopeless(plan, free_memory(torch.device(name)), name)
     return plan
 

@@ -203,6 +203,20 @@ def test_a_step_that_cannot_fit_is_told_before_it_begins(
     assert main(["train", str(file), "--resume", "--steps", "7"]) == 0
 
 
+def test_a_count_that_fails_does_not_cost_the_run(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tensors without values are PyTorch's own affair, and another version's may lack an operation."""
+
+    def fails(*_: Any) -> None:
+        raise NotImplementedError("aten::something")
+
+    monkeypatch.setattr(cli_train, "WORTH_A_PLAN", 0)
+    monkeypatch.setattr(cli_train, "plan_step", fails)
+    assert cli_train.check_memory(read_config(file)) is None
+    assert "aten::something" in caplog.text
+
+
 def test_unknown_memory_refuses_nothing(folder) -> None:  # noqa: F811
     plan = plan_step(told(folder), geometry_of(told(folder)), "cpu")
     refuse_if_hopeless(plan, None, "mps")
