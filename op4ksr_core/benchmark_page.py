@@ -89,6 +89,26 @@ KINDS: dict[str, tuple[str, str]] = {
         "RMS in grey levels of 255; periodicity: the meter's score, +- its deviation over the seeds; l_ap: the share "
         "of the error that repeats. They show nothing about the paper's scale. [What it means](ablation.md).",
     ),
+    "full": (
+        "Full size: the core",
+        "The whole pipeline with the geometry named, by side, dtype and torch.compile; the ceiling, the paper's figure "
+        "and the aims beside it. The weights are random: they show time and memory, never quality. "
+        "[What it means](full_size.md).",
+    ),
+    "host": (
+        "Full size: through ComfyUI",
+        "A running server, measured from outside; random weights where the file's name says so. "
+        "[What it means](full_size.md).",
+    ),
+    "facts": (
+        "Full size: what was only read about the device",
+        "Questions with a bound each. [What it means](full_size.md).",
+    ),
+    "train": (
+        "One training step",
+        "Seconds, work and peak beside the plan's count; random weights with a named geometry. "
+        "[What it means](training.md).",
+    ),
 }
 
 
