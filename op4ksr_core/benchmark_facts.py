@@ -57,13 +57,18 @@ def facts(device: torch.device, tell: Callable[[list[Row]], None] = lambda rows:
     rows: list[Row] = []
     for name, question in QUESTIONS.items():
         try:
-            rows += [fact.row() for fact in question(device)]
+            for fact in question(device):
+                rows.append(fact.row())  # one by one: those found before another fails stay
         except (RuntimeError, MemoryError, Op4ksrError) as error:
-            reason = (str(error).splitlines() or [""])[0][:160].replace("|", "/")
-            rows.append({"fact": name, "measured": "", "at most": "", "holds": f"could not be tried: {reason}"})
+            rows.append({"fact": name, "measured": "", "at most": "", "holds": f"could not be tried: {_reason(error)}"})
         release_memory()
         tell(rows)
     return rows
+
+
+def _reason(error: BaseException) -> str:
+    """An error's first line, fit for a table."""
+    return (str(error).splitlines() or [""])[0][:160].replace("|", "/")
 
 
 # --- attention --------------------------------------------------------------------------------
@@ -87,6 +92,10 @@ SMALL_ATTENTIONS = (Attention("heads of 128", 2, 128, 512), Attention("heads of 
 _LARGEST_MATRIX = 2**32
 
 
+#: The columns of the table.
+_ATTENTION_ROW: Row = {"attention": "", "kernel": "", "s": "", "TFLOP/s": "", "GB": "", "off": "", "outcome": ""}
+
+
 def attention_rows(device: torch.device) -> Iterator[Row]:
     """Each attention as the pack calls it, with each kernel alone, and in chunks of products: seconds, rate, bytes.
 
@@ -95,14 +104,18 @@ def attention_rows(device: torch.device) -> Iterator[Row]:
     for case in SMALL_ATTENTIONS if device.type == "cpu" else ATTENTIONS:
         shape = 1, case.heads, case.tokens, case.dim
         q, k, v = (torch.randn(shape, device=device).bfloat16() for _ in range(3))
-        own = attention(q, k, v)
+        try:
+            own = attention(q, k, v)
+        except RuntimeError as error:
+            yield {**_ATTENTION_ROW, "attention": case.what, "kernel": "the pack's", "outcome": _reason(error)}
+            continue
         ways: dict[str, tuple[Kernel, Callable[[], Tensor]]] = {"the pack's": ("auto", partial(attention, q, k, v))}
         for kernel in KERNELS:
             ways[kernel] = kernel, partial(F.scaled_dot_product_attention, q, k, v)
         ways["products, in chunks"] = "auto", partial(chunked_products, q, k, v)
         for name, (kernel, run) in ways.items():
             too_large = name == "plain" and 2 * case.heads * case.tokens**2 > _LARGEST_MATRIX
-            row: Row = {"attention": case.what, "kernel": name, "s": "", "TFLOP/s": "", "GB": "", "off": ""}
+            row: Row = {**_ATTENTION_ROW, "attention": case.what, "kernel": name}
             row["outcome"] = "left out: it stores the whole matrix" if too_large else "done"
             yield row if too_large else row | _attention_row(case, kernel, run, own)
 

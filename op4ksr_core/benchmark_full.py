@@ -20,7 +20,7 @@ from torch import nn
 from .benchmark_pipeline import meanings, photo
 from .ceiling import fp8_ceiling, matmul_ceiling
 from .cost import autoencoder_flops, flux_flops, image_tokens
-from .errors import OptionError, OutOfMemoryError
+from .errors import Op4ksrError, OptionError, OutOfMemoryError
 from .flux import Flux
 from .fp8 import Product, has_scaled_mm
 from .full_report import DTYPES, PAPER_SIDE, Case, Dtype, Findings, Record
@@ -198,7 +198,7 @@ def outcome(case: Case, measured: Callable[[], Record]) -> Record:
         return measured()
     except OutOfMemoryError:
         return Record(case, "out of memory")
-    except (RuntimeError, MemoryError) as error:  # torch.compile's own errors among them
+    except (RuntimeError, MemoryError, Op4ksrError) as error:  # torch.compile's own errors among them
         if is_out_of_memory(error):
             return Record(case, "out of memory")
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160].replace("|", "/")

@@ -75,6 +75,10 @@ def graph(settings: HostSettings, image: str, side: int, turn: int, vae_only: bo
     return {node: {"class_type": kind, "inputs": inputs} for node, (kind, inputs) in nodes.items()}
 
 
+#: How hosts tell that memory ran out.
+_OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "Allocation on device", "OOM")
+
+
 @dataclass
 class HostRuns:
     """The runs at one side; ``failed`` in place of those that never came."""
@@ -117,12 +121,13 @@ def measure_host(
                 else:
                     (own.vae_only if vae_only else own.loaded).append(run)
         except RunFailedError as error:
-            if "memory" not in str(error).lower():
+            if not any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise Op4ksrError(
                     f"{client.server}: the run of {side} px failed in {error}; see ComfyUI's log"
                 ) from error
             own.failed = f"out of memory: {str(error)[:160]}".replace("|", "/")
-        tell(done)
+        finally:
+            tell(done)
     return done
 
 

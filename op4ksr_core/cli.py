@@ -139,13 +139,16 @@ def run_upscale(options: argparse.Namespace) -> int:
 
     with ThreadPoolExecutor(1) as writer:
         waiting: list[tuple[Path, Future[dict[str, Any]]]] = []
-        for source, output in pairs:
-            work = partial(_upscale_file, source, output, flux, autoencoder, settings, options, planner)
-            waiting.append((source, _begin(work, writer)))
-            while len(waiting) > _pictures_ahead(device):
-                conclude(*waiting.pop(0))
-        for source, job in waiting:
-            conclude(source, job)
+        ahead = _pictures_ahead(device)
+        try:
+            for source, output in pairs:
+                work = partial(_upscale_file, source, output, flux, autoencoder, settings, options, planner)
+                waiting.append((source, _begin(work, writer if ahead else None)))
+                while len(waiting) > ahead:
+                    conclude(*waiting.pop(0))
+        finally:  # what was computed is written, and told, whatever became of the next
+            for source, job in waiting:
+                conclude(source, job)
     if options.json:
         print(json.dumps({"pictures": reports, **_models_report(options, autoencoder, flux)}, indent=2))
     return 1 if failures else 0
@@ -156,14 +159,19 @@ def _pictures_ahead(device: torch.device) -> int:
     return 0 if device.type == "cpu" else 1
 
 
-def _begin(compute: Callable[[], Callable[[], dict[str, Any]]], writer: ThreadPoolExecutor) -> Future[dict[str, Any]]:
-    """Compute now; write, and report, in the writer's thread. Errors of ours are the job's."""
+def _begin(
+    compute: Callable[[], Callable[[], dict[str, Any]]], writer: ThreadPoolExecutor | None
+) -> Future[dict[str, Any]]:
+    """Compute now; write, and report, in the writer's thread, or now as well. Errors of ours are the job's."""
+    job: Future[dict[str, Any]] = Future()
     try:
-        return writer.submit(compute())
+        write = compute()
+        if writer is not None:
+            return writer.submit(write)
+        job.set_result(write())
     except Op4ksrError as error:
-        job: Future[dict[str, Any]] = Future()
         job.set_exception(error)
-        return job
+    return job
 
 
 def _upscale_file(

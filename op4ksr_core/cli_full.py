@@ -153,6 +153,9 @@ def run_facts(options: argparse.Namespace) -> int:
         tables = {title: rows, "Attention by kernel, bf16": kernels} if kernels else {title: rows}
         benchmark.write_report(options.output, "facts", tables)
 
-    write(facts(device, write), list(attention_rows(device)))
+    found, kernels = facts(device, write), list[Row]()
+    for row in attention_rows(device):
+        kernels.append(row)
+        write(found, kernels)
     print((options.output / "facts.md").read_text("utf-8"))
     return 0

@@ -7,6 +7,7 @@ window would get, which say when the next node begins (RFC 6455; only what such 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import socket
@@ -175,6 +176,8 @@ class _NodeClock:
 
     def __exit__(self, *error: object) -> None:
         if self._socket is not None:
+            with contextlib.suppress(OSError):  # wakes the thread that reads, as closing alone does not
+                self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
             self._thread.join(5)
 

@@ -128,7 +128,9 @@ def _to_array(picture: Picture, top: int, dtype: type[Any]) -> NDArray[Any]:
     height, width = picture.size
     out = np.empty((height, width, sum(plane.shape[1] for plane in planes)), dtype)
     for start in range(0, height, _BAND):  # no copy of the whole picture in float, and a device sends integers
-        band = torch.cat([plane[0, :, start : start + _BAND].float() for plane in planes])
+        band = torch.cat(
+            [plane[0, :, start : start + _BAND].to(picture.image.device, torch.float32) for plane in planes]
+        )
         whole = band.clamp_(0, 1).mul_(top).round_().permute(1, 2, 0).to(torch.uint8 if top < 256 else torch.int32)
         out[start : start + _BAND] = whole.cpu().numpy()
     return out
@@ -138,9 +140,9 @@ def save_image(path: str | Path, picture: Picture, bits: int = 8, compression: i
     """Write the first picture of a batch, sRGB, in the format of the name's ending; whole or not at all.
 
     bits: per colour, 8 or (PNG only) 16. Formats without transparency get the colours alone. compression, of
-    PNG: 0 to 9 as zlib counts; None: run lengths alone, on photos as small as 6 and five times as fast (our choice).
-    Raises OutputError: unknown ending, 16 bits elsewhere than in PNG, no such folder, not writable, disk full; a
-    file that was there is then untouched.
+    PNG: 0 to 9 as zlib counts; None: run lengths alone, on photos as small as 6 and four times as fast (our choice,
+    docs/speed.md). Raises OutputError: unknown ending, 16 bits elsewhere than in PNG, no such folder, not writable,
+    disk full; a file that was there is then untouched.
     """
     path = Path(path)
     kind = check_bits(path, bits)

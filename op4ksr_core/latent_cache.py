@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .checkpoint import save_tensors
 from .errors import UnsupportedCheckpointError
+from .image_io import IMAGE_SUFFIXES
 from .paths import make_folder
 from .train_config import TrainConfig
 
@@ -63,6 +64,7 @@ class LatentCache:
             "data": {k: v for k, v in asdict(config.data).items() if k not in ("cache", "cached", "workers")},
             "degradation": asdict(config.degradation),
             "autoencoder": [str(autoencoder), stat.st_size, stat.st_mtime_ns],
+            "pictures": _state_of(Path(config.data.path)) if config.data.source in ("folder", "shards") else "",
         }
         self.name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
         self.facts = facts
@@ -97,6 +99,16 @@ class LatentCache:
     def _of(self, batch: int) -> EncodedBatch:
         with opened(self.path(batch)) as stored:
             return EncodedBatch(*(stored.get_tensor(f"{name}.{batch}") for name in ("low", "high", "picture")))
+
+
+def _state_of(path: Path) -> str:
+    """Of the files that a source reads: changes with a name, a size or a time. Of shards, those in their folder."""
+    if path.is_dir():
+        root, files = path, [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
+    else:
+        root, files = path.parent, list(path.parent.glob("*.tar*"))
+    told = [[str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 @contextmanager

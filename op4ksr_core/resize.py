@@ -18,6 +18,10 @@ DEFAULT_CEILING_MEGAPIXELS = 64.0
 MEGAPIXEL = 1024 * 1024
 
 
+#: Beyond a shrink of 47 its filter does not fit a block's 48 KiB of shared memory, and PyTorch refuses (read).
+_LARGEST_CUDA_SHRINK = 40
+
+
 def resize(image: Tensor, height: int, width: int) -> Tensor:
     """Bicubic (a = -0.5), antialiased when shrinking, like Pillow's BICUBIC.
 
@@ -26,7 +30,10 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     """
     if image.shape[-2:] == (height, width):
         return image
-    return F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
+    home = image.device
+    if home.type == "cuda" and max(image.shape[-2] / height, image.shape[-1] / width) > _LARGEST_CUDA_SHRINK:
+        image = image.cpu()
+    return F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False).to(home)
 
 
 @dataclass(frozen=True)

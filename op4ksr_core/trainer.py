@@ -351,8 +351,8 @@ class Trainer:
             return
         cache, device = self.task.cache, self.engine.device
         missing = cache.missing()
-        loader = iter(self._batches(fresh=True, order=[k for file in missing for k in file]))
         for file in missing:
+            loader = iter(self._batches(fresh=True, order=file))  # anew for each: shards skip to where it begins
             batches: list[EncodedBatch] = []
             for k in file:
                 high, low = next(loader)

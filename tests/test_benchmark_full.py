@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from op4ksr_core import OptionError, OutOfMemoryError, benchmark_full, cli
+from op4ksr_core import Op4ksrError, OptionError, OutOfMemoryError, benchmark_full, cli
 from op4ksr_core.benchmark_full import (
     FullSettings,
     blocks_compiled,
@@ -95,6 +95,16 @@ def test_out_of_memory_is_a_row(error: Exception) -> None:
         raise error
 
     assert outcome(CASE, fail).status == "out of memory"
+
+
+@pytest.mark.parametrize("error", [Op4ksrError("the VAE's output is not finite"), OptionError("x"), RuntimeError("x")])
+def test_any_other_failure_is_a_row_too(error: Exception) -> None:
+    """Or the same case would end every later call as well."""
+
+    def fail() -> Record:
+        raise error
+
+    assert outcome(CASE, fail).status == f"failed: {error}"
 
 
 def test_a_case_that_fails_is_a_row_and_the_next_is_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +19,7 @@ from op4ksr_core import OptionError, cli
 from op4ksr_core.benchmark_host import HostRuns, HostSettings, graph, host_tables, measure_host
 from op4ksr_core.full_size import GEOMETRIES
 from op4ksr_core.full_size_files import write_random
-from op4ksr_core.host_client import HostClient, Run, RunFailedError
+from op4ksr_core.host_client import HostClient, Run, RunFailedError, _NodeClock
 
 SETTINGS = HostSettings("model.safetensors", "vae.safetensors", sides=(64,), repeats=1)
 STATS: dict[str, Any] = {
@@ -147,10 +149,32 @@ def test_out_of_memory_is_a_row_and_any_other_failure_the_end(
     told: list[int] = []
     (own,) = measure_host(client, SETTINGS, lambda runs: told.append(len(runs)))
     assert own.failed.startswith("out of memory") and not own.all() and told == [1]
-    broken = stand_in(ended("error", ("execution_error", {**error, "exception_message": "no such picture"})))
-    command = ["benchmark", "host", "--model", "m", "--vae", "v", "--sides", "64", "--server", broken]
-    assert cli.main([*command, "-o", str(tmp_path)]) == 1
-    assert "the run of 64 px failed in OP4KSR_OneStepUpscale: no such picture; see" in capsys.readouterr().err
+    for reason in ("no such picture", "CUDA error: an illegal memory access was encountered"):
+        broken = stand_in(ended("error", ("execution_error", {**error, "exception_message": reason})))
+        command = ["benchmark", "host", "--model", "m", "--vae", "v", "--sides", "64", "--server", broken]
+        assert cli.main([*command, "-o", str(tmp_path / reason[:4])]) == 1
+        assert f"the run of 64 px failed in OP4KSR_OneStepUpscale: {reason}; see" in capsys.readouterr().err
+        assert (tmp_path / reason[:4] / "host.json").is_file()  # what there was until then
+
+
+def test_listening_ends_at_once() -> None:
+    """A server that shakes hands and then says nothing keeps nobody waiting."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def greet() -> None:
+        connection, _ = listening.accept()
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        held.append(connection)
+
+    held: list[socket.socket] = []
+    threading.Thread(target=greet, daemon=True).start()
+    began = time.monotonic()
+    clock = _NodeClock(f"http://127.0.0.1:{listening.getsockname()[1]}", "client")
+    with clock:
+        assert clock._socket is not None
+    assert time.monotonic() - began < 3 and not clock._thread.is_alive()
+    listening.close()
 
 
 def test_sides_that_are_too_small_are_refused() -> None:

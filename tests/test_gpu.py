@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,26 @@ def test_fact(name: str, device: torch.device) -> None:
         pytest.skip("this device has no products of 8-bit floats")
     rows = [fact.row() for fact in QUESTIONS[name](device)]
     assert rows and not [row for row in rows if row["holds"] != YES]
+
+
+def test_facts_found_before_another_fails_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def question(device: torch.device) -> Iterator[Fact]:
+        yield Fact("the first", 0.0, 1.0)
+        raise RuntimeError("no kernel | for this")
+
+    monkeypatch.setattr(benchmark_facts, "QUESTIONS", {"both": question})
+    first, second = facts(torch.device("cpu"))
+    assert first["fact"] == "the first" and first["holds"] == YES
+    assert second["holds"] == "could not be tried: no kernel / for this"
+
+
+def test_attention_without_memory_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(benchmark_facts, "attention", full)
+    rows = list(attention_rows(torch.device("cpu")))
+    assert rows and {row["outcome"] for row in rows} == {"CUDA out of memory"}
 
 
 @each_device

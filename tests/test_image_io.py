@@ -374,3 +374,11 @@ def test_compression_changes_the_size_alone(tmp_path: Path, bits: int) -> None:
         assert (seen[0] - image).abs().max() <= 0.5 / (2**bits - 1) + 1e-7  # float32 itself
     assert sizes["noisy", None] < 1.03 * sizes["noisy", 6] < 1.03 * sizes["noisy", 0]
     assert sizes["drawing", 9] < sizes["drawing", None] < sizes["drawing", 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_alpha_on_another_device_is_brought_beside_the_colours() -> None:
+    """As after an upscale on a GPU, of a picture whose transparency stayed where it was."""
+    image, alpha, device = torch.rand(1, 3, 4, 5), torch.rand(1, 1, 4, 5), torch.device("cuda")
+    assert to_pil(Picture(image.to(device), alpha)).tobytes() == to_pil(Picture(image, alpha)).tobytes()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_trainer import StoppedError, config, folder, killed_at, rows, same_file, train  # noqa: F401
 
-from op4ksr_core import OptionError, UnsupportedCheckpointError, load_flux, save_flux
+from op4ksr_core import BUNDLED_AUTOENCODER, OptionError, UnsupportedCheckpointError, load_flux, save_flux
 from op4ksr_core.autoencoder_layers import Decoder, Encoder
 from op4ksr_core.latent_cache import PER_FILE, LatentCache
 from op4ksr_core.train_config import parse_config
@@ -54,6 +54,18 @@ def test_later_steps_read_and_neither_damage_nor_encode(folder: Path, monkeypatc
     assert len(files) == 1
     train(text.replace("steps = 6", "steps = 8"), resume=True)
     assert calls == [2, 2] * 2 and sorted((folder / "run" / "cache").glob("pairs_*.safetensors")) == files
+
+
+def test_other_pictures_are_another_cache(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """One added, or one changed under the same name: the crops are not those that were encoded."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    made = parse_config(config(folder, data=f'cached = 4\nsource = "folder"\npath = "{photos.as_posix()}"\n'))
+    names = set()
+    for name, content in (("a.png", b"1"), ("b.png", b"1"), ("b.png", b"22"), ("notes.txt", b"1")):
+        (photos / name).write_bytes(content)
+        names.add(LatentCache(made, BUNDLED_AUTOENCODER).name)
+    assert len(names) == 3  # the notes are no picture
 
 
 def test_a_killed_run_goes_on_bit_for_bit(folder: Path) -> None:  # noqa: F811
