@@ -8,6 +8,7 @@ No noise is added; the enlarged input stands in for x_t of the rectified flow at
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,8 @@ from .flux import Flux, FluxParams, OnProgress, check_sigma
 from .latent import MARGIN, PATCH, process_in, process_out
 from .resize import Target, mirror_frame, resize
 from .rope import Rfr, parse_theta
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,10 @@ def upscale_alpha(alpha: Tensor, height: int, width: int) -> Tensor:
     return resize(alpha.float(), height, width).clamp(0, 1)
 
 
+#: Above it a picture is taken for one that is not in [0, 1]; below, for one that rang a little.
+_WHITE = 2.0
+
+
 def check_image(image: Tensor) -> None:
     """Raise ImageError unless (B, 3, H, W), not empty, floating point and finite."""
     if image.ndim != 4 or image.shape[1] != 3:
@@ -231,6 +238,10 @@ def check_image(image: Tensor) -> None:
         raise ImageError(f"image: expected floats from 0 to 1, got {image.dtype}; divide 8-bit values by 255")
     if not image.isfinite().all():
         raise ImageError("image: holds NaN or infinite values; check the model or node that made it")
+    if (largest := image.max().item()) > _WHITE:
+        log.warning(
+            "image: has values up to %g; those above 1 become white, so divide 8-bit values by 255", largest
+        )
 
 
 #: Share of each part in the progress, about as in time on a CPU; our choice.

@@ -493,3 +493,12 @@ def test_nan_from_the_vae_is_blamed_on_the_vae(
         getattr(broken, half).conv_out.bias.fill_(math.nan)
     with pytest.raises(Op4ksrError, match="the VAE's output is not finite.*float32"):
         upscale(image, flux, broken, OneStepOptions(Target(scale=2), vae_only=vae_only))
+
+
+@pytest.mark.parametrize(("factor", "words"), [(255.0, "values up to 2"), (1.5, "")])
+def test_8_bit_values_are_told(
+    image: Tensor, autoencoder: AutoEncoder, caplog: pytest.LogCaptureFixture, factor: float, words: str
+) -> None:
+    """They come out white; a picture that rings above 1 a little is nobody's fault."""
+    upscale(image / image.max() * factor, None, autoencoder, replace(PLAIN, vae_only=True))
+    assert (words in caplog.text) if words else not caplog.text

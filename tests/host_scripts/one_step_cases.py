@@ -246,6 +246,7 @@ def refused() -> dict[str, Any]:
         "video": attempt(image, video_vae()),
         "no_batch": attempt(image[0], vae),
         "no_vae": attempt(image, None),
+        "no_prompt": attempt(image, vae, conditioning=[]),
         "stable_diffusion": attempt(image, vae, unet_model()),
         "stable_diffusion_both": attempt(image, sd_vae(), unet_model()),
         "other_prompt": attempt(image, vae, conditioning=prompt_of(2048, 32)),
