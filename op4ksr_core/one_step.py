@@ -239,9 +239,7 @@ def check_image(image: Tensor) -> None:
     if not image.isfinite().all():
         raise ImageError("image: holds NaN or infinite values; check the model or node that made it")
     if (largest := image.max().item()) > _WHITE:
-        log.warning(
-            "image: has values up to %g; those above 1 become white, so divide 8-bit values by 255", largest
-        )
+        log.warning("image: has values up to %g; those above 1 become white, so divide 8-bit values by 255", largest)
 
 
 #: Share of each part in the progress, about as in time on a CPU; our choice.
