@@ -121,7 +121,7 @@ def with_retreat(compute: Callable[[torch.device], Tensor], device: torch.device
     """``compute(device)``, or ``compute(home)`` where that runs out of memory."""
     try:
         return compute(device)
-    except Exception as error:
+    except (RuntimeError, MemoryError) as error:  # PyTorch's out of memory is a RuntimeError
         if not is_oom(error):
             raise
         log.info("colours and pixels are fixed on %s: %s is out of memory", home, device)

@@ -24,7 +24,7 @@ from .benchmark import Row
 from .benchmark_memory import GEOMETRIES, both, random_autoencoder, uneven
 from .benchmark_pipeline import photo
 from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, load_autoencoder, load_flux
-from .errors import Op4ksrError
+from .errors import Op4ksrError, OptionError
 from .fp8 import has_scaled_mm, scaled_mm, scaled_to_fp8
 from .full_size import GEOMETRIES as SHAPES
 from .full_size_files import write_random
@@ -305,7 +305,7 @@ def fp8_facts(device: torch.device) -> Iterator[Fact]:
         whole, rounded = (model(latent, sigma, *model.prompt(1)) for model in models)
     yield Fact("an fp8 file through the core: relative difference from bf16's", _relative(rounded, whole), 0.15)
     if not has_scaled_mm(device):
-        raise RuntimeError("this device has no products of 8-bit floats")
+        raise OptionError("fp8: this device has no products of 8-bit floats; take fp8-cast")
     a, b = (torch.randn(n, 256, generator=torch.Generator().manual_seed(n)).to(device) for n in (40, 96))
     (a, of_a), (b, of_b) = scaled_to_fp8(a), scaled_to_fp8(b)
     product = scaled_mm(a, b.t(), of_a, of_b, torch.bfloat16)

@@ -187,7 +187,7 @@ def _ceilings(settings: FullSettings, device: torch.device, found: Findings) -> 
 def _models(shape: Geometry, device: torch.device, dtype: Dtype) -> CoreStages:
     product: Product | None = {"bf16": None, "fp8": "scaled", "fp8-cast": "cast"}[dtype]  # pyright: ignore
     if product == "scaled" and not has_scaled_mm(device):
-        raise NotImplementedError("this device has no products of 8-bit floats")
+        raise OptionError("fp8: this device has no products of 8-bit floats; take fp8-cast")
     half = torch.bfloat16
     return CoreStages(random_flux(shape, device, half, product), random_autoencoder_on(shape, device, half))
 

@@ -69,7 +69,7 @@ def parse_device(name: str | None) -> torch.device:
     try:
         device = default_device() if name is None else torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0][:200]
         raise OptionError(f"--device {name}: not to be had here ({reason}); try --device cpu") from error
     return device

@@ -127,7 +127,7 @@ def test_a_device_without_fp8_products_is_a_row(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(benchmark_full, "has_scaled_mm", lambda device: False)
     found = Findings({})
     full(FullSettings("small", (32,), ("fp8",), (False,), 1, ceiling=(64,)), CPU, found)
-    assert found.records[0].status == "failed: this device has no products of 8-bit floats"
+    assert found.records[0].status == "failed: fp8: this device has no products of 8-bit floats; take fp8-cast"
     assert list(found.ceilings) == ["bf16"]
 
 
