@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,30 @@ def test_pictures_written_beside_the_next_ones_computation(
     assert [Path(picture["input"]).stem for picture in told] == list("abcde")
     assert ["error" in picture for picture in told] == [False, True, False, True, False]
     assert {path.name for path in out.iterdir() if path.is_file()} == {"a.png", "c.png", "e.png"}
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_no_more_pictures_wait_to_be_written_than_said(
+    tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """Or a slow disk would fill the memory: before each computation, those computed and not yet written."""
+    waiting, written, compute, save = [], [], cli.upscale, cli.save_image
+
+    def computing(*args: Any, **kwargs: Any) -> Any:
+        waiting.append(len(waiting) - len(written))
+        return compute(*args, **kwargs)
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.2)
+        save(*args)
+        written.append(args[0])
+
+    monkeypatch.setattr(cli, "_pictures_ahead", lambda device: ahead)
+    monkeypatch.setattr(cli, "upscale", computing)
+    monkeypatch.setattr(cli, "save_image", slow)
+    sources = [photo(tmp_path / f"{name}.png") for name in "abcd"]
+    assert run("upscale", *sources, "-o", tmp_path / "out", "--scale", 1) == 0
+    assert len(written) == 4 and max(waiting) == ahead
 
 
 def test_several_inputs_files_and_folders_become_a_folder(tmp_path: Path, run: Callable[..., int]) -> None:
