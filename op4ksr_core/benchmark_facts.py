@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention import attention
+from .attention import attention, in_chunks
 from .benchmark import Row
 from .benchmark_memory import GEOMETRIES, both, random_autoencoder, uneven
 from .benchmark_pipeline import photo
@@ -112,6 +112,7 @@ def attention_rows(device: torch.device) -> Iterator[Row]:
         ways: dict[str, tuple[Kernel, Callable[[], Tensor]]] = {"the pack's": ("auto", partial(attention, q, k, v))}
         for kernel in KERNELS:
             ways[kernel] = kernel, partial(F.scaled_dot_product_attention, q, k, v)
+        ways["the pack's, in chunks of queries"] = "auto", partial(in_chunks, q, k, v)
         ways["products, in chunks"] = "auto", partial(chunked_products, q, k, v)
         for name, (kernel, run) in ways.items():
             too_large = name == "plain" and 2 * case.heads * case.tokens**2 > _LARGEST_MATRIX
