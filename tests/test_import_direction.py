@@ -64,6 +64,7 @@ ORDER = [
     "suppress",
     "icc",
     "png16",
+    "png_writer",
     "image_io",
     "artifacts",
     "paths",
