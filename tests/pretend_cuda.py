@@ -4,6 +4,7 @@
 tensors. What CUDA refuses is refused: a tensor of each device in one operation, ``numpy``, a CPU's generator. What
 makes the host wait for the device is counted in ``waits``, by its kind: "to device", "from device", "read".
 Speed, memory and kernels are not pretended: which numbers come out, and where, is all that can be seen.
+``pretending("xpu")``: the same of Intel's cards, of which many refuse float64, as Apple's do.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-DEVICE = torch.device("cuda:0")
+#: The device that is pretended now.
+_device = [torch.device("cuda:0")]
 
 #: Operations that read a value, or a shape that depends on values.
 _READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
@@ -32,8 +34,8 @@ class Held(Tensor):
     """A tensor on the device: ``held`` has its values. To PyTorch's own code it is on the CPU."""
 
     held: Tensor
-    device = property(lambda self: DEVICE)  # pyright: ignore
-    is_cuda = property(lambda self: True)  # pyright: ignore
+    device = property(lambda self: _device[0])  # pyright: ignore
+    is_cuda = property(lambda self: _device[0].type == "cuda")  # pyright: ignore
     is_cpu = property(lambda self: False)  # pyright: ignore
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -62,7 +64,7 @@ def _values(leaf: Any) -> Any:
 
 
 def _is_ours(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "cuda"
+    return device is not None and torch.device(device).type == _device[0].type
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], waits: Counter[str]) -> Any:
@@ -82,6 +84,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], waits: Counte
         waits["read"] += name in _READS
     if name == "copy_" and isinstance(args[0], Held) != isinstance(args[1], Held):
         waits["to device" if isinstance(args[0], Held) else "from device"] += 1
+    if ours and _device[0].type != "cuda" and any(_is_double(leaf) for leaf in (*held, kwargs.get("dtype"))):
+        raise RuntimeError(f"{name}: {_device[0].type} has no float64")
     known = {id(leaf.held): leaf for leaf in held}
     result = func(*tree_map(_values, args), **tree_map(_values, kwargs))
 
@@ -93,11 +97,15 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], waits: Counte
     return tree_map(wrap, result)
 
 
+def _is_double(leaf: Any) -> bool:
+    return leaf is torch.float64 or (isinstance(leaf, Tensor) and leaf.dtype == torch.float64)
+
+
 def _check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], backward: bool) -> None:
     others = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and not isinstance(x, Held) and x.ndim]
     mixed = bool(others) and name not in ("copy_", "_to_copy", *_INDEXED) and not backward
     if mixed or (name in _INDEXED and not isinstance(args[0], Held)):
-        raise RuntimeError(f"{name}: expected all tensors on the same device, found cuda:0 and cpu")
+        raise RuntimeError(f"{name}: expected all tensors on the same device, found {_device[0]} and cpu")
 
 
 class _Operations(TorchDispatchMode):
@@ -149,6 +157,8 @@ class _Calls(TorchFunctionMode):
         place, dtype = (like[0].device, like[0].dtype) if like else ((places or [None])[0], (dtypes or [None])[0])
         tensor, wanted = args[0], {k: v for k, v in kwargs.items() if k in ("memory_format", "copy") and v}
         if place is not None and _is_ours(place) != isinstance(tensor, Held):
+            if dtype is not None and not isinstance(tensor, Held):  # on the CPU first, as copies do
+                tensor, dtype = func(tensor, dtype=dtype), None
             tensor = self._moved(tensor)
         if dtype is not None:
             wanted["dtype"] = dtype
@@ -158,17 +168,20 @@ class _Calls(TorchFunctionMode):
         self.waits["from device" if isinstance(tensor, Held) else "to device"] += 1
         if tensor.requires_grad and torch.is_grad_enabled():
             return _Moved.apply(tensor)  # pyright: ignore
+        if _device[0].type != "cuda" and _is_double(tensor):
+            raise RuntimeError(f"{_device[0].type} has no float64")
         return tensor.held.clone() if isinstance(tensor, Held) else Held(tensor.detach().clone())
 
 
 @contextmanager
-def pretending() -> Generator[Counter[str], None, None]:
-    """Inside, there is a CUDA device; yields how often it was waited for."""
+def pretending(kind: str = "cuda") -> Generator[Counter[str], None, None]:
+    """Inside, there is such a device; yields how often it was waited for."""
     waits: Counter[str] = Counter()
+    before, _device[0] = _device[0], torch.device(kind, 0)
     begin, enabled, dtype = torch.autocast.__init__, torch.is_autocast_enabled, torch.get_autocast_dtype
 
     def ruled(kind: str = "cpu") -> str:
-        return "cpu" if kind == "cuda" else kind
+        return "cpu" if kind == _device[0].type else kind
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -176,7 +189,8 @@ def pretending() -> Generator[Counter[str], None, None]:
         )
         patch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": enabled(ruled(kind)))
         patch.setattr(torch, "get_autocast_dtype", lambda kind: dtype(ruled(kind)))
-        patch.setattr(torch.cuda, "_lazy_init", lambda: None)
+        for module in (torch.cuda, torch.xpu):
+            patch.setattr(module, "_lazy_init", lambda: None)
         patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10**11, 10**11))
         for name in ("memory_reserved", "memory_allocated", "max_memory_allocated"):
             patch.setattr(torch.cuda, name, lambda device=None: 0)
@@ -186,4 +200,5 @@ def pretending() -> Generator[Counter[str], None, None]:
             with _Calls(waits), _Operations(waits):
                 yield waits
         finally:
+            _device[0] = before
             torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
