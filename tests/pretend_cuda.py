@@ -1,6 +1,6 @@
 """A device that says it is ``cuda:0``, on any machine: real values on the CPU, under CUDA's rules for mixing devices.
 
-``with pretending() as waits:``; inside, ``tensor.to("cuda")``, ``device="cuda"`` and ``module.to("cuda")`` make such
+``with pretending() as waits:``; inside, whatever is made on "cuda" or sent there, tensors and modules, makes such
 tensors. What CUDA refuses is refused: a tensor of each device in one operation, ``numpy``, a CPU's generator. What
 makes the host wait for the device is counted in ``waits``, by its kind: "to device", "from device", "read".
 Speed, memory and kernels are not pretended: which numbers come out, and where, is all that can be seen.

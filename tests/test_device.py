@@ -32,6 +32,8 @@ from op4ksr_core.trainer import Trainer
 
 Send = Callable[[Any], Any]
 
+CARD = "cuda:0"
+
 
 @dataclass(frozen=True)
 class Models:
@@ -54,7 +56,7 @@ def both(run: Callable[[Send], Any]) -> tuple[Any, Any, dict[str, int]]:
     """What ``run`` gives on the CPU and on the pretended device, and how often the latter was waited for."""
     expected = run(stay)
     with pretending() as waits:
-        found = run(lambda thing: thing.to("cuda:0"))
+        found = run(lambda thing: thing.to(CARD))
         if isinstance(found, Tensor):
             assert found.device.type == "cuda"
             waits["from device"] -= 1
@@ -100,7 +102,7 @@ def test_an_upscale_without_float64(models: Models, case: str) -> None:
 def test_a_picture_of_the_cpus_comes_back_to_it(models: Models) -> None:
     expected = of_upscale(models, stay)
     with pretending():
-        found = of_upscale(models, lambda thing: thing.to("cuda:0"), home=False)
+        found = of_upscale(models, lambda thing: thing.to(CARD), home=False)
     assert found.device.type == "cpu" and torch.equal(expected, found)
 
 
