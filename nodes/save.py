@@ -43,7 +43,7 @@ class SavePicture(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="ComfyUI",
-                    tooltip="As in Save Image: a name, with folders before it if you like; %year%, %width% and so on work.",
+                    tooltip="As in Save Image: a name, folders before it if you like; %year%, %width% and so on work.",
                 ),
                 io.Combo.Input(
                     "bits",
