@@ -15,7 +15,8 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
-from ..op4ksr_core.checkpoint import Description, check_tensors, describe_flux, read_state, settings_with_prompt
+from ..op4ksr_core.checkpoint import check_tensors, read_state
+from ..op4ksr_core.description import Description, describe_flux, settings_with_prompt
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.flux import Flux, FluxParams, OneStepSettings
 from ..op4ksr_core.rope import FLUX_THETA, RescaledEmbedND

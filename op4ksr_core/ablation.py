@@ -36,9 +36,10 @@ from .one_step import OneStepOptions, upscale
 from .periodicity import measure_periodicity
 from .resize import Target, resize
 from .rope import FLUX_THETA, fit_theta, ntk_theta
+from .run_samples import centre
 from .sources import HELD_OUT
 from .train_config import DataConfig, LoopConfig, LossConfig, ModelConfig, OutputConfig, RfrConfig, TrainConfig
-from .trainer import OnStep, Trainer, centre
+from .trainer import OnStep, Trainer
 
 #: Channels per image axis of a head of 128, and tokens per side of 4096 px: for the thetas below.
 DIM, TOKENS = 56, 128

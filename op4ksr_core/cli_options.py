@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from .autoencoder import AutoEncoder
-from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, describe_autoencoder, load_autoencoder, load_flux
+from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, load_autoencoder, load_flux
+from .description import describe_autoencoder
 from .errors import OptionError, UnsupportedCheckpointError
 from .flux import Flux
 from .machine import default_device

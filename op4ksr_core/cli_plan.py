@@ -14,8 +14,8 @@ import torch
 from .autoencoder import AutoEncoder
 from .autoencoder_layers import AutoEncoderParams
 from .bounded import StripWish
-from .checkpoint import describe_autoencoder, describe_flux
 from .cli_options import DTYPES, add_models, add_size, parse_device, target_of
+from .description import describe_autoencoder, describe_flux
 from .errors import OptionError, OutOfMemoryError
 from .flux import Flux, FluxParams
 from .header import PROMPT_KEYS

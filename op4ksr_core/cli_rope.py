@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .checkpoint import describe_flux
+from .description import describe_flux
 from .errors import OptionError
 from .flux import FluxParams
 from .header import read_header

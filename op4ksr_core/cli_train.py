@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from .config_file import read_config, read_text
 from .machine import default_device, free_memory
-from .train_config import TrainConfig, read_config, read_text
+from .train_config import TrainConfig
 from .train_plan import GEOMETRIES, StepPlan, geometry_of, plan_step, refuse_if_hopeless
 from .trainer import OnStep, Trainer
 

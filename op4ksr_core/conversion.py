@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from .autoencoder import AutoEncoder, AutoEncoderParams
-from .checkpoint import Description, check_prompt, check_tensors, describe_autoencoder, describe_flux
+from .checkpoint import check_tensors
+from .description import Description, check_prompt, describe_autoencoder, describe_flux
 from .errors import OptionError, OutputError, UnsupportedCheckpointError
 from .export_layouts import Piece, export_autoencoder, export_flux
 from .flux import Flux, FluxParams

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import constants, with_prompt
+from .description import constants, with_prompt
 from .errors import UnsupportedCheckpointError
 from .export_layouts import Piece, export_flux
 from .flux import OneStepSettings

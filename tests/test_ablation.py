@@ -13,8 +13,8 @@ import torch
 from op4ksr_core import Flux, OptionError, cli_ablation, save_autoencoder
 from op4ksr_core.ablation import THETAS, VARIANTS, Ablation, Measure, jobs, mesh, run_ablation, smooth_picture, summed
 from op4ksr_core.ablation_figure import draw
-from op4ksr_core.checkpoint import describe_flux
 from op4ksr_core.cli import main
+from op4ksr_core.description import describe_flux
 from op4ksr_core.image_io import Picture, save_image
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from op4ksr_core import OptionError, benchmark_periodicity, cli
-from op4ksr_core.benchmark_periodicity import crops_of, detection_table, half_of, interval, loss_table, measure_cost
+from op4ksr_core import OptionError, benchmark_periodicity, cli, periodicity_cases
+from op4ksr_core.benchmark_periodicity import detection_table, half_of, interval, loss_table, measure_cost
 from op4ksr_core.calibration import ALONE, BESIDE
 from op4ksr_core.image_io import Picture, save_image
+from op4ksr_core.periodicity_cases import crops_of
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_loss_table_tells_who_rises() -> None:
 
 
 def test_the_command_writes_its_tables(photos, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(benchmark_periodicity, "GREY_LEVELS", {"white32": (2,)})
+    monkeypatch.setattr(periodicity_cases, "GREY_LEVELS", {"white32": (2,)})
     monkeypatch.setattr(benchmark_periodicity, "SUPPRESSED", {"white32": (4,)})
     monkeypatch.setattr(benchmark_periodicity, "CLEAN_CROPS", 2)
     out = tmp_path / "out"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from op4ksr_core import OptionError
-from op4ksr_core.train_config import TrainConfig, parse_config, read_config
+from op4ksr_core.config_file import parse_config, read_config
+from op4ksr_core.train_config import TrainConfig
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.toml"))
 START = 'kind = "one_step"\nrun = "r"\n'

@@ -18,19 +18,22 @@ from host_support import free_port
 from PIL import Image
 
 from op4ksr_core import Op4ksrError, OptionError, cli_train, load_autoencoder, load_flux, save_autoencoder, save_flux
-from op4ksr_core.checkpoint import describe_flux
 from op4ksr_core.cli import main
 from op4ksr_core.color import back_project
+from op4ksr_core.config_file import parse_config
+from op4ksr_core.description import describe_flux
 from op4ksr_core.header import read_header, read_tensors
 from op4ksr_core.latent import process_in
 from op4ksr_core.leaves import picture
 from op4ksr_core.lora import merge
+from op4ksr_core.one_step_task import OneStepTask
+from op4ksr_core.optimization import rate_at
 from op4ksr_core.resize import resize
 from op4ksr_core.rope import fit_theta
 from op4ksr_core.sources import open_source
-from op4ksr_core.train_config import parse_config
-from op4ksr_core.train_tasks import UNIT, OneStepTask, make_task, projected
-from op4ksr_core.trainer import Trainer, rate_at
+from op4ksr_core.task import UNIT, projected
+from op4ksr_core.train_tasks import make_task
+from op4ksr_core.trainer import Trainer
 
 TINY_FLUX = "hidden_size = 64\nnum_heads = 2\ndepth = 1\ndepth_single_blocks = 1\ncontext_in_dim = 8\nvec_in_dim = 8\n"
 
