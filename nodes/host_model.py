@@ -38,9 +38,8 @@ def load_model(path: Path, weight_dtype: str) -> Any:
     patcher = _flux_patcher(path, weight_dtype)
     patcher.cached_patcher_init = (_flux_patcher, (path, weight_dtype))
     patcher.set_attachments(ATTACHMENT, settings_with_prompt(found))
-    for fact, reason in found.why.items():
-        value = found.params.theta if fact == "theta" else getattr(found.settings, fact)
-        log.info("%s: %s %s (%s)", path.name, fact, value, reason)
+    for line in found.facts():
+        log.info("%s: %s", path.name, line)
     return patcher
 
 

@@ -24,6 +24,7 @@ from .demo import SAMPLE_PHOTO
 from .errors import OptionError
 from .flux import Flux
 from .image_io import load_image
+from .machine import dtype_name
 from .one_step import CoreStages, OneStepOptions
 from .patches import Cut, PatchStages, difference
 from .plan import Plan
@@ -189,7 +190,7 @@ def settings_table(core: CoreStages, plan: Plan, repeats: int) -> list[Row]:
     told = {
         "picture": f"{_px(plan.input)} -> {_px(plan.output)} px, {_px(plan.framed)} with the VAE's margin",
         "tokens": f"{columns} x {rows} = {rows * columns}",
-        "models": f"{model.device}, {str(model.dtype).removeprefix('torch.')}; VAE {model.params.ratio}x",
+        "models": f"{model.device}, {dtype_name(model.dtype)}; VAE {model.params.ratio}x",
         "strips": "; ".join(strips),
         **meanings(model.device, repeats),
     }

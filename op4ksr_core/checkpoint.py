@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,10 @@ from .autoencoder import AutoEncoder, AutoEncoderParams
 from .description import describe_autoencoder, describe_flux, settings_with_prompt, some_names
 from .errors import OutputError, UnsupportedCheckpointError
 from .flux import Flux, FluxParams
-from .header import PROMPT_KEYS, Header, read_tensors
+from .header import OUR_FORMAT, PROMPT_KEYS, Header, read_tensors
 from .layouts import Layout
+from .machine import default_dtype
+from .whole_file import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ def load_autoencoder(
     assert isinstance(found.params, AutoEncoderParams)
     model = AutoEncoder(found.params, operations=operations, device="meta")
     _assign(model, found.header, device, dtype)
-    for fact, reason in found.why.items():
-        log.info("%s: %s %s (%s)", found.header.path.name, fact, getattr(found.params, fact), reason)
+    for line in found.facts():
+        log.info("%s: %s", found.header.path.name, line)
     return model.eval().requires_grad_(False)
 
 
@@ -79,9 +79,8 @@ def load_flux(
         )
     model = Flux(found.params, settings_with_prompt(found), operations=operations, device="meta")
     _assign(model, found.header, device, dtype)
-    for fact, reason in found.why.items():
-        value = found.params.theta if fact == "theta" else getattr(found.settings, fact)
-        log.info("%s: %s %s (%s)", found.header.path.name, fact, value, reason)
+    for line in found.facts():
+        log.info("%s: %s", found.header.path.name, line)
     return model.eval().requires_grad_(False)
 
 
@@ -108,9 +107,14 @@ def autoencoder_metadata(model: AutoEncoder, training: str) -> dict[str, str]:
 
 def save_flux(path: str | Path, model: Flux, *, dtype: torch.dtype | None = None, training: str = "") -> None:
     """Write in BFL layout with our metadata and the prompt embedding; whole or not at all. Raises OutputError."""
-    settings = model.settings
-    prompt = {key: t for key, t in zip(PROMPT_KEYS, (settings.txt, settings.vec), strict=True) if t is not None}
-    save_tensors(path, {**model.state_dict(), **prompt}, transformer_metadata(model, training), dtype)
+    tensors = {**model.state_dict(), **prompt_tensors(model)}
+    save_tensors(path, tensors, transformer_metadata(model, training), dtype)
+
+
+def prompt_tensors(model: Flux) -> dict[str, Tensor]:
+    """The model's prompt embedding under the names that it has in files; empty where it has none."""
+    prompt = zip(PROMPT_KEYS, (model.settings.txt, model.settings.vec), strict=True)
+    return {key: tensor for key, tensor in prompt if tensor is not None}
 
 
 def transformer_metadata(model: Flux, training: str) -> dict[str, str]:
@@ -136,14 +140,8 @@ def save_tensors(
     path = Path(path)
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, {"op4ksr.format": "1", "format": "pt", **metadata})
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with written_whole(path) as temporary:
+            save_file(tensors, temporary, {**OUR_FORMAT, **metadata})
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path}: cannot be written ({reason}); choose another folder") from error
@@ -155,7 +153,7 @@ def save_tensors(
 def _assign(model: nn.Module, header: Header, device: torch.device | str, dtype: torch.dtype | None) -> None:
     """Fill a model built on the meta device; refuses missing, unexpected and mismatched tensors by name."""
     check_tensors(model, header, header.layout())
-    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+    dtype = dtype or default_dtype(torch.device(device))
     state = {name: tensor.to(device=device, dtype=dtype) for name, tensor in read_state(header).items()}
     model.load_state_dict(state, strict=True, assign=True)
 

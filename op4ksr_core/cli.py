@@ -31,7 +31,7 @@ from .errors import Op4ksrError
 from .flux import Flux
 from .image_io import Picture, check_bits, from_pil, holds_alpha, load_image, save_image
 from .inspection import inspect_file
-from .machine import peak_memory
+from .machine import dtype_name, peak_memory
 from .memory import out_of_memory_told
 from .one_step import OneStepOptions, upscale, upscale_alpha
 from .paths import gather, make_folder, output_paths
@@ -253,7 +253,7 @@ def _models_report(options: argparse.Namespace, autoencoder: AutoEncoder, flux: 
         "fidelity": options.fidelity,
         "vae_only": options.vae_only,
         "device": str(autoencoder.device),
-        "dtype": str(autoencoder.dtype).removeprefix("torch."),
+        "dtype": dtype_name(autoencoder.dtype),
         "version": __version__,
     }
 

@@ -7,14 +7,14 @@ the file, the tensors' shapes, a named default. ``Description.why`` keeps the re
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .autoencoder import AutoEncoderParams
 from .errors import OptionError, UnsupportedCheckpointError
-from .flux import DEFAULT_GUIDANCE, DEFAULT_SIGMA, FluxParams, OneStepSettings, check_sigma
+from .flux import DEFAULT_GUIDANCE, DEFAULT_SIGMA, FluxParams, OneStepSettings, check_sigma, split_head
 from .header import PROMPT_KEYS, Header, read_header, read_tensors
 from .latent import PATCH
 from .layouts import Shape
@@ -40,6 +40,12 @@ class Description:
     assumed: tuple[str, ...] = ()
     #: Holds scales beside its weights (scaled fp8 and the like), which only the host can run.
     quantized: bool = False
+
+    def facts(self) -> Iterator[str]:
+        """A line for the log for each fact of ``why``: its name, its value, and where that is from."""
+        for fact, reason in self.why.items():
+            home = self.params if hasattr(self.params, fact) else self.settings
+            yield f"{fact} {getattr(home, fact)} ({reason})"
 
 
 # --- autoencoder ------------------------------------------------------------------------------
@@ -194,9 +200,8 @@ def check_prompt(header: Header, context_in_dim: int, vec_in_dim: int) -> None:
 
 
 def axes_of_head(path: Path, head: int) -> tuple[int, int, int]:
-    """Flux's split of a head's channels over (text, rows, columns): 1/8, 7/16, 7/16 (16, 56, 56 of 128)."""
-    image = head * 7 // 16
-    axes = (head - 2 * image, image, image)
+    """``split_head`` of a file's heads. Raises UnsupportedCheckpointError where that leaves odd or broken axes."""
+    axes = split_head(head)
     if head % 16 or any(dim % 2 for dim in axes):
         raise UnsupportedCheckpointError(
             path, f"head dimension {head} does not divide into Flux's axes (16/56/56 of 128); take another"

@@ -68,11 +68,6 @@ class Dice:
         raw: Any = self.bits.random_raw(-(-count // 8))
         return raw.astype("<u8").view(np.uint8)[:count]
 
-    def uniforms(self, *shape: int) -> FloatArray:
-        """Float32 in [0, 1), multiples of 2^-16."""
-        count = int(np.prod(shape))
-        return (self.bytes(2 * count).view("<u2").astype(np.float32) * np.float32(2.0**-16)).reshape(shape)
-
     def normals(self, *shape: int) -> FloatArray:
         """About standard normal (four bytes' sum), float32."""
         count = int(np.prod(shape))

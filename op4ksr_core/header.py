@@ -24,6 +24,9 @@ from .layouts import (
 Kind = Literal["vae", "transformer", "lora", "unknown"]
 LayoutName = Literal["bfl", "diffusers"]
 
+#: Metadata that every file of ours has: the version of our keys, and what safetensors' readers for PyTorch look for.
+OUR_FORMAT = {"op4ksr.format": "1", "format": "pt"}
+
 #: Tensors of ours that travel with a transformer or LoRA but are no weights of it.
 PROMPT_KEYS = ("op4ksr.txt", "op4ksr.vec")
 

@@ -39,10 +39,10 @@ def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
     return rearrange(tokens, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=rows, w=columns, ph=PATCH, pw=PATCH)
 
 
-def position_ids(text_tokens: int, rows: int, columns: int, axes: int = 3) -> Tensor:
-    """(1, text_tokens + rows * columns, axes) fp32: text all 0, image (0, row, column)."""
-    ids = torch.zeros(text_tokens + rows * columns, axes)
-    image = ids[text_tokens:].view(rows, columns, axes)
+def position_ids(text_tokens: int, rows: int, columns: int) -> Tensor:
+    """(1, text_tokens + rows * columns, 3) fp32: (0, 0, 0) for text, (0, row, column) for the image, row by row."""
+    ids = torch.zeros(text_tokens + rows * columns, 3)
+    image = ids[text_tokens:].view(rows, columns, 3)
     image[..., 1] = torch.arange(rows, dtype=torch.float32)[:, None]
     image[..., 2] = torch.arange(columns, dtype=torch.float32)[None]
     return ids[None]

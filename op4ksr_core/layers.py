@@ -12,12 +12,15 @@ from torch.nn import functional as F
 from .attention import attention
 from .rope import apply_rotation
 
+#: Channels of ``timestep_embedding``, its longest period over 2 pi, and what the time is multiplied by: Flux's own.
+TIME_CHANNELS, _LONGEST_PERIOD, _TIME_FACTOR = 256, 10000.0, 1000.0
 
-def timestep_embedding(t: Tensor, dim: int = 256, max_period: float = 10000.0, time_factor: float = 1000.0) -> Tensor:
-    """t (B,), 0 to 1 (or a guidance) -> (B, dim) cosines then sines, float32."""
-    half = dim // 2
-    freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = (time_factor * t.float())[:, None] * freqs
+
+def timestep_embedding(t: Tensor) -> Tensor:
+    """t (B,), 0 to 1 (or a guidance) -> (B, TIME_CHANNELS) cosines, then sines, float32."""
+    half = TIME_CHANNELS // 2
+    freqs = torch.exp(-math.log(_LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = (_TIME_FACTOR * t.float())[:, None] * freqs
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

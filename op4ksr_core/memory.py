@@ -43,6 +43,11 @@ LOWEST_STRIP = 8
 THRIFTIEST = StripSettings(LOWEST_STRIP, THRIFTS[-1])
 
 
+def both(settings: StripSettings) -> dict[Stage, StripSettings]:
+    """The same settings for either stage, as an autoencoder's ``wish``."""
+    return {"encode": settings, "decode": settings}
+
+
 def peak_elements(params: AutoEncoderParams, stage: Stage, height: int, width: int, settings: StripSettings) -> int:
     """Largest number of live tensor elements above the input, for one picture of height x width px.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import lora
 from .checkpoint import BUNDLED_AUTOENCODER, save_flux
 from .degradation import degrade
-from .flux import DEFAULT_SIGMA, Flux, FluxParams, OneStepSettings, check_sigma
+from .flux import DEFAULT_SIGMA, Flux, FluxParams, OneStepSettings, check_sigma, split_head
 from .latent import PATCH, process_in, process_out
 from .latent_cache import EncodedBatch, LatentCache, rounded
 from .model_source import Files, ModelSource, file_of
@@ -184,7 +184,7 @@ def new_flux(config: TrainConfig) -> Flux:
         context_in_dim=model.context_in_dim,
         vec_in_dim=model.vec_in_dim,
         guidance_embed=False,
-        axes_dim=_axes(model.hidden_size // model.num_heads),
+        axes_dim=split_head(model.hidden_size // model.num_heads),
         theta=(FLUX_THETA, FLUX_THETA),
     )
     txt = torch.randn(model.prompt_tokens, model.context_in_dim)
@@ -192,12 +192,6 @@ def new_flux(config: TrainConfig) -> Flux:
     nn.init.zeros_(flux.final_layer.linear.weight)
     nn.init.zeros_(flux.final_layer.linear.bias)
     return flux
-
-
-def _axes(head: int) -> tuple[int, int, int]:
-    """Flux's split of a head's channels, as ``checkpoint.axes_of_head`` reads it back."""
-    image = head * 7 // 16
-    return head - 2 * image, image, image
 
 
 def with_constants(flux: Flux, config: TrainConfig) -> Flux:

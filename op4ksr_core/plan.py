@@ -18,6 +18,7 @@ from .cost import autoencoder_flops, flux_flops, flux_peak_bytes, image_tokens
 from .errors import OutOfMemoryError
 from .flux import FluxParams
 from .latent import MARGIN, PATCH
+from .machine import dtype_name
 from .memory import THRIFTIEST, Stage, choose_strips, peak_elements
 from .resize import Target, framed_size
 from .strips import THRIFTS, StripSettings, Thrift
@@ -166,7 +167,7 @@ class Plan:
             size = self.worst.pictures
             lines.append(f"pictures     {size / GIGABYTE:8.3f} GB  beside {self.worst.name}: enlarged input and result")
             lines.append(f"together     {self.peak / GIGABYTE:8.3f} GB  with {self.worst.name}, the largest stage")
-        lines.append(f"{self.machine.device}, {str(self.machine.dtype).removeprefix('torch.')}: {self.verdict()}")
+        lines.append(f"{self.machine.device}, {dtype_name(self.machine.dtype)}: {self.verdict()}")
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
 
     def report(self) -> dict[str, Any]:
@@ -180,7 +181,7 @@ class Plan:
             "stages": [_stage_report(stage) for stage in self.stages],
             "weights": [vars(weights) for weights in self.weights],
             "device": self.machine.device,
-            "dtype": str(self.machine.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.machine.dtype),
             "free_bytes": self.machine.free,
             "peak_bytes": self.peak,
             "fits": self.fits,

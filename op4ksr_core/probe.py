@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from .autoencoder import AutoEncoder
 from .description import Description
 from .errors import ImageError
+from .image_io import from_array
 from .metrics import psnr
 from .procedural import scene
 from .resize import middle, resize
@@ -91,7 +91,7 @@ def doubt(found: Description, model: AutoEncoder) -> str | None:
 
 def procedural_picture(side: int = 256) -> Tensor:
     """(1, 3, side, side) in [0, 1]: a procedural scene."""
-    return torch.from_numpy(scene(1, side, side).copy()).permute(2, 0, 1)[None].float() / 255
+    return from_array(scene(1, side, side))
 
 
 def _finest(image: Tensor) -> Tensor:

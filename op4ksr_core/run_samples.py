@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .image_io import Picture, load_image, save_image
+from .image_io import Picture, from_array, load_image, save_image
 from .leaves import picture as procedural_picture
 from .metrics import psnr
 from .paths import gather
@@ -30,7 +30,7 @@ def open_samples(output: OutputConfig) -> list[Tensor]:
         paths = gather([Path(output.sample_folder)])[: output.samples]
         return [centre(load_image(path).image, output.sample_side) for path in paths]
     made = [procedural_picture(HELD_OUT + i, *(output.sample_side,) * 2) for i in range(output.samples - 1)]
-    return [_slope(output.sample_side)] + [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in made]
+    return [_slope(output.sample_side), *map(from_array, made)][: output.samples]
 
 
 def show_samples(task: Task, samples: list[Tensor], folder: Path, step: int) -> dict[str, float]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import leaves
 from .errors import ImageError, OptionError, OutputError
-from .image_io import BROKEN, IMAGE_SUFFIXES, Picture, from_pil, load_image, to_pil
+from .image_io import BROKEN, IMAGE_SUFFIXES, Picture, from_array, from_pil, load_image, to_pil
 from .resize import resize
 from .train_config import DataConfig
 
@@ -81,7 +81,7 @@ def cut(picture: Pixels, rng: np.random.Generator, side: int, shrunk: float) -> 
     crop = np.rot90(picture[top : top + reach, left : left + reach], int(rng.integers(4)))
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
-    image = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].float() / 255
+    image = from_array(crop)
     return resize(image, side, side).clamp(0, 1)
 
 

@@ -15,6 +15,7 @@ CORE = ROOT / "op4ksr_core"
 ORDER = [
     "errors",
     "version",
+    "whole_file",
     "attention",
     "kernels",
     "rope",
@@ -48,6 +49,7 @@ ORDER = [
     "jpeg",
     "degradation",
     "frozen",
+    "ranges",
     "train_config",
     "config_file",
     "metrics",
