@@ -78,7 +78,7 @@ def run_train(options: argparse.Namespace) -> int:
     changes = list(options.set)
     if options.run:
         changes.append(f"run = {json.dumps(options.run)}")
-    if options.steps:
+    if options.steps is not None:
         changes.append(f"train.steps = {options.steps}")
     config = read_config(options.config, changes)
     if options.plan:

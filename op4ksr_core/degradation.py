@@ -79,13 +79,14 @@ class Degradation:
         for name in ("blur", "noise", "jpeg"):
             for share in self._per_round(name):
                 _check_share(name, share)
-        for name, low, high in (
-            ("blur_deviation", 0.01, 50),
-            ("resize_range", 0.05, 4),
-            ("noise_level", 0, 255),
-            ("jpeg_quality", 1, 100),
+        for name, low, high, ranges in (
+            ("blur_deviation", 0.01, 50, self._per_round("blur_deviation")),
+            ("resize_range", 0.05, 4, self._per_round("resize_range")),
+            ("noise_level", 0, 255, self._per_round("noise_level")),
+            ("jpeg_quality", 1, 100, self._per_round("jpeg_quality")),
+            ("sinc_cutoff", 0.01, 3.15, (self.sinc_cutoff,)),
         ):
-            for r in self._per_round(name):
+            for r in ranges:
                 if len(r) != 2 or not low <= r[0] <= r[1] <= high:
                     raise OptionError(f"degradation.{name}: expected low <= high within {low} to {high}, got {r}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from .checkpoint import save_tensors
 from .errors import OptionError, OutputError, UnsupportedCheckpointError
 from .paths import make_folder
+from .whole_file import written_whole
 
 STATE = "state.safetensors"
 
@@ -96,11 +96,10 @@ class CsvLog:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text so that a reader sees the old or the new one. Raises OutputError."""
-    part = path.with_name(path.name + ".part")
+    """Write a text; whole or not at all. Raises OutputError."""
     try:
-        part.write_text(text, "utf-8")
-        os.replace(part, path)
+        with written_whole(path) as temporary:
+            temporary.write_text(text, "utf-8")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
 

@@ -10,6 +10,7 @@ from .degradation import CLEAN, Degradation
 from .errors import OptionError
 from .frozen import Base
 from .latent import PATCH
+from .ranges import ABOVE_0, DECAY, FROM_0, FROM_1, FROM_32, SHARE, check_ranges
 from .rope import FLUX_TRAIN_TOKENS, Policy, Rfr
 
 Kind = Literal["autoencoder", "one_step", "lora"]
@@ -52,8 +53,19 @@ class ModelConfig:
     lora_targets: tuple[str, ...] = ("qkv", "proj", "0", "2", "linear1", "linear2")
 
     def __post_init__(self) -> None:
-        if self.lora_rank < 1:
-            raise OptionError(f"model.lora_rank: expected at least 1, got {self.lora_rank}")
+        sizes = ("layers_per_block", "norm_groups", "hidden_size", "num_heads", "depth", "context_in_dim", "vec_in_dim")
+        numbers = ("widths", *sizes, "prompt_tokens", "train_tokens", "lora_rank")
+        check_ranges("model", self, {FROM_1: numbers, FROM_0: ("depth_single_blocks",)})
+        if not self.start and any(width % self.norm_groups for width in self.widths):
+            raise OptionError(
+                f"model.widths: expected multiples of model.norm_groups ({self.norm_groups}), got {self.widths}; "
+                "change one of the two"
+            )
+        if not self.start and self.hidden_size % (32 * self.num_heads):
+            raise OptionError(
+                f"model.hidden_size: expected a multiple of 32 channels for each of the {self.num_heads} heads, got "
+                f"{self.hidden_size}; change one of the two"
+            )
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,16 @@ class DataConfig:
             side = getattr(self, name)
             if side < 32 or side % 32:
                 raise OptionError(f"data.{name}: expected a multiple of 32 px (one token), got {side}")
+        check_ranges(
+            "data",
+            self,
+            {
+                FROM_0: ("pictures", "workers"),
+                FROM_1: ("late_batch",),
+                FROM_32: ("picture_side",),
+                SHARE: ("late_from", "shrunk"),
+            },
+        )
         if self.cached < 0 or (self.cached and self.late_from < 1):
             raise OptionError(
                 f"data.cached: expected 0 or more, and no later crops beside it, got {self.cached}; "
@@ -145,12 +167,18 @@ class LossConfig:
     @property
     def sees_pictures(self) -> bool:
         """Whether any term looks at the decoded picture; without one a transformer's run decodes nothing."""
-        names = ("pixel", "gradient", "frequency", "periodicity", "perceptual", "adversarial")
+        return self.judges_pictures or bool(self.adversarial)
+
+    @property
+    def judges_pictures(self) -> bool:
+        """Whether a term on pictures counts from the first step on, as the adversarial one does not."""
+        names = ("pixel", "gradient", "frequency", "periodicity", "perceptual")
         return any(getattr(self, name) for name in names)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.projected <= 1:
-            raise OptionError(f"loss.projected: expected 0 to 1, got {self.projected}")
+        weights = ("pixel", "gradient", "frequency", "latent", "periodicity", "perceptual", "adversarial")
+        numbers = (*weights, "periodicity_margin", "periodicity_border")
+        check_ranges("loss", self, {FROM_0: numbers, SHARE: ("projected", "adversarial_from")})
 
 
 @dataclass(frozen=True)
@@ -196,9 +224,18 @@ class LoopConfig:
     grid_pictures: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        amounts = ("rate", "linear_rate", "final", "warmup", "weight_decay", "threads", "latent_noise", "grid_every")
+        check_ranges(
+            "train",
+            self,
+            {
+                FROM_1: ("steps", "batch", "accumulate", "grid_tokens"),
+                FROM_0: amounts,
+                ABOVE_0: ("clip",),
+                SHARE: ("unit_at",),
+                DECAY: ("ema",),
+            },
+        )
         for name in ("linear_steps", "latent_steps"):
             if not 0 <= getattr(self, name) < self.steps:
                 raise OptionError(
@@ -231,9 +268,15 @@ class OutputConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"output.{name}: expected at least 1, got {getattr(self, name)}")
+        check_ranges(
+            "output",
+            self,
+            {
+                FROM_1: ("log_every", "save_every"),
+                FROM_0: ("keep", "sample_every", "samples"),
+                FROM_32: ("sample_side",),
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -267,6 +310,13 @@ class TrainConfig:
         return Path(self.data.cache) if self.data.cache else Path(self.run) / "cache"
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise OptionError(f"seed: expected a whole number from 0 up, got {self.seed}; change it")
+        if not self.loss.judges_pictures and (self.kind == "autoencoder" or not self.loss.latent):
+            raise OptionError(
+                f'loss: no term that kind "{self.kind}" has in every step is above 0; give loss.pixel, or another, '
+                "a weight"
+            )
         if self.train.base != "plain" and self.kind != "lora":
             raise OptionError(
                 f'train.base: "{self.train.base}" cannot be trained, and kind "{self.kind}" trains every weight; '

@@ -327,17 +327,16 @@ class Trainer:
                 f"{self.folder.path}: its run has kind {facts['kind']} and seed {facts['seed']}; "
                 "the config has others: name another run folder"
             )
-        own = {f"model.{name}" for name in self.parameters}
-        if own != {name for name in tensors if name.startswith("model.")}:
+        own = {f"model.{name}": parameter.shape for name, parameter in self.parameters.items()}
+        if own != {name: tensor.shape for name, tensor in tensors.items() if name.startswith("model.")}:
             raise OptionError(f"{self.folder.path}: its run trains another model; name another run folder")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"model.{name}"])
                 self.ema.mean[name].copy_(tensors[f"ema.{name}"])
         unpack_optimizer(self.optimizer, tensors, "optimizer")
-        if self.judge is not None and self.judge_optimizer is not None:
-            self.judge.load_state_dict(
-                {n.removeprefix("judge."): t for n, t in tensors.items() if n.startswith("judge.")}
-            )
+        judge = {name.removeprefix("judge."): t for name, t in tensors.items() if name.startswith("judge.")}
+        if judge and self.judge is not None and self.judge_optimizer is not None:  # else it begins here
+            self.judge.load_state_dict(judge)
             unpack_optimizer(self.judge_optimizer, tensors, "judge_optimizer")
         self.step, self.ema.steps, self.seconds = facts["step"], facts["ema_steps"], facts["seconds"]
