@@ -34,7 +34,7 @@ from .metrics import fidelity_scores, load_piq, psnr
 from .objectives import inner
 from .one_step import OneStepOptions, upscale
 from .periodicity import measure_periodicity
-from .ranges import FROM_0, FROM_1, check_ranges
+from .ranges import FROM_0, FROM_1, FROM_32, check_ranges
 from .resize import Target, resize
 from .rope import FLUX_THETA, fit_theta, ntk_theta
 from .run_samples import centre
@@ -116,7 +116,7 @@ class Ablation:
 
     def __post_init__(self) -> None:
         amounts = ("large_tokens", "latent_steps", "pictures", "periodicity", "threads", "workers")
-        check_ranges("ablation", self, {FROM_1: ("heads", "large_measured"), FROM_0: amounts})
+        check_ranges("ablation", self, {FROM_1: ("heads", "large_measured"), FROM_0: amounts, FROM_32: ("crop",)})
         if not self.seeds or self.steps < 1 or self.measured < 1:
             raise OptionError(
                 "ablation: expected at least one seed, one step and one picture, "

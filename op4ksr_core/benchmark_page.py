@@ -177,6 +177,13 @@ def _fault(report: Any) -> str:
     for key, kind in (("command", str), ("machine", dict), ("tables", dict)):
         if not isinstance(report.get(key), kind):
             return f"{key} is missing"
+    for key, kind in (("kind", str), ("note", str), ("left_out", list)):
+        if not isinstance(report.get(key, kind()), kind):
+            return f"{key} is something else than what is written there"
+    try:
+        shlex.split(report["command"])
+    except ValueError as error:
+        return f"its command cannot be split into words: {error}"
     for title, rows in report["tables"].items():
         if not isinstance(rows, list) or not rows or any(not isinstance(row, dict) for row in rows):
             return f"table {title} has no rows"

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from .artifacts import inject, jpeg, real_texture, to_8_bit
+from .autocorrelation import SMALLEST_SIDE
+from .errors import ImageError
 from .image_io import load_image
 from .resize import resize
 
@@ -30,10 +32,10 @@ GREY_LEVELS: dict[str, tuple[float, ...]] = {
     "block32": (2, 4),
 }
 
+#: Side of a crop at most, px, and how far a photo is shrunk before it is cut.
+LARGEST_CROP, SHRINKS = 512, (0.72, 0.94)
 
-LARGEST_CROP = 512
-
-
+#: Crops of each photo: clean ones, those that get artifacts, those that are compressed.
 CLEAN_CROPS, POSITIVE_CROPS, COMPRESSED_CROPS = 8, 2, 4
 
 
@@ -48,12 +50,20 @@ class Crop:
 
 
 def crops_of(place: int, path: Path, count: int) -> Iterator[Crop]:
-    """Crops of up to 512 px, each after shrinking by 0.72 to 0.94 (photos were JPEGs: their grid moves off 8 px)."""
+    """Crops of up to 512 px, each after shrinking by 0.72 to 0.94 (photos were JPEGs: their grid moves off 8 px).
+
+    place: the photo's number, from which all that is random comes. Raises ImageError for a photo that is too small.
+    """
     photo = load_image(path).image
     height, width = photo.shape[-2:]
+    if min(height, width) * SHRINKS[0] < SMALLEST_SIDE:
+        raise ImageError(
+            f"{path}: {width}x{height} px, shrunk by {SHRINKS[0]}, are fewer than the {SMALLEST_SIDE} px that the "
+            "meter needs on each side; take it out"
+        )
     for k in range(count):
         rng = np.random.default_rng((place, k))
-        factor = rng.uniform(0.72, 0.94)
+        factor = rng.uniform(*SHRINKS)
         small = resize(photo, round(height * factor), round(width * factor)).clamp(0, 1)
         rows, columns = (min(LARGEST_CROP, side) // 4 * 4 for side in small.shape[-2:])
         top = int(rng.integers(0, small.shape[-2] - rows + 1))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from op4ksr_core import OptionError, benchmark_periodicity, cli, periodicity_cases
+from op4ksr_core import ImageError, OptionError, benchmark_periodicity, cli, periodicity_cases
 from op4ksr_core.benchmark_periodicity import detection_table, half_of, interval, loss_table, measure_cost
 from op4ksr_core.calibration import ALONE, BESIDE
 from op4ksr_core.image_io import Picture, save_image
@@ -60,6 +60,13 @@ def test_detection_table_counts() -> None:
     assert (found["pictures"], found["alarms"], found["period right"]) == (2, 0.5, 1)
     assert found["AUC"] == pytest.approx((1 + 0.505) / 2) and found["above 1 % of clean"] == 0.5
     assert table["reference", "clean"]["alarms"] == 0
+
+
+def test_a_photo_that_is_too_small_is_named(tmp_path: Path, natural) -> None:
+    path = tmp_path / "small.png"
+    save_image(path, Picture(natural(88, 200, 0)))
+    with pytest.raises(ImageError, match=r"small\.png: 200x88 px, shrunk by 0\.72, are fewer than the 64 px"):
+        next(crops_of(0, path, 1))
 
 
 def test_loss_table_tells_who_rises() -> None:
