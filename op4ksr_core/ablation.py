@@ -171,7 +171,7 @@ def config_of(ablation: Ablation, seed: int, theta: float, periodicity: float) -
 
 
 def trained(config: TrainConfig, on_step: OnStep | None) -> tuple[Flux, float]:
-    """Train, or go on, or find it finished; the model and the seconds that training took in all."""
+    """Train, or go on with a run that was broken off. Returns the model and the seconds of training in all."""
     text = f"# One run of the ablation; {config!r}\n"
     folder = Path(config.run)
     trainer = Trainer(config, text, (folder / "log.csv").exists(), on_step)
@@ -180,7 +180,7 @@ def trained(config: TrainConfig, on_step: OnStep | None) -> tuple[Flux, float]:
 
 
 class Measure:
-    """Held-out pictures at both grids, x4 clean; a model's scores on them."""
+    """Scores models on held-out pictures, shrunk by 4 and nothing else, at both grids."""
 
     def __init__(self, ablation: Ablation) -> None:
         self.ablation = ablation
@@ -265,7 +265,7 @@ def _has_piq() -> bool:
 
 
 def run_ablation(ablation: Ablation, parts: Sequence[str] = tuple(PARTS), tell: OnName | None = None) -> Path:
-    """Train and measure all; the report, written anew after each run, so that nothing is lost."""
+    """Train and measure all. Returns the report, which is written anew after each run, so that nothing is lost."""
     measure = Measure(ablation)
     details: list[Row] = [{"part": "", "name": "autoencoder alone", **row} for row in measure.rows(None)]
     report = write(ablation, details)
@@ -280,7 +280,7 @@ def run_ablation(ablation: Ablation, parts: Sequence[str] = tuple(PARTS), tell: 
     return report
 
 
-#: A run's name -> what is told of its steps.
+#: Gives, for a run's name, what is told of its steps.
 OnName = Callable[[str], OnStep]
 
 

@@ -70,8 +70,8 @@ class AutoEncoder(nn.Module):
 
         Computed in the weights' dtype on the weights' device. A side that is no multiple of the
         ratio is rounded as the convolutions have it; ``upscale`` pads beforehand.
-        ``on_strip()`` runs before each strip and may raise to cancel. Raises ImageError for another
-        shape, or for sides shorter than the ratio; OutOfMemoryError when even the thriftiest way fails.
+        ``on_strip(done, total)`` runs before each strip and may raise to cancel. Raises ImageError for
+        another shape, or for sides shorter than the ratio; OutOfMemoryError when even the thriftiest way fails.
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise ImageError(f"image: expected (B, 3, H, W), got {tuple(image.shape)}")

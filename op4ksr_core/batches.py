@@ -10,14 +10,15 @@ from .sources import ShardSource, Source
 from .task import CROPS, degraded
 from .train_config import TrainConfig
 
-#: A latent step looks at so many times as many crops as another.
+#: How many times as many crops a latent step has as another: they cost no encoding.
 LATENT_BATCH = 4
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Batch number i of a run, (sharp, degraded and enlarged): the same whoever asks, and when.
+    """Batch number i of a run: (sharp pictures, degraded and enlarged ones), the same whoever asks for it, and when.
 
-    fresh: the pictures that ``data.cached`` keeps, one batch after the other.
+    rank: the process that it is for. pairs: whether the task wants degraded pictures; without, half of the sharp ones
+    are replaced by theirs. fresh: the batches that ``data.cached`` is filled from, not those of the run.
     """
 
     def __init__(self, config: TrainConfig, source: Source, rank: int, pairs: bool, fresh: bool = False) -> None:
@@ -40,6 +41,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return self.config.train.steps * self.config.train.accumulate
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Both (B, 3, side, side) in [0, 1]; the second empty without pairs, both where the task has its latents."""
         if not self.begun and isinstance(self.source, ShardSource):
             shapes = (self.shape(i // self.config.train.accumulate) for i in range(index))
             self.source.skip(sum(count for count, side in shapes if side))

@@ -29,7 +29,7 @@ from .one_step import CoreStages, OneStepOptions
 from .patches import Cut, PatchStages, difference
 from .plan import Plan
 from .resize import Target, resize
-from .stage_clock import STAGES, Names, PeakMeter, StageClock, TimedStages
+from .stage_clock import STAGES, PeakMeter, StageClock, StageNames, TimedStages
 from .stage_times import (
     TOGETHER,
     Measured,
@@ -122,7 +122,7 @@ def patches_way(core: CoreStages, size: tuple[int, int], settings: PipelineSetti
 
     def stages(clock: StageClock) -> TimedStages:
         patched = PatchStages(timed(core, clock, "blend"), settings.cut, size, vae_only=core.flux is None)
-        return TimedStages(patched, clock, Names("blend", "blend", "blend"))
+        return TimedStages(patched, clock, StageNames("blend", "blend", "blend"))
 
     flops: dict[str, float] = {}
     for patch, count in settings.cut.sizes(size).items():

@@ -102,7 +102,7 @@ class Step:
         return bytes_of(*tensors, *states)
 
     def run(self) -> float:
-        """The last batch's loss, once the device is done."""
+        """Make one step. Returns the last batch's loss, once the device has done all of it."""
         train, last = self.config.train, torch.zeros(())
         self.optimizer.zero_grad(set_to_none=True)
         for micro in range(train.accumulate):

@@ -38,9 +38,11 @@ class Dice:
         return low + int(self.uniform() * (high - low))
 
     def choose(self, items: Sequence[Item]) -> Item:
+        """One of them, each as likely as another."""
         return items[self.whole(0, len(items))]
 
     def chance(self, share: float) -> bool:
+        """True in that share of the calls."""
         return self.uniform() < share
 
     def normal(self, mean: float = 0.0, deviation: float = 1.0) -> float:

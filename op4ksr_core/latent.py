@@ -13,19 +13,19 @@ LATENT_SCALE = 0.3611
 #: Latent pixels per token, per side.
 PATCH = 2
 
-#: Latent pixels of mirrored picture all round what the autoencoder sees, cut off again from what it gives
-#: (our choice): beyond a picture its convolutions see zeros, which its norms spread inwards. On a flat grey
-#: picture the bundled weights erred by up to 31 grey levels in the outer 16 px without it, by 1.5 with it.
+#: Width, in latent pixels, of the frame of mirrored picture that the autoencoder is given all round, and that is cut
+#: off its output again. Our choice: outside a picture convolutions see zeros, and norms spread their effect inwards.
+#: On flat grey the bundled weights erred by up to 31 grey levels in the outer 16 px without it, by 1.5 with it.
 MARGIN = PATCH
 
 
 def process_in(raw: Tensor) -> Tensor:
-    """Raw latent -> what the transformer sees (any shape)."""
+    """The autoencoder's raw latent -> the processed one that the transformer works on; any shape."""
     return (raw - LATENT_SHIFT) * LATENT_SCALE
 
 
 def process_out(latent: Tensor) -> Tensor:
-    """What the transformer sees -> raw latent (any shape)."""
+    """The reverse of ``process_in``: processed latent -> raw; any shape."""
     return latent / LATENT_SCALE + LATENT_SHIFT
 
 

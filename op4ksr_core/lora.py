@@ -95,7 +95,7 @@ def save_lora(
 
 
 def merge(model: Flux, path: str | Path, strength: float = 1.0) -> int:
-    """Add a LoRA file, of any layout that ``lora_file`` reads, to the weights; how many of its pairs there were.
+    """Add a LoRA file, of any layout that ``lora_file`` reads, to the weights. Returns how many pairs it had.
 
     A weight's sum is formed in float32 and rounded once. Raises UnsupportedCheckpointError: no LoRA, or one for
     another model.

@@ -61,7 +61,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: peak bytes above weights and pictures with what was chosen, and for each thrift."""
+    """One stage of a run: what it needs and how it is done.
+
+    peak: bytes above weights and pictures, done as ``settings`` and ``path`` say. pictures: bytes of pictures that lie
+    beside it. by_thrift: what the peak would be with each thrift.
+    """
 
     name: str
     peak: int
@@ -115,6 +119,7 @@ class Plan:
 
     @property
     def worst(self) -> StagePlan:
+        """The stage with the highest peak."""
         return max(self.stages, key=self._needs)
 
     @property
@@ -229,7 +234,10 @@ def _stage_report(stage: StagePlan) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Models:
-    """What runs. flux None: no transformer, or one whose needs ``transformer_peak`` states."""
+    """What runs: the geometry of the models, and their weights.
+
+    flux None: there is no transformer, or it is another architecture, whose needs ``transformer_peak`` tells.
+    """
 
     autoencoder: AutoEncoderParams
     #: Of the encoder, if it is unlike the decoder.
@@ -282,14 +290,14 @@ def _strip_stage(stage: Stage, framed: tuple[int, int], models: Models, machine:
         thrift: _live(params, stage, framed, dtype, StripSettings(thrift=thrift)) for thrift in THRIFTS
     }
     return StagePlan(
-        stage,
-        _live(params, stage, framed, dtype, settings),
-        pictures,
-        autoencoder_flops(params, stage, *framed, settings),
-        f"strips of {settings.rows} rows, {settings.thrift}",
-        settings,
-        peaks,
-        _live(params, stage, framed, dtype, THRIFTIEST),
+        name=stage,
+        peak=_live(params, stage, framed, dtype, settings),
+        pictures=pictures,
+        flops=autoencoder_flops(params, stage, *framed, settings),
+        path=f"strips of {settings.rows} rows, {settings.thrift}",
+        settings=settings,
+        by_thrift=peaks,
+        least=_live(params, stage, framed, dtype, THRIFTIEST),
     )
 
 

@@ -144,10 +144,9 @@ def _best_seen(report: PeriodicityReport, picture: Tensor) -> tuple[float, float
         return 0.5, 0.5
     plane = grey_plane(picture)
     clipped = ((plane < 4) | (plane > 251)).float() * 1e4
-    energy = F.adaptive_avg_pool2d((_detail(plane).square() + clipped)[None, None], (heat.shape[0], heat.shape[1]))[
-        0, 0
-    ]
-    around = F.avg_pool2d(energy[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
+    busy = (_detail(plane).square() + clipped)[None, None]
+    energy = F.adaptive_avg_pool2d(busy, (heat.shape[0], heat.shape[1]))
+    around = F.avg_pool2d(energy, 5, 1, 2, count_include_pad=False)[0, 0]
     around = around.masked_fill(heat < 0.95 * heat.max(), math.inf)
     y, x = divmod(int(around.argmin()), heat.shape[1])
     return (y + 0.5) / heat.shape[0], (x + 0.5) / heat.shape[1]

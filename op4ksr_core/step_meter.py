@@ -17,7 +17,7 @@ from .one_step_task import OneStepTask
 
 
 def bytes_of(*tensors: Tensor) -> int:
-    """Of the tensors' storages, each once."""
+    """Bytes of the tensors' storages, each counted once."""
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}  # pyright: ignore
     return sum(storages.values())
 
@@ -75,7 +75,7 @@ class StepStages:
 
     @contextmanager
     def _told(self) -> Generator[None, None, None]:
-        """Stages begin where the transformer and the decoder do."""
+        """Inside, the transformer and the decoder each begin a stage when they are called."""
 
         def before(stage: str) -> Callable[..., None]:
             return lambda *_: self.begin(stage)

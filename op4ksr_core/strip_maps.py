@@ -28,12 +28,16 @@ _FULL_DEVICES = ("cpu", "cuda", "meta")
 
 
 def _wide(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU where the tensor's own device has none."""
     return (tensor if tensor.device.type in _FULL_DEVICES else tensor.cpu()).double()
 
 
 def _sum_of_squares(strip: Tensor) -> Tensor:
-    """Per channel, fp32; a float32 strip is overwritten: ``vector_norm`` needs no copy of half ones, but is slower
-    on a CPU, 3 to 4 times, and less exact (1e-5; measured)."""
+    """Per channel, in fp32. A float32 strip is overwritten.
+
+    ``vector_norm`` spares half precision a float32 copy, but takes 3 to 4 times as long on a CPU and is less exact
+    (1e-5; both measured), so that float32 does without it.
+    """
     if strip.dtype == torch.float32:
         return strip.square_().sum((0, 2, 3))
     return torch.linalg.vector_norm(strip, dim=(0, 2, 3), dtype=torch.float32).square()
@@ -66,7 +70,7 @@ class Moments:
 
 
 class Stored:
-    """A map in memory, with its moments."""
+    """A map in memory (1, C, height, width), with its moments where they were gathered."""
 
     def __init__(self, tensor: Tensor, moments: Moments | None = None) -> None:
         self.tensor, self.moments = tensor, moments
@@ -77,7 +81,10 @@ class Stored:
 
 
 class Computed:
-    """A map that is computed row by row, each time it is asked for; with ``keep``, unless the last rows hold it."""
+    """A map that is computed whenever rows of it are asked for.
+
+    keep: hold on to the rows that were computed last, and answer from them where they contain what is asked for.
+    """
 
     def __init__(self, height: int, compute: Callable[[int, int], Tensor], *, keep: bool = False) -> None:
         self.height, self.compute, self.keep = height, compute, keep
@@ -97,7 +104,7 @@ class Computed:
 
 
 class Affine:
-    """GroupNorm and SiLU of a strip, from the whole map's moments; no fp32 copy of the strip."""
+    """GroupNorm and SiLU of a strip, with the whole map's moments; without a float32 copy of the strip."""
 
     def __init__(self, norm: nn.GroupNorm, moments: Moments) -> None:
         assert moments.mean is not None and moments.m2 is not None
@@ -118,7 +125,7 @@ class Affine:
 
 
 def with_halo(source: Rows, top: int, bottom: int, apply: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
-    """Rows top-1 .. bottom+1, as far as they exist, through ``apply``; and how many precede ``top``.
+    """``apply`` of the rows from top - 1 to bottom + 1, as far as they exist; and how many of them precede ``top``.
 
     At the picture's edges the convolution's own zero padding stands in, as in the plain pass.
     """
@@ -196,12 +203,13 @@ def downsampled(source: Rows, conv: nn.Conv2d) -> Callable[[int, int], Tensor]:
 
 
 def empty_map(like: Tensor, height: int, width: int) -> Tensor:
+    """Memory for a map (1, C, height, width) with the channels, dtype and device of another tensor."""
     shape = (1, like.shape[1], height, width)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """channels_last: with one picture, a range of rows is then one block of memory."""
+    """The tensor in channels_last order, in which a range of rows of one picture is one block of memory."""
     return tensor.contiguous(memory_format=torch.channels_last)
 
 

@@ -43,7 +43,10 @@ OnStrip = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class StripSettings:
-    """Rows per strip, counted in each map's own rows, and how much is kept."""
+    """How a picture's pass is cut: rows per strip (of each map's own rows), and how much is kept.
+
+    rows is made even, and at least 2. Raises ValueError for fewer than 1 row, or an unknown thrift.
+    """
 
     rows: int = 64
     thrift: Thrift = "fast"
@@ -56,7 +59,7 @@ class StripSettings:
 
 
 class Strips:
-    """One picture's pass: walks the layers, stores what the thrift allows."""
+    """The pass of one picture: takes a map through block after block, and stores what the thrift allows."""
 
     def __init__(self, settings: StripSettings, on_strip: OnStrip | None = None, total: int = 0) -> None:
         self.settings, self.on_strip, self.done, self.total = settings, on_strip, 0, total
@@ -93,9 +96,10 @@ class Strips:
         return moments
 
     def block(self, source: Stored | Computed, block: Any, spare: Tensor | None = None) -> tuple[Stored, Tensor | None]:
-        """A residual block; and memory that it is done with, for the next block of the level: new memory is slow.
+        """The map after a residual block, and a map's memory that is free now.
 
-        A stored source of the same width is overwritten.
+        spare: what the block before gave as free, to be used again, as taking new memory is slow. A stored source is
+        overwritten where the block does not change its width.
         """
         inner = convolved(source, block.conv1, Affine(block.norm1, self.moments(source)))
         shortcut = getattr(block, "nin_shortcut", None)
@@ -120,7 +124,7 @@ class Strips:
     def _store_both(
         self, source: Computed, inner: Callable[[int, int], Tensor], carry: Callable[[Tensor], Tensor]
     ) -> tuple[Stored, Stored]:
-        """The inner convolution of a computed map and what the block adds to it, from one computation."""
+        """A computed map's inner convolution, and what the shortcut carries past it: in one pass over the map."""
         carried: list[Tensor] = []
 
         def compute(top: int, bottom: int) -> Tensor:
@@ -163,7 +167,7 @@ class Strips:
         return Stored(source.tensor, moments)
 
     def _compact(self, source: Stored, shortcut: nn.Conv2d) -> Stored:
-        """The shortcut's map, in the source's own memory where it is narrower; its moments are not needed."""
+        """The shortcut's map, written over the source where it is narrower than that. Its moments are not gathered."""
         channels, wide = shortcut.out_channels, source.tensor.shape[1]
         if channels > wide:
             return Stored(self.store(source.height, lambda a, b: shortcut(source.rows(a, b))).tensor)
@@ -178,7 +182,7 @@ class Strips:
 def decode_picture(
     decoder: Any, latent: Tensor, settings: StripSettings, out: Tensor, on_strip: OnStrip | None = None
 ) -> None:
-    """One raw latent (1, C, h, w) -> ``out`` (1, 3, H, W), about [-1, 1], strip by strip as they are done.
+    """Decode one raw latent (1, C, h, w) into ``out`` (1, 3, H, W), about [-1, 1], each strip as soon as it is done.
 
     decoder: ours, or any of LDM's layout (the host's own); ``stride`` and ``shift`` are read off it,
     1 and 0 if it has none. out: any device and float dtype.

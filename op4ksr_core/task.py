@@ -25,16 +25,16 @@ from .resize import resize
 from .sources import Source
 from .train_config import TrainConfig
 
-#: Kinds of seeds, so that no two uses draw the same numbers.
+#: What a random number is for is a part of its seed, so that no two uses draw the same numbers.
 CROPS, DAMAGE, NOISE, GRID, UNIT, SAMPLES = range(1, 7)
 
-
+#: The config's words for what weights are saved in.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A step's terms (weighted), and the pictures in [-1, 1] that an adversarial term looks at, if any."""
+    """What a step gave: the loss's terms, weighted, and the pictures in [-1, 1] that a judge may look at, if any."""
 
     terms: dict[str, Tensor]
     output: Tensor | None = None
@@ -42,7 +42,7 @@ class Judged:
 
 
 class Task(nn.Module, ABC):
-    """What the trainer knows of what it trains."""
+    """Something that can be trained, as the trainer knows it."""
 
     #: File name of the weights it makes.
     name = "weights"
@@ -59,9 +59,11 @@ class Task(nn.Module, ABC):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def term_names(self) -> list[str]:
+        """The names of all terms that any step may have: the log's columns."""
         return self.objective.names(self.pairs)
 
     def autocast(self, device: torch.device) -> mixed_precision:
+        """bfloat16 inside, where the config wants it."""
         return mixed_precision(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
 
     def prepare(self, source: Source) -> None:
@@ -76,7 +78,10 @@ class Task(nn.Module, ABC):
         """One step on pictures (B, 3, H, W) in [0, 1]: sharp ones and, if ``pairs``, degraded and enlarged ones."""
 
     def pictures(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The terms on pictures (B, 3, H, W) in [-1, 1], a share of them on the output as fidelity 1 leaves it."""
+        """The terms on pictures (B, 3, H, W) in [-1, 1].
+
+        Where the config says so, a share of each is taken of the output after back-projection.
+        """
         share, terms = self.config.loss.projected, self.objective.pictures(output, target)
         if not share:
             return terms
@@ -103,7 +108,7 @@ def generator_of(seed: tuple[int, ...]) -> torch.Generator:
     return torch.Generator().manual_seed(value)
 
 
-#: What is recomputed where ``train.checkpointing`` is set.
+#: The modules whose activations are recomputed where ``train.checkpointing`` is set.
 BLOCKS = (DoubleStreamBlock, SingleStreamBlock, ResnetBlock)
 
 
@@ -115,12 +120,12 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
 
 def degraded(high: Tensor, config: TrainConfig, seed: tuple[int, ...]) -> Tensor:
-    """(B, 3, H, W) -> the degraded ones, enlarged again by bicubic: what the encoder will see."""
+    """Sharp pictures (B, 3, H, W) -> degraded ones, enlarged bicubically to that size: what the encoder will see."""
     lows = [degrade(one, config.degradation, (*seed, DAMAGE, i)).low for i, one in enumerate(high.split(1))]
     return torch.cat([resize(low, *high.shape[-2:]) for low in lows]).clamp(0, 1)
 
 
-#: The factor of the back-projection that ``projected`` terms look through. Our choice: x4 for every input.
+#: The factor by which ``projected`` shrinks for its back-projection. Our choice: 4, whatever the run's degradation has.
 PROJECTED_FACTOR = 4
 
 

@@ -15,10 +15,10 @@ from .rope import FLUX_TRAIN_TOKENS, Policy, Rfr
 
 Kind = Literal["autoencoder", "one_step", "lora"]
 
-#: What the latent steps leave out along a picture's border, where the encoder sees zeros: px, one latent pixel.
+#: Width of the border that latent steps leave out, as the encoder saw zeros beyond it: px, one latent pixel at 16x.
 RIM = 16
 
-#: Stands for the weights that come with the pack, wherever it lies.
+#: In place of a file name: the weights that come with the pack.
 BUNDLED = "bundled"
 
 
@@ -30,7 +30,7 @@ class ModelConfig:
     start: str = ""
     #: The frozen autoencoder of kinds one_step and lora: a file or "bundled".
     autoencoder: str = BUNDLED
-    #: Of an autoencoder: train all of it, or the decoder alone (a transformer trained for it stays valid).
+    #: Of an autoencoder: train all of it, or the decoder alone. A transformer trained for the old one fits that still.
     part: Literal["all", "decoder"] = "all"
     widths: tuple[int, ...] = (24, 48, 96, 96)
     norm_groups: int = 6
@@ -45,11 +45,11 @@ class ModelConfig:
     prompt_tokens: int = 4
     #: Noise level of the one step, in (0, 1]; None: the start file's, or 0.5.
     sigma: float | None = None
-    #: Tokens per side that the run is for; written into the file.
+    #: Tokens per side that the model is trained for; written into its file, and larger pictures are warned of.
     train_tokens: int = 128
     lora_rank: int = 16
     lora_alpha: float = 16.0
-    #: Last words of the module names that get an adapter.
+    #: The blocks' linear layers that get an adapter, by the last word of their names.
     lora_targets: tuple[str, ...] = ("qkv", "proj", "0", "2", "linear1", "linear2")
 
     def __post_init__(self) -> None:
@@ -103,16 +103,16 @@ class DataConfig:
     picture_side: int = 512
     #: Folder that keeps them; "" is the run's own. Several runs of one seed may share it.
     cache: str = ""
-    #: Side of a crop, px; a multiple of 32. Later in the run (share of the steps) another side and batch.
+    #: Side of a crop, px, a multiple of 32. From the share ``late_from`` of the steps on, another side and batch.
     crop: int = 96
     late_from: float = 1.0
     late_crop: int = 160
     late_batch: int = 4
     #: Share of the crops taken at twice the side and shrunk.
     shrunk: float = 0.5
-    #: Processes that make batches; 0: the training's own.
+    #: Processes that make batches; 0: they are made by the training's own process.
     workers: int = 0
-    #: Of a transformer: so many crops are made, damaged and encoded once, and kept in the cache; 0: new ones each step.
+    #: Of a transformer: how many crops are made, damaged and encoded once and kept in the cache; 0: new ones each step.
     cached: int = 0
 
     def __post_init__(self) -> None:
@@ -141,27 +141,27 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms; 0 leaves a term out. All on pictures in [-1, 1] but ``latent``."""
+    """Weights of the loss's terms; 0 leaves a term out. All but ``latent`` look at pictures in [-1, 1]."""
 
     pixel: float = 1.0
     pixel_kind: Literal["l1", "l2", "charbonnier"] = "l1"
-    #: On horizontal and vertical differences.
+    #: Distance of the differences between neighbouring pixels, across and down.
     gradient: float = 0.5
-    #: Multi-scale frequency supervision.
+    #: Distance of the spectra, at several scales.
     frequency: float = 0.0
     latent: float = 0.1
     latent_kind: Literal["l1", "l2", "charbonnier"] = "l1"
-    #: L_AP.
+    #: L_AP, the paper's periodicity loss (``losses``).
     periodicity: float = 0.0
-    #: Share of the terms on pictures that looks at the output as fidelity 1 leaves it.
+    #: Share of each term on pictures that is taken of the output after back-projection (fidelity 1).
     projected: float = 0.0
-    #: L_AP's margin over chance (standard errors), and the border that it does not look at, px in whole tokens.
+    #: L_AP's margin over chance, in standard errors; and the width of the border it leaves out, px, whole tokens.
     periodicity_margin: float = 0.0
     periodicity_border: int = 32
     perceptual: float = 0.0
     perceptual_kind: Literal["gmsd", "ms_gmsd", "haarpsi", "ssim", "lpips", "dists"] = "gmsd"
     adversarial: float = 0.0
-    #: Share of the run after which the adversarial term counts.
+    #: Share of the run after which the adversarial term begins to count.
     adversarial_from: float = 0.5
 
     @property
@@ -183,21 +183,23 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The optimizer (AdamW, linear warm-up, cosine) and the machine."""
+    """The loop: steps and batches, the optimizer (AdamW, linear warm-up, cosine), the machine, and special steps."""
 
     steps: int = 1000
     batch: int = 8
-    #: Batches per step.
+    #: Batches whose gradients are added up for one step.
     accumulate: int = 1
     rate: float = 1e-3
     warmup: int = 100
-    #: The last step's rate over ``rate``.
+    #: The rate at the last step, as a share of ``rate``.
     final: float = 0.01
     weight_decay: float = 1e-3
+    #: Gradients whose norm is larger are shortened to it.
     clip: float = 1.0
+    #: Decay of the running mean of the weights, which is what is saved.
     ema: float = 0.999
     precision: Literal["fp32", "bf16"] = "bf16"
-    #: Of a LoRA: how the frozen model's blocks are held, as ``precision`` says or in one byte a number (torchao).
+    #: Of a LoRA: how the frozen model's blocks are held: as ``precision`` says, or in one byte a number (torchao).
     base: Base = "plain"
     #: Recompute activations in the backward pass: less memory, a third more time.
     checkpointing: bool = False
@@ -207,20 +209,22 @@ class LoopConfig:
     threads: int = 0
     #: Several GPUs: ``accelerate launch -m op4ksr_core train CONFIG`` (extra: train).
     accelerate: bool = False
-    #: Of an autoencoder: deviation of the noise on processed latents, so that its decoder bears errors.
+    #: Of an autoencoder: deviation of the noise added to processed latents, so that its decoder learns to bear errors.
     latent_noise: float = 0.05
-    #: A new autoencoder: the steps at the beginning that train the linear map through its trunk alone.
+    #: Of a new autoencoder: how many steps at the beginning train only the linear map through its trunk (linear_start).
     linear_steps: int = 0
-    #: Their own rate, with a warm-up and a cosine of its own; their only loss is the mean squared error.
+    #: The rate of those steps, with its own warm-up and cosine. Their only loss is the mean squared error.
     linear_rate: float = 2e-3
-    #: A new autoencoder: share of the run after which its latents are scaled to unit deviation; where there
-    #: are linear steps, at the end.
+    #: Of a new autoencoder: share of the run after which its latents are scaled to unit deviation. Where there are
+    #: linear steps, that is done at the end.
     unit_at: float = 0.7
-    #: Of a transformer: the steps at the beginning that look at latents alone, those of the grid's pictures.
+    #: Of a transformer: how many steps at the beginning use latents alone, cut from those of ``grid_pictures``.
     latent_steps: int = 0
-    #: Of a transformer: every so many steps a latent step on a grid of 4K's size; 0 never.
+    #: Of a transformer: one step in so many is on a large grid of latents, put together from whole pictures; 0: none.
     grid_every: int = 0
+    #: The grids' sides in tokens, taken in turn. 128 are 4096 px.
     grid_tokens: tuple[int, ...] = (64, 128)
+    #: How many pictures are encoded for grids and latent steps before the run.
     grid_pictures: int = 64
 
     def __post_init__(self) -> None:
@@ -257,12 +261,12 @@ class OutputConfig:
     log_every: int = 10
     #: Weights and the state to go on from: a crash loses at most this many steps.
     save_every: int = 200
-    #: Files of weights kept beside the last.
+    #: How many files of weights are kept besides the last.
     keep: int = 3
     sample_every: int = 200
     samples: int = 3
     sample_side: int = 256
-    #: Pictures to sample; "": procedural ones that are never trained on.
+    #: Folder of the pictures that are shown; "": procedural ones that are never trained on.
     sample_folder: str = ""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
     tensorboard: bool = False
@@ -281,7 +285,7 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. ``run`` is the folder that is written."""
+    """One training run. ``run`` is the folder that it writes."""
 
     kind: Kind
     run: str
@@ -296,12 +300,12 @@ class TrainConfig:
 
     @property
     def linear_steps(self) -> int:
-        """Those of a new autoencoder; a model that is gone on with has no linear start."""
+        """``train.linear_steps`` where they apply: for a new autoencoder. One that has a start is no longer linear."""
         return 0 if self.model.start or self.kind != "autoencoder" else self.train.linear_steps
 
     @property
     def latent_steps(self) -> int:
-        """Those of a transformer; an autoencoder has none."""
+        """``train.latent_steps`` where they apply: for a transformer."""
         return 0 if self.kind == "autoencoder" else self.train.latent_steps
 
     @property

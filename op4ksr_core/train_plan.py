@@ -75,7 +75,7 @@ class Shapes:
         self.config, self.geometry = config, geometry
 
     def _ruled(self, model: nn.Module) -> None:
-        """Blocks that are computed again, in the backward pass, need the rules brought along."""
+        """Let blocks bring CUDA's rules along: in the backward pass they are computed again, outside ``CudaRules``."""
         for module in model.modules() if self.config.train.device == "cuda" else ():
             if isinstance(module, BLOCKS):
                 module.forward = partial(by_cuda_rules, module.forward)  # pyright: ignore
@@ -100,7 +100,10 @@ class Shapes:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step. held: bytes that stay between steps, by part; peaks: bytes on top of them, by stage; flops too."""
+    """What one step needs. held: bytes that stay between steps, by part. peaks: bytes on top of them, by stage.
+
+    flops: of the batch, by stage.
+    """
 
     held: dict[str, int]
     peaks: dict[str, int]
@@ -124,6 +127,7 @@ class StepPlan:
         return sum(self.flops.values())
 
     def fits(self, free: float) -> bool:
+        """Whether so many bytes are enough."""
         return self.need <= free
 
     def text(self) -> str:
@@ -195,7 +199,7 @@ def largest_batch(config: TrainConfig) -> tuple[int, int, int, int]:
 
 
 def _at_work(task: OneStepTask, device: str) -> int:
-    """Bytes that AdamW takes for its step: a root of every moment on CUDA, of one at a time on the CPU (two copies)."""
+    """Bytes that AdamW takes during its step: on CUDA a root of every moment, on the CPU two copies of one."""
     sizes = [bytes_of(parameter) for parameter in task.trained().values()]
     return sum(sizes) if device == "cuda" else 2 * max(sizes)
 

@@ -35,15 +35,15 @@ from .train_tasks import make_task
 #: (steps done, of how many, one line for people).
 OnStep = Callable[[int, int, str], None]
 
-#: The adversarial judge learns at this share of the model's rate.
+#: The adversarial judge's learning rate, as a share of the model's.
 JUDGE_RATE = 0.5
 
 
 @contextlib.contextmanager
 def held_interrupts() -> Generator[Callable[[], bool]]:
-    """Ctrl-C waits for whoever asks whether there was one: a step in its middle is no state to go on from.
+    """Inside, Ctrl-C does nothing but make the function that is given answer True, so that a step is never cut in two.
 
-    Elsewhere than in the main thread, which alone gets signals, nothing is held.
+    Only the main thread gets signals; in any other nothing is held, and the answer is False.
     """
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -57,7 +57,11 @@ def held_interrupts() -> Generator[Callable[[], bool]]:
 
 
 class Trainer:
-    """One run. Built ready to go (or to go on); ``run`` does it."""
+    """One run of a config. Making it reads models and pictures, and with ``resume`` the state; ``run`` trains.
+
+    text: the config as it is copied into the run's folder. on_step: told of every report, of the first process only.
+    Raises what models, sources and the folder raise, and OptionError where the state is another run's.
+    """
 
     def __init__(self, config: TrainConfig, text: str, resume: bool = False, on_step: OnStep | None = None) -> None:
         self.config, self.on_step = config, on_step
@@ -84,9 +88,11 @@ class Trainer:
 
     @property
     def main(self) -> bool:
+        """Whether this process is the one that writes files and speaks."""
         return self.engine.rank == 0
 
     def columns(self) -> list[str]:
+        """Of the log."""
         terms = self.task.term_names()
         shown = ["sample_psnr", "sample_periodicity"]
         return ["step", "seconds", "pictures_per_second", "rate", "loss", *terms, *shown]
@@ -124,7 +130,11 @@ class Trainer:
     # --- the run ---
 
     def run(self) -> Path:
-        """Train to the end; the last weights' file. On Ctrl-C the state is saved first, then it is let through."""
+        """Train to the end and return the file of the last weights.
+
+        On Ctrl-C the step is finished and the state saved, then KeyboardInterrupt is raised. Raises Op4ksrError for a
+        loss that is not finite, OutputError where the folder cannot be written to.
+        """
         config, train = self.config, self.config.train
         self.task.prepare(self.source)
         self._encode_once()
@@ -158,7 +168,7 @@ class Trainer:
         return self._finished()
 
     def _finished(self) -> Path:
-        """The last weights, finished. The state is not: a run that gets more steps goes on from what was trained."""
+        """Save the last weights with the task's finishing touch. The state keeps what was trained, to go on from."""
         with self.ema.applied():
             self.task.finish()
             return self._save_weights()
