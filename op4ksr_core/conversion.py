@@ -129,7 +129,10 @@ def _metadata(header: Header, found: Description | None, loras: list[Header], wi
         metadata |= {"op4ksr.format": "1", "op4ksr.kind": header.kind}
     try:
         changed = replace(header, metadata=metadata)
-        describe_lora(changed) if header.kind == "lora" else _describe(changed)
+        if header.kind == "lora":
+            describe_lora(changed)
+        else:
+            _describe(changed)
     except UnsupportedCheckpointError as error:
         if wish.metadata:
             raise OptionError(f"--set: {error.reason}") from error

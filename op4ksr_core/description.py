@@ -157,7 +157,7 @@ def describe_flux(
         in_channels=_dimension(header, shapes, "img_in.weight", 1) // PATCH**2,
         context_in_dim=_dimension(header, shapes, "txt_in.weight", 1),
         vec_in_dim=_dimension(header, shapes, "vector_in.in_layer.weight", 1),
-        mlp_ratio=_dimension(header, shapes, "double_blocks.0.img_mlp.0.weight", 0) / hidden,
+        mlp_ratio=_dimension(header, shapes, "double_blocks.0.img_mlp.0.weight", 0) / max(1, hidden),
         guidance_embed="guidance_in.in_layer.weight" in shapes,
         axes_dim=axes_of_head(header.path, head),
         theta=_theta(header, theta, why),
@@ -276,7 +276,7 @@ def _number(header: Header, key: str, text: str, kind: type[Any]) -> Any:
 def _checked(header: Header, params: type[Params], **values: Any) -> Params:
     try:
         return params(**values)
-    except (ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise UnsupportedCheckpointError(header.path, f"has a geometry we cannot run: {error}; take another") from error
 
 

@@ -40,7 +40,7 @@ class FluxParams:
     theta: tuple[float, float] = (FLUX_THETA, FLUX_THETA)
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_heads:
+        if self.num_heads < 1 or self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}")
         head = self.hidden_size // self.num_heads
         if sum(self.axes_dim) != head:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import leaves
 from .errors import ImageError, OptionError, OutputError
+from .flux import OnProgress
 from .image_io import BROKEN, IMAGE_SUFFIXES, Picture, from_array, from_pil, load_image, to_pil
 from .resize import resize
 from .train_config import DataConfig
@@ -28,7 +29,6 @@ from .train_config import DataConfig
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
-OnProgress = Callable[[int, int], None]
 
 #: Seeds of the procedural pictures that runs show as samples and measure; never trained on.
 HELD_OUT = 1_000_000_000
