@@ -86,6 +86,7 @@ def window_starts(length: int, side: int) -> list[int]:
 
 
 def hann(side: int, device: torch.device) -> Tensor:
+    """(side,) float32: the periodic Hann window, which adds up to a constant at half its length."""
     return torch.hann_window(side, periodic=True, device=device)
 
 

@@ -39,10 +39,12 @@ class AutoEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The weights'."""
         return self.encoder.conv_in.weight.dtype
 
     @property
     def device(self) -> torch.device:
+        """The weights'."""
         return self.encoder.conv_in.weight.device
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class PipelineSettings:
 
     @property
     def target(self) -> Target:
+        """The size that is asked for."""
         return Target(long_edge=self.to)
 
 

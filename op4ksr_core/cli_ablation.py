@@ -13,6 +13,7 @@ from .trainer import OnStep
 
 
 def add_ablation(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.set_defaults(command=ablation)
     add = parser.add_argument
     add("-o", "--output", type=Path, default=Path("runs/ablation"), metavar="FOLDER")
@@ -59,6 +60,7 @@ QUICK = {
 
 
 def ablation(options: argparse.Namespace) -> int:
+    """Train, measure and print the report. Returns the exit status, 0."""
     sizes = dict(QUICK) if options.quick else {}
     for name in (*QUICK, "latent_steps", "large_measured", "periodicity", "sweep_seeds"):
         if (value := getattr(options, name)) is not None:

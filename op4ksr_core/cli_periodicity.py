@@ -176,6 +176,7 @@ def _bits(picture: Picture) -> int:
 
 
 def run_benchmark(options: argparse.Namespace) -> int:
+    """Measure the parts asked for; each is written and printed when it is done. Returns the exit status, 0."""
     photos = gather(options.photos)
 
     def told(photo: str) -> None:

@@ -27,6 +27,7 @@ from .plan import GIGABYTE, Machine, Models, Plan, Weights, make_plan
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.set_defaults(command=run_plan)
     parser.add_argument("input", metavar="IN", help="picture, or its size: 1024x768")
     add_size(parser)
@@ -74,6 +75,7 @@ class Planner:
         self.models = models_of(options, self.machine)
 
     def plan(self, size: tuple[int, int]) -> Plan:
+        """The plan for a picture of ``size`` (height, width). Raises OptionError beyond the target's ceiling."""
         return make_plan(size, self.target, self.models, self.machine)
 
     def check_weights(self) -> None:

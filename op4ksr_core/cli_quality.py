@@ -117,6 +117,7 @@ def _set_tables(
 
 
 def run_make_set(options: argparse.Namespace) -> int:
+    """Write the set, naming each picture on stderr. Returns the exit status, 0."""
     recipe = SetRecipe(options.side, options.factor, options.seed, options.degradation == "clean")
     make_set(gather(options.photos), options.output, recipe, _told)
     return 0

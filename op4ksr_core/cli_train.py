@@ -27,6 +27,7 @@ WORTH_A_PLAN = 1e9
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.set_defaults(command=run_train)
     add_config(parser)
     parser.add_argument("--resume", action="store_true", help="go on with the run in the config's folder")
@@ -75,6 +76,7 @@ def check_memory(config: TrainConfig) -> StepPlan | None:
 
 
 def run_train(options: argparse.Namespace) -> int:
+    """Train, or plan, and print the last weights' file. Returns 0, or 130 after Ctrl-C."""
     changes = list(options.set)
     if options.run:
         changes.append(f"run = {json.dumps(options.run)}")

@@ -30,6 +30,7 @@ def add_benchmark(kinds: Any) -> None:
 
 
 def run_train_benchmark(options: argparse.Namespace) -> int:
+    """Time, write and print. Returns the exit status, 0."""
     config = read_config(options.config, options.set)
     device = parse_device(options.device or config.train.device or None)
     geometry = geometry_of(config, options.geometry)

@@ -178,9 +178,11 @@ class _Run:
         return Degraded(_levels(x), factor, self.steps)
 
     def told(self, name: str, **numbers: Any) -> None:
+        """Note a step and the numbers that were drawn for it."""
         self.steps.append((name, numbers))
 
     def blurred(self, x: Tensor, turn: int) -> Tensor:
+        """Blurred by a random Gaussian or sinc kernel, or as it is."""
         params, rng = self.params, self.rng
         if rng.random() >= params.blur[turn]:
             return x
@@ -194,6 +196,7 @@ class _Run:
         return filtered(x, gaussian_kernel(params.kernel, wide, narrow, angle))
 
     def rung(self, x: Tensor, name: str) -> Tensor:
+        """Rung by a sinc filter of random cut-off; name: what the step is called."""
         cutoff = float(self.rng.uniform(*self.params.sinc_cutoff))
         self.told(name, cutoff=cutoff)
         return filtered(x, sinc_kernel(self.params.kernel, cutoff))
@@ -215,6 +218,7 @@ class _Run:
         return _resampled(x, *size, mode)
 
     def noisy(self, x: Tensor, turn: int) -> Tensor:
+        """With Gaussian or shot noise added, grey or in colour, or as it is."""
         params, rng = self.params, self.rng
         if rng.random() >= params.noise[turn]:
             return x
@@ -231,6 +235,7 @@ class _Run:
         return (x + strength * noise).clamp(0, 1)
 
     def compressed(self, x: Tensor, turn: int) -> Tensor:
+        """Through JPEG of random quality, or as it is."""
         params, rng = self.params, self.rng
         if rng.random() >= params.jpeg[turn]:
             return x

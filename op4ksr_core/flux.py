@@ -115,10 +115,12 @@ class Flux(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The weights'."""
         return self.img_in.weight.dtype
 
     @property
     def device(self) -> torch.device:
+        """The weights'."""
         return self.img_in.weight.device
 
     def set_rfr(self, rfr: Rfr) -> None:

@@ -49,6 +49,7 @@ class OneStepTask(Task):
             checkpoint_blocks(self)
 
     def start(self) -> Flux:
+        """The transformer that is trained, with the config's constants in it."""
         config = self.config
         flux = self.models.flux(None).train().requires_grad_(True) if config.model.start else new_flux(config)
         return with_constants(flux, config)

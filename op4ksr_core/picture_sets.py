@@ -132,6 +132,7 @@ class SetRecipe:
 
     @property
     def degradation(self) -> Degradation:
+        """What happens to each picture."""
         return Degradation(factor=(self.factor, self.factor), clean=float(self.clean))
 
 

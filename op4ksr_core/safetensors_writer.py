@@ -46,6 +46,7 @@ class Entry:
 
     @property
     def bytes(self) -> int:
+        """How many the tensor takes in the file."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 

@@ -38,6 +38,8 @@ SHUFFLE = 64
 
 
 class Source(Protocol):
+    """Gives crops of pictures to train on."""
+
     def crops(self, seed: tuple[int, ...], count: int, side: int) -> Tensor:
         """(count, 3, side, side) in [0, 1], sharp; the same for the same seed (run, step, process).
 

@@ -80,6 +80,7 @@ class RfrConfig:
     train_tokens: int = FLUX_TRAIN_TOKENS
 
     def rfr(self) -> Rfr:
+        """The policy that ``rope`` takes. Raises OptionError for numbers that it refuses."""
         theta = (self.theta[0], self.theta[-1]) if self.theta else None
         return Rfr(self.policy, theta, self.turns, (self.tokens[0], self.tokens[-1]), self.train_tokens)
 
