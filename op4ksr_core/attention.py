@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-#: Query rows per chunk where PyTorch's fused kernels may fall back to the full matrix.
+#: Query rows per chunk where PyTorch has no fused kernel and stores the whole matrix of what it is given.
 #: Our choice: 1024 rows against 65,536 keys are 268 MB in fp32.
 QUERY_CHUNK = 1024
 
-#: Largest head that flash attention takes on CUDA; larger heads (the autoencoder's 512) are chunked.
-LARGEST_FUSED_HEAD = 256
+#: Largest head that flash attention takes on CUDA. The autoencoder's middle has heads of 512.
+LARGEST_FLASH_HEAD = 256
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v.
 
     q, k, v: (B, heads, N, d), any float dtype, one device. Returns (B, heads, N, d).
-    Heads wider than 256 run in chunks of queries off the CPU, where the fused kernels may not
-    apply and the whole matrix (8.6 GB at 65,536 tokens) would be stored. The CPU's is always fused.
+    One kernel where PyTorch has a fused one for such tensors; else in chunks of queries, for it would store the
+    whole matrix (8.6 GB at 65,536 tokens). The two are the same but for rounding.
     """
-    if q.device.type == "cpu" or q.shape[-1] <= LARGEST_FUSED_HEAD or q.shape[2] <= QUERY_CHUNK:
+    if q.shape[2] <= QUERY_CHUNK or is_fused(q, k, v):
         return F.scaled_dot_product_attention(q, k, v)
+    return in_chunks(q, k, v)
+
+
+def in_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``attention``, a chunk of queries at a time."""
     out = torch.empty_like(q)
     for start in range(0, q.shape[2], QUERY_CHUNK):
         rows = slice(start, start + QUERY_CHUNK)
         out[:, :, rows] = F.scaled_dot_product_attention(q[:, :, rows], k, v)
     return out
+
+
+def is_fused(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether PyTorch's attention of these stores no N x N matrix.
+
+    The CPU's never does; elsewhere flash attention is relied upon up to heads of 256. Above them CUDA has the
+    memory-efficient kernel, where PyTorch says that it takes these tensors. It works on 32 queries per block, so
+    that a chunk of 1024 would keep 32 of a card's 100 and more processors busy: it gets all at once (read in
+    PyTorch's sources, not measured; ``benchmark facts`` times both).
+    """
+    if q.device.type == "cpu" or q.shape[-1] <= LARGEST_FLASH_HEAD:
+        return True
+    return q.device.type == "cuda" and _efficient_kernel_takes(q, k, v)
+
+
+def _efficient_kernel_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    backends: Any = torch.backends.cuda
+    given = q, k, v, None, 0.0, False
+    try:
+        params = backends.SDPAParams(*given, False)
+    except TypeError:  # PyTorch 2.4 knows no grouped heads
+        params = backends.SDPAParams(*given)
+    return bool(backends.can_use_efficient_attention(params))

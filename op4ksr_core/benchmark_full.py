@@ -23,7 +23,7 @@ from .cost import autoencoder_flops, flux_flops, image_tokens
 from .errors import Op4ksrError, OptionError, OutOfMemoryError
 from .flux import Flux
 from .fp8 import Product, has_scaled_mm
-from .full_report import DTYPES, PAPER_SIDE, Case, Dtype, Findings, Record
+from .full_report import DTYPES, FAILED, PAPER_SIDE, Case, Dtype, Findings, Record
 from .full_size import GEOMETRIES, Geometry, random_autoencoder_on, random_flux, weights_bytes
 from .kernels import Kernel, preferring
 from .latent import MARGIN, PATCH
@@ -84,7 +84,7 @@ class FullSettings:
 
 def setup_of(settings: FullSettings, device: torch.device) -> dict[str, str]:
     """What the figures of one report have in common, and what they mean."""
-    params, vae = settings.shape.flux, settings.shape.autoencoder
+    params, vae, strips = settings.shape.flux, settings.shape.autoencoder, settings.strips
     return {
         "weights": "random (seeded): time and memory, never quality",
         "transformer": f"{params.depth} + {params.depth_single_blocks} blocks, hidden {params.hidden_size}; "
@@ -94,6 +94,8 @@ def setup_of(settings: FullSettings, device: torch.device) -> dict[str, str]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else f"none ({device.type})",
         "torch": torch.__version__,
         "attention": settings.attention,
+        "strips": "by the free memory" if strips is None else f"{strips.thrift}, {strips.rows} rows",
+        "repeats": str(settings.repeats),
         "limit": "none" if settings.limit is None else f"{settings.limit:g} GB, by PyTorch's allocator",
         "torch.compile": f"each block by itself, {settings.backend}, fixed shapes",
         "fp8": "the blocks' weights in e4m3, one scale per matrix; fp8: torch._scaled_mm with the input's own scale "
@@ -203,7 +205,7 @@ def outcome(case: Case, measured: Callable[[], Record]) -> Record:
             return Record(case, "out of memory")
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160].replace("|", "/")
         log.warning("full: %s failed: %s", case, error)
-        return Record(case, f"failed: {reason}")
+        return Record(case, f"{FAILED}: {reason}")
 
 
 def measure_case(core: CoreStages, case: Case, settings: FullSettings) -> Record:

@@ -47,7 +47,9 @@ def _add_full(kinds: Any) -> None:
     parser.add_argument("--repeats", type=int, choices=range(1, 100), default=usual.repeats, metavar="N")
     parser.add_argument("--minutes", type=float, help="begin no case that is expected to end later")
     parser.add_argument("--limit", type=float, metavar="GB", help="of a CUDA device, as if it had no more")
-    parser.add_argument("--again", action="store_true", help="measure all anew; without it what is there is kept")
+    parser.add_argument(
+        "--again", nargs="?", choices=("all", "failed"), const="all", help="measure all, or what failed, anew"
+    )
     parser.add_argument("--device")
     parser.add_argument("--quick", action="store_true", help="the small geometry at tiny sizes, to see that it runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
@@ -57,9 +59,11 @@ def run_full(options: argparse.Namespace) -> int:
     """The report is written after each case; called again, it goes on."""
     device, settings = parse_device(options.device), _settings(options)
     setup = setup_of(settings, device)
-    found = None if options.again else read_findings(options.output / "full.json")
+    found = None if options.again == "all" else read_findings(options.output / "full.json")
     if found is None:
         found = Findings(setup)
+    if options.again == "failed":
+        found.forget_failed()
     check_same(found, setup)
     paper, whole = work_of(GEOMETRIES["flux"]), settings.geometry == "flux"
 

@@ -19,6 +19,8 @@ Dtype = Literal["bf16", "fp8", "fp8-cast"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 DONE = "done"
+#: How the status of a case begins that ended with an error other than out of memory.
+FAILED = "failed"
 
 #: The paper's: 4096 px in 5.75 s on an H20, whose data sheet says 148 TFLOP/s in dense bf16.
 PAPER_SECONDS, PAPER_PEAK, PAPER_SIDE = 5.75, 148.0, 4096
@@ -85,6 +87,10 @@ class Findings:
         """The measured ceiling, TFLOP/s; "fp8-cast" multiplies in bf16."""
         rows = self.ceilings.get("fp8" if dtype == "fp8" else "bf16")
         return max(row["TFLOP/s"] for row in rows) if rows else None
+
+    def forget_failed(self) -> None:
+        """Cases that failed are measured again; those that ran out of memory would do so again."""
+        self.records = [record for record in self.records if not record.status.startswith(FAILED)]
 
     def of(self, case: Case) -> Record | None:
         return next((record for record in self.records if record.case == case), None)
@@ -239,7 +245,7 @@ def _verdict(aim: float, value: float | None, here: bool, at_least: bool) -> str
 
 
 #: What may not differ within one report.
-_SAME = ("transformer", "VAE", "gpu", "torch", "attention", "limit", "torch.compile")
+_SAME = ("transformer", "VAE", "gpu", "torch", "attention", "strips", "repeats", "limit", "torch.compile")
 
 
 def check_same(found: Findings, setup: Mapping[str, str]) -> None:

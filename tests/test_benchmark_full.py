@@ -23,6 +23,7 @@ from op4ksr_core.benchmark_full import (
 )
 from op4ksr_core.full_report import Case, Findings, Record, aim_rows, check_same, paper_row, read_findings, tables_of
 from op4ksr_core.full_size import GEOMETRIES, random_autoencoder_on, random_flux, weights_bytes
+from op4ksr_core.strips import StripSettings
 
 CPU = torch.device("cpu")
 TINY = FullSettings("small", (64,), ("bf16",), (False,), repeats=1, ceiling=(64,))
@@ -208,11 +209,33 @@ def test_the_command_goes_on_where_it_was(
     assert "Aims" not in text  # another geometry's
 
 
+def test_what_failed_is_tried_again_where_that_is_asked_for(
+    command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(core: Any, case: Case, settings: FullSettings) -> Record:
+        raise RuntimeError("no kernel") if case.side == 32 else OutOfMemoryError("x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark_full, "measure_case", fail)
+        assert command("--dtypes", "bf16", "--compile", "no", "--sides", "32", "64") == 0
+    for again, statuses in (
+        ((), ["failed: no kernel", "out of memory"]),
+        (("--again", "failed"), ["out of memory", "done"]),
+    ):
+        assert command("--dtypes", "bf16", "--compile", "no", "--sides", "32", "64", *again) == 0
+        found = read_findings(tmp_path / "full.json")
+        assert found is not None and [record.status for record in found.records] == statuses
+
+
 def test_a_report_of_another_setup_is_refused(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(OptionError, match="has torch '1', this run '2'; name another folder"):
         check_same(Findings({"torch": "1"}), {"torch": "2"})
+    plain = setup_of(TINY, CPU)
+    for other in (replace(TINY, repeats=2), replace(TINY, strips=StripSettings(32, "tiny"))):
+        with pytest.raises(OptionError, match="name another folder"):
+            check_same(Findings(plain), setup_of(other, CPU))
     (tmp_path / "full.json").write_text(json.dumps({"details": []}), "utf-8")
     assert command() == 1
     assert "is no report to go on with" in capsys.readouterr().err
