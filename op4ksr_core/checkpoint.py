@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .autoencoder import AutoEncoder, AutoEncoderParams
-from .description import describe_autoencoder, describe_flux, settings_with_prompt, some_names
+from .description import Description, describe_autoencoder, describe_flux, settings_with_prompt, some_names
 from .errors import OutputError, UnsupportedCheckpointError
 from .flux import Flux, FluxParams
 from .header import OUR_FORMAT, PROMPT_KEYS, Header, read_tensors
@@ -50,8 +50,7 @@ def load_autoencoder(
     assert isinstance(found.params, AutoEncoderParams)
     model = AutoEncoder(found.params, operations=operations, device="meta")
     _assign(model, found.header, device, dtype)
-    for line in found.facts():
-        log.info("%s: %s", found.header.path.name, line)
+    _log_facts(found)
     return model.eval().requires_grad_(False)
 
 
@@ -79,9 +78,14 @@ def load_flux(
         )
     model = Flux(found.params, settings_with_prompt(found), operations=operations, device="meta")
     _assign(model, found.header, device, dtype)
+    _log_facts(found)
+    return model.eval().requires_grad_(False)
+
+
+def _log_facts(found: Description) -> None:
+    """Tell, in the log, every fact that was decided, and why."""
     for line in found.facts():
         log.info("%s: %s", found.header.path.name, line)
-    return model.eval().requires_grad_(False)
 
 
 # --- saving -----------------------------------------------------------------------------------
