@@ -9,7 +9,7 @@ from typing import Any
 import comfy.lora
 import comfy.lora_convert
 
-from ..op4ksr_core.checkpoint import check_prompt
+from ..op4ksr_core.description import check_prompt
 from ..op4ksr_core.errors import OptionError, UnsupportedCheckpointError
 from ..op4ksr_core.lora_file import describe_lora, lora_settings, lora_tensors
 from ..op4ksr_core.rope import RescaledEmbedND

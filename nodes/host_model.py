@@ -15,7 +15,8 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
-from ..op4ksr_core.checkpoint import Description, check_tensors, describe_flux, read_state, settings_with_prompt
+from ..op4ksr_core.checkpoint import check_tensors, read_state
+from ..op4ksr_core.description import Description, describe_flux, settings_with_prompt
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.flux import Flux, FluxParams, OneStepSettings
 from ..op4ksr_core.rope import FLUX_THETA, RescaledEmbedND
@@ -37,9 +38,8 @@ def load_model(path: Path, weight_dtype: str) -> Any:
     patcher = _flux_patcher(path, weight_dtype)
     patcher.cached_patcher_init = (_flux_patcher, (path, weight_dtype))
     patcher.set_attachments(ATTACHMENT, settings_with_prompt(found))
-    for fact, reason in found.why.items():
-        value = found.params.theta if fact == "theta" else getattr(found.settings, fact)
-        log.info("%s: %s %s (%s)", path.name, fact, value, reason)
+    for line in found.facts():
+        log.info("%s: %s", path.name, line)
     return patcher
 
 

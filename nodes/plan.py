@@ -16,9 +16,9 @@ from ..op4ksr_core.plan import Machine, Models, Plan, Weights, make_plan
 from ..op4ksr_core.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from .exact_vae import ExactVAE
 from .host_model import settings_of
-from .schema import advanced, schema
+from .schema import schema
 from .stages import HostStages
-from .widgets import size_widgets, target_of
+from .widgets import ceiling_widget, size_widgets, target_of
 
 log = logging.getLogger(__name__)
 
@@ -124,16 +124,7 @@ class PlanRun(io.ComfyNode):
                 io.Int.Input("height", default=1024, min=1, max=32768, tooltip="Of the picture, without an image."),
                 *size_widgets(),
                 io.Boolean.Input("vae_only", default=False, tooltip="Plan without the transformer."),
-                advanced(
-                    io.Float.Input(
-                        "max_megapixels",
-                        default=DEFAULT_CEILING_MEGAPIXELS,
-                        min=0.1,
-                        max=1024.0,
-                        step=0.1,
-                        tooltip="Ceiling: a larger output is refused.",
-                    )
-                ),
+                ceiling_widget("Ceiling: a larger output is refused."),
             ],
             outputs=[
                 io.String.Output("PLAN", tooltip="The plan in words."),

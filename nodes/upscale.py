@@ -15,7 +15,7 @@ from .exact_vae import ExactVAE
 from .plan import host_plan
 from .schema import advanced, schema
 from .stages import HostStages, image_to_core, image_to_host, on_free_device, progress_bar
-from .widgets import check_choice, sigma_widget, size_widgets, target_of
+from .widgets import ceiling_widget, check_choice, sigma_widget, size_widgets, target_of
 
 log = logging.getLogger(__name__)
 
@@ -87,16 +87,7 @@ class OneStepUpscale(io.ComfyNode):
                         tooltip="-1: the model's own (or the conditioning's). Ignored by models without guidance.",
                     )
                 ),
-                advanced(
-                    io.Float.Input(
-                        "max_megapixels",
-                        default=DEFAULT_CEILING_MEGAPIXELS,
-                        min=0.1,
-                        max=1024.0,
-                        step=0.1,
-                        tooltip="Ceiling: a larger output is refused before anything is computed.",
-                    )
-                ),
+                ceiling_widget("Ceiling: a larger output is refused before anything is computed."),
             ],
             outputs=[
                 io.Image.Output("IMAGE", tooltip="The enlarged picture(s)."),

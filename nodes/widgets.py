@@ -9,7 +9,8 @@ from comfy_api.latest import io
 
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.latent import PATCH
-from ..op4ksr_core.resize import Target
+from ..op4ksr_core.resize import DEFAULT_CEILING_MEGAPIXELS, Target
+from .schema import advanced
 
 #: Pixels per latent row or column of a 16x VAE.
 RATIO = 16
@@ -70,6 +71,15 @@ def size_widgets() -> list[Any]:
             tooltip="Area of the output, for target megapixels; 1 MP = 1024 x 1024 px.",
         ),
     ]
+
+
+def ceiling_widget(tooltip: str) -> Any:
+    """How large an output may be at most, in megapixels."""
+    return advanced(
+        io.Float.Input(
+            "max_megapixels", default=DEFAULT_CEILING_MEGAPIXELS, min=0.1, max=1024.0, step=0.1, tooltip=tooltip
+        )
+    )
 
 
 def side_widgets(tooltip: str) -> list[Any]:

@@ -26,7 +26,7 @@ from .benchmark import Row, write_report
 from .checkpoint import BUNDLED_AUTOENCODER, load_autoencoder, load_flux
 from .errors import OptionError
 from .flux import Flux
-from .image_io import load_image
+from .image_io import from_array, load_image
 from .latent import PATCH
 from .leaves import picture
 from .losses import PeriodicityLoss, lattice_correlation, periods_nearby
@@ -34,11 +34,13 @@ from .metrics import fidelity_scores, load_piq, psnr
 from .objectives import inner
 from .one_step import OneStepOptions, upscale
 from .periodicity import measure_periodicity
+from .ranges import FROM_0, FROM_1, FROM_32, check_ranges
 from .resize import Target, resize
 from .rope import FLUX_THETA, fit_theta, ntk_theta
+from .run_samples import centre
 from .sources import HELD_OUT
 from .train_config import DataConfig, LoopConfig, LossConfig, ModelConfig, OutputConfig, RfrConfig, TrainConfig
-from .trainer import OnStep, Trainer, centre
+from .trainer import OnStep, Trainer
 
 #: Channels per image axis of a head of 128, and tokens per side of 4096 px: for the thetas below.
 DIM, TOKENS = 56, 128
@@ -55,6 +57,9 @@ THETAS: dict[str, float] = {
     "fit, 1/2 turn": fit_theta(TOKENS, 0.5, DIM),
     "16": 16.0,
 }
+
+#: The parts of the experiment -> the titles of their tables.
+PARTS = {"variants": "RFR and L_AP", "theta": "Theta"}
 
 #: Name -> (RFR, L_AP).
 VARIANTS: dict[str, tuple[bool, bool]] = {
@@ -110,6 +115,8 @@ class Ablation:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        amounts = ("large_tokens", "latent_steps", "pictures", "periodicity", "threads", "workers")
+        check_ranges("ablation", self, {FROM_1: ("heads", "large_measured"), FROM_0: amounts, FROM_32: ("crop",)})
         if not self.seeds or self.steps < 1 or self.measured < 1:
             raise OptionError(
                 "ablation: expected at least one seed, one step and one picture, "
@@ -164,7 +171,7 @@ def config_of(ablation: Ablation, seed: int, theta: float, periodicity: float) -
 
 
 def trained(config: TrainConfig, on_step: OnStep | None) -> tuple[Flux, float]:
-    """Train, or go on, or find it finished; the model and the seconds that training took in all."""
+    """Train, or go on with a run that was broken off. Returns the model and the seconds of training in all."""
     text = f"# One run of the ablation; {config!r}\n"
     folder = Path(config.run)
     trainer = Trainer(config, text, (folder / "log.csv").exists(), on_step)
@@ -173,7 +180,7 @@ def trained(config: TrainConfig, on_step: OnStep | None) -> tuple[Flux, float]:
 
 
 class Measure:
-    """Held-out pictures at both grids, x4 clean; a model's scores on them."""
+    """Scores models on held-out pictures, shrunk by 4 and nothing else, at both grids."""
 
     def __init__(self, ablation: Ablation) -> None:
         self.ablation = ablation
@@ -195,8 +202,7 @@ class Measure:
 
     @staticmethod
     def _made(side: int, count: int) -> list[Tensor]:
-        made = (picture(FIRST + i, side, side) for i in range(count))
-        return [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in made]
+        return [from_array(picture(FIRST + i, side, side)) for i in range(count)]
 
     def _photos(self, side: int) -> list[Tensor]:
         """The photos' middles. Raises OptionError where none is large enough; the smaller ones are left out."""
@@ -258,8 +264,8 @@ def _has_piq() -> bool:
     return True
 
 
-def run_ablation(ablation: Ablation, parts: Sequence[str] = ("variants", "theta"), tell: OnName | None = None) -> Path:
-    """Train and measure all; the report, written anew after each run, so that nothing is lost."""
+def run_ablation(ablation: Ablation, parts: Sequence[str] = tuple(PARTS), tell: OnName | None = None) -> Path:
+    """Train and measure all. Returns the report, which is written anew after each run, so that nothing is lost."""
     measure = Measure(ablation)
     details: list[Row] = [{"part": "", "name": "autoencoder alone", **row} for row in measure.rows(None)]
     report = write(ablation, details)
@@ -274,7 +280,7 @@ def run_ablation(ablation: Ablation, parts: Sequence[str] = ("variants", "theta"
     return report
 
 
-#: A run's name -> what is told of its steps.
+#: Gives, for a run's name, what is told of its steps.
 OnName = Callable[[str], OnStep]
 
 
@@ -298,7 +304,7 @@ def write(ablation: Ablation, details: list[Row]) -> Path:
     """ablation.json, .md and .png: a table per part and grid, means and deviations over the seeds."""
     tables: dict[str, list[Row]] = {}
     alone = [row for row in details if not row["part"]]
-    for part, title in (("variants", "RFR and L_AP"), ("theta", "Theta")):
+    for part, title in PARTS.items():
         for grid in dict.fromkeys(row["grid"] for row in details):
             rows = [row for row in details if row["part"] == part and row["grid"] == grid]
             if rows:

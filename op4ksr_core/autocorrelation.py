@@ -24,6 +24,9 @@ SMALLEST_SIDE = WINDOWS[-1]
 #: Side of the windows whose mean power spectrum becomes the autocorrelation.
 LONG_WINDOW = 512
 
+#: A spectral line counts at most this many times its neighbourhood.
+CLIP = 10.0
+
 #: Share of the mean local energy added to the local energy before dividing by it.
 FLOOR = 0.01
 
@@ -83,6 +86,7 @@ def window_starts(length: int, side: int) -> list[int]:
 
 
 def hann(side: int, device: torch.device) -> Tensor:
+    """(side,) float32: the periodic Hann window, which adds up to a constant at half its length."""
     return torch.hann_window(side, periodic=True, device=device)
 
 
@@ -140,21 +144,16 @@ def mean_power(plane: Tensor) -> Tensor:
     return total
 
 
-def autocorrelation(plane: Tensor, clip: float = 10.0) -> Autocorrelation:
-    """Of a whitened plane (H, W); see ``from_power``."""
-    return from_power(mean_power(plane), clip)
-
-
-def from_power(power: Tensor, clip: float = 10.0, known: Tensor | None = None) -> Autocorrelation:
+def from_power(power: Tensor, known: Tensor | None = None) -> Autocorrelation:
     """From ``mean_power``, each spectral line weighed against its neighbourhood and clipped.
 
     Clipping is why textures count little: they have few strong lines, an artifact has many weak ones.
     known: power of what was there before; its lines do not count.
     """
     tall, wide = power.shape[0], (power.shape[1] - 1) * 2
-    ratio = flatten(power, clip)
+    ratio = flatten(power)
     if known is not None:
-        ratio = torch.where(flatten(known, clip) > 4, ratio.clamp(max=1), ratio)
+        ratio = torch.where(flatten(known) > 4, ratio.clamp(max=1), ratio)
     low = _low_bins(tall, wide, power.device)
     ratio = torch.where(low, ratio.new_tensor(1.0), ratio)
     full = torch.fft.irfft2(ratio - ratio.mean(), s=(tall, wide))
@@ -164,14 +163,14 @@ def from_power(power: Tensor, clip: float = 10.0, known: Tensor | None = None) -
     return Autocorrelation(values, float(values.std()) + 1e-12, ratio.roll(tall // 2, 0))
 
 
-def flatten(power: Tensor, clip: float) -> Tensor:
+def flatten(power: Tensor) -> Tensor:
     """Power spectrum (rows, columns of rfft2) / its own local log mean (13 x 13 bins), clipped; mean about 1."""
     log = (power + 1e-6 * power.mean() + 1e-20).log()
     side = 6
     padded = torch.cat([log[-side:], log, log[:side]])
     smooth = box_mean(padded, 2 * side + 1)[side:-side]
     ratio = (log - smooth - 0.5772).exp()
-    return ratio.clamp(max=clip)
+    return ratio.clamp(max=CLIP)
 
 
 def _low_bins(tall: int, wide: int, device: torch.device) -> Tensor:

@@ -39,10 +39,12 @@ class AutoEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The weights'."""
         return self.encoder.conv_in.weight.dtype
 
     @property
     def device(self) -> torch.device:
+        """The weights'."""
         return self.encoder.conv_in.weight.device
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -70,8 +72,8 @@ class AutoEncoder(nn.Module):
 
         Computed in the weights' dtype on the weights' device. A side that is no multiple of the
         ratio is rounded as the convolutions have it; ``upscale`` pads beforehand.
-        ``on_strip()`` runs before each strip and may raise to cancel. Raises ImageError for another
-        shape, or for sides shorter than the ratio; OutOfMemoryError when even the thriftiest way fails.
+        ``on_strip(done, total)`` runs before each strip and may raise to cancel. Raises ImageError for
+        another shape, or for sides shorter than the ratio; OutOfMemoryError when even the thriftiest way fails.
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise ImageError(f"image: expected (B, 3, H, W), got {tuple(image.shape)}")

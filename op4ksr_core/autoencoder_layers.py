@@ -89,6 +89,8 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
+    """(B, width, h, w) -> half of both sides: a 3x3 convolution of stride 2, zeros added at the right and below."""
+
     def __init__(self, width: int, ops: Any, **kw: Any) -> None:
         super().__init__()
         self.conv = ops.Conv2d(width, width, 3, stride=2, **kw)
@@ -98,6 +100,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
+    """(B, width, h, w) -> twice both sides, each pixel repeated, then a 3x3 convolution."""
+
     def __init__(self, width: int, ops: Any, **kw: Any) -> None:
         super().__init__()
         self.conv = ops.Conv2d(width, width, 3, padding=1, **kw)
@@ -107,6 +111,8 @@ class Upsample(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """The blocks at the latent's resolution, with attention between them if the model has it; the shape stays."""
+
     def __init__(self, width: int, groups: int, with_attention: bool, ops: Any, **kw: Any) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(width, width, groups, ops, **kw)
@@ -122,7 +128,7 @@ class MidBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, and the change of resolution after them (None at the ends)."""
+    """The blocks of one resolution. ``downsample`` or ``upsample`` is added where another resolution follows."""
 
     def __init__(self, in_width: int, width: int, depth: int, groups: int, ops: Any, **kw: Any) -> None:
         super().__init__()
@@ -133,6 +139,8 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Pixels (B, 3, H, W) in [-1, 1] -> (B, 2 C, H / ratio, W / ratio): the latent's mean, then its log variance."""
+
     def __init__(self, params: AutoEncoderParams, ops: Any, **kw: Any) -> None:
         super().__init__()
         widths, groups = params.widths, params.norm_groups
@@ -159,6 +167,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Raw latent (B, C, h, w) -> pixels (B, 3, h * ratio, w * ratio), about [-1, 1]."""
+
     def __init__(self, params: AutoEncoderParams, ops: Any, **kw: Any) -> None:
         super().__init__()
         widths, groups = params.widths, params.norm_groups

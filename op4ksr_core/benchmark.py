@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def machine() -> dict[str, str]:
-    """What a figure depends on."""
+    """What a figure depends on: processor, threads, GPU, versions and system, as words."""
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),

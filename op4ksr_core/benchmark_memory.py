@@ -23,8 +23,8 @@ from .demo import SAMPLE_PHOTO
 from .errors import Op4ksrError
 from .flux import OnProgress
 from .image_io import load_image
-from .machine import peak_memory
-from .memory import Stage, out_of_memory_told, peak_elements
+from .machine import dtype_name, peak_memory
+from .memory import Stage, both, out_of_memory_told, peak_elements
 from .one_step import CoreStages, OneStepOptions, run
 from .resize import Target, resize
 from .strips import THRIFTS, StripSettings, Thrift
@@ -45,10 +45,10 @@ GEOMETRIES = {
 TILE, OVERLAP = 512, 64
 
 
-def random_autoencoder(params: AutoEncoderParams, seed: int = 0) -> AutoEncoder:
+def random_autoencoder(params: AutoEncoderParams) -> AutoEncoder:
     """Seeded weights, no norm neutral; scaled so that nearly all outputs lie in [-1, 1]."""
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = AutoEncoder(params).eval().requires_grad_(False)
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -63,10 +63,6 @@ def uneven(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     contrast = resize(torch.rand(1, 1, 3, 3, generator=generator), *shape[2:]).abs()
     return torch.randn(shape, generator=generator) * (0.2 + 1.6 * contrast)
-
-
-def both(settings: StripSettings) -> dict[Stage, StripSettings]:
-    return {"encode": settings, "decode": settings}
 
 
 # --- exactness --------------------------------------------------------------------------------
@@ -91,8 +87,6 @@ CASES = (
     Case("F8, full width", (512, 512), tiles=False),
 )
 QUICK_CASES = (Case("F16, small", (256, 256)), Case("F16, small", (544, 144)))
-
-Runs = dict[str, Tensor]
 
 
 def exactness(cases: tuple[Case, ...] = CASES) -> list[Row]:
@@ -144,7 +138,7 @@ def _compare(
             "weights": case.geometry,
             "px": f"{case.size[1]}x{case.size[0]}",
             "stage": stage,
-            "dtype": str(given.dtype).removeprefix("torch."),
+            "dtype": dtype_name(given.dtype),
             "way": name,
             "max": (result.float() - plain.float()).abs().max().item(),
             "rms": _rms(result, truth),

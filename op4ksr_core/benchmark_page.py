@@ -177,6 +177,13 @@ def _fault(report: Any) -> str:
     for key, kind in (("command", str), ("machine", dict), ("tables", dict)):
         if not isinstance(report.get(key), kind):
             return f"{key} is missing"
+    for key, kind in (("kind", str), ("note", str), ("left_out", list)):
+        if not isinstance(report.get(key, kind()), kind):
+            return f"{key} is something else than what is written there"
+    try:
+        shlex.split(report["command"])
+    except ValueError as error:
+        return f"its command cannot be split into words: {error}"
     for title, rows in report["tables"].items():
         if not isinstance(rows, list) or not rows or any(not isinstance(row, dict) for row in rows):
             return f"table {title} has no rows"
@@ -186,7 +193,7 @@ def _fault(report: Any) -> str:
 
 
 def write_slim(path: Path, report: Row) -> None:
-    """As JSON with one row of a table a line. Raises OutputError."""
+    """Write a report as JSON with each row of a table on a line of its own. Raises OutputError."""
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in report.items() if key != "tables"]
     tables = [
         f"    {json.dumps(title)}: [\n" + ",\n".join(f"      {json.dumps(row)}" for row in rows) + "\n    ]"
@@ -197,7 +204,7 @@ def write_slim(path: Path, report: Row) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """With LF on every system. Raises OutputError."""
+    """Write a text, with LF on every system; its folder is made. Raises OutputError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode("utf-8"))

@@ -24,11 +24,12 @@ from .demo import SAMPLE_PHOTO
 from .errors import OptionError
 from .flux import Flux
 from .image_io import load_image
+from .machine import dtype_name
 from .one_step import CoreStages, OneStepOptions
 from .patches import Cut, PatchStages, difference
 from .plan import Plan
 from .resize import Target, resize
-from .stage_clock import STAGES, Names, PeakMeter, StageClock, TimedStages
+from .stage_clock import STAGES, PeakMeter, StageClock, StageNames, TimedStages
 from .stage_times import (
     TOGETHER,
     Measured,
@@ -68,6 +69,7 @@ class PipelineSettings:
 
     @property
     def target(self) -> Target:
+        """The size that is asked for."""
         return Target(long_edge=self.to)
 
 
@@ -121,7 +123,7 @@ def patches_way(core: CoreStages, size: tuple[int, int], settings: PipelineSetti
 
     def stages(clock: StageClock) -> TimedStages:
         patched = PatchStages(timed(core, clock, "blend"), settings.cut, size, vae_only=core.flux is None)
-        return TimedStages(patched, clock, Names("blend", "blend", "blend"))
+        return TimedStages(patched, clock, StageNames("blend", "blend", "blend"))
 
     flops: dict[str, float] = {}
     for patch, count in settings.cut.sizes(size).items():
@@ -189,7 +191,7 @@ def settings_table(core: CoreStages, plan: Plan, repeats: int) -> list[Row]:
     told = {
         "picture": f"{_px(plan.input)} -> {_px(plan.output)} px, {_px(plan.framed)} with the VAE's margin",
         "tokens": f"{columns} x {rows} = {rows * columns}",
-        "models": f"{model.device}, {str(model.dtype).removeprefix('torch.')}; VAE {model.params.ratio}x",
+        "models": f"{model.device}, {dtype_name(model.dtype)}; VAE {model.params.ratio}x",
         "strips": "; ".join(strips),
         **meanings(model.device, repeats),
     }

@@ -24,6 +24,7 @@ from .image_io import Picture, from_pil, load_image, to_pil
 from .metrics import fidelity_scores, load_piq, psnr
 from .one_step import OneStepOptions, upscale
 from .periodicity import measure_periodicity
+from .picture_sets import HIGH
 from .resize import Target, resize
 
 #: Seed of the degraded pictures, besides each one's number.
@@ -31,6 +32,9 @@ SEED = 41
 
 #: What the model is held against: all that it needs a network for comes on top of this.
 BASE = "bicubic + back-projection"
+
+#: Photos are shrunk by this, and enlarged again; a set of LR and HR pictures has a factor of its own.
+FACTOR = 4
 
 #: What is done to photos of which there is no small picture.
 DAMAGES = ("clean", "degraded")
@@ -45,7 +49,6 @@ def quality(
     photos: Sequence[Path],
     flux: Flux,
     autoencoder: AutoEncoder,
-    factor: int = 4,
     damages: Sequence[str] = DAMAGES,
 ) -> list[Row]:
     """A row per photo, degradation and method: PSNR, SSIM, GMSD, HaarPSI, and whether the meter alarms (0 or 1).
@@ -53,11 +56,11 @@ def quality(
     Methods: bicubic, Lanczos, bicubic + back-projection, VAE only and full with the default options and
     with fidelity 0. Sides are cut to multiples of the factor. Raises OptionError where piq is missing.
     """
-    methods = methods_of(flux, autoencoder, factor)
+    methods = methods_of(flux, autoencoder, FACTOR)
     rows: list[Row] = []
-    for index, (path, high) in enumerate(_loaded(photos, factor)):
+    for index, (path, high) in enumerate(_loaded(photos)):
         for damage in damages:
-            low = _low(high, factor, index, damage)
+            low = _low(high, index, damage)
             for name, method in methods.items():
                 output = to_8_bit(method(low))
                 head = {"photo": path.stem, "set": _set_of(path), "degradation": damage, "method": name}
@@ -66,33 +69,33 @@ def quality(
     return rows
 
 
-def reconstruction(photos: Sequence[Path], autoencoder: AutoEncoder, factor: int = 4) -> list[Row]:
+def reconstruction(photos: Sequence[Path], autoencoder: AutoEncoder) -> list[Row]:
     """A row per photo and kind (sharp; enlarged, as the one step's encoder sees it): the autoencoder there and back.
 
     PSNR against what went in, and whether the meter, with that as reference, alarms (0 or 1).
     """
     options = OneStepOptions(target=Target(scale=1), color="none", fidelity=0.0, vae_only=True)
     rows: list[Row] = []
-    for path, high in _loaded(photos, factor):
-        low = _shrunk(high, factor)
-        for kind, picture in (("sharp", high), ("enlarged", _bicubic(low, factor))):
+    for path, high in _loaded(photos):
+        low = _shrunk(high)
+        for kind, picture in (("sharp", high), ("enlarged", _bicubic(low, FACTOR))):
             output = to_8_bit(upscale(picture, None, autoencoder, options))
             alarm = float(measure_periodicity(output, picture).alarm)
             rows.append({"photo": path.stem, "picture": kind, "psnr": psnr(output, picture), "alarms": alarm})
     return rows
 
 
-def shares(rows: Sequence[Row], base: str = BASE) -> list[Row]:
-    """A row per method but ``base``: on which share of the photos it is better than ``base``, score by score."""
+def shares(rows: Sequence[Row]) -> list[Row]:
+    """A row per method but ``BASE``: on which share of the photos it is better than that, score by score."""
     scores = [key for key, value in rows[0].items() if isinstance(value, float) and key != "alarms"]
-    held = {_photo(row): row for row in rows if row["method"] == base}
+    held = {_photo(row): row for row in rows if row["method"] == BASE}
     table: list[Row] = []
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
         better = {
             key: sum((row[key] < held[_photo(row)][key]) == (key in LESS) for row in own) / len(own) for key in scores
         }
-        table += [] if name == base else [{"method": name, "photos": len(own), **better}]
+        table += [] if name == BASE else [{"method": name, "photos": len(own), **better}]
     return table
 
 
@@ -101,29 +104,29 @@ def _photo(row: Row) -> tuple[str, str]:
     return row["set"], row["photo"]
 
 
-def _loaded(photos: Sequence[Path], factor: int) -> Iterator[tuple[Path, Tensor]]:
+def _loaded(photos: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
     load_piq()
     for path in photos:
         high = load_image(path).image
-        height, width = (length // factor * factor for length in high.shape[-2:])
+        height, width = (length // FACTOR * FACTOR for length in high.shape[-2:])
         yield path, high[..., :height, :width]
 
 
-def _low(high: Tensor, factor: int, index: int, damage: str) -> Tensor:
+def _low(high: Tensor, index: int, damage: str) -> Tensor:
     if damage == "clean":
-        return _shrunk(high, factor)
-    return degrade(high, Degradation(factor=(factor, factor)), (SEED, index)).low
+        return _shrunk(high)
+    return degrade(high, Degradation(factor=(FACTOR, FACTOR)), (SEED, index)).low
 
 
 def _set_of(path: Path) -> str:
     """The folder, or of <set>/HR the set."""
     folder = path.resolve().parent
-    return folder.parent.name if folder.name == "HR" else folder.name
+    return folder.parent.name if folder.name == HIGH else folder.name
 
 
-def _shrunk(high: Tensor, factor: int) -> Tensor:
+def _shrunk(high: Tensor) -> Tensor:
     height, width = high.shape[-2:]
-    return to_8_bit(resize(high, height // factor, width // factor))
+    return to_8_bit(resize(high, height // FACTOR, width // FACTOR))
 
 
 def _bicubic(low: Tensor, factor: int) -> Tensor:

@@ -17,6 +17,7 @@ from .benchmark import Row
 from .benchmark_pipeline import Tables, meanings, photo, spread, told_rows, turns_table
 from .errors import OptionError
 from .flux import Flux
+from .machine import dtype_name
 from .one_step import CoreStages, OneStepOptions
 from .plan import Plan
 from .resize import Target
@@ -118,7 +119,7 @@ def settings_rows(model: AutoEncoder, repeats: int) -> list[Row]:
     """What was run, and what the figures mean."""
     told = {
         "picture": f"x{FACTOR} to the side named, as a square; with the VAE's margin, without colour fix",
-        "models": f"{model.device}, {str(model.dtype).removeprefix('torch.')}; VAE {model.params.ratio}x",
+        "models": f"{model.device}, {dtype_name(model.dtype)}; VAE {model.params.ratio}x",
         **meanings(model.device, repeats),
         "theory": "the same fit to TFLOP (of seconds) and to the forecast (of bytes) at the same sides",
     }

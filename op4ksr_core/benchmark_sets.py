@@ -17,7 +17,7 @@ from .benchmark import Row
 from .benchmark_quality import BASE, Method, methods_of
 from .errors import ImageError, OptionError
 from .flux import Flux
-from .machine import wait_for
+from .machine import dtype_name, wait_for
 from .metrics import fidelity_scores, load_piq
 from .perceptual import METRICS, Perceptual
 from .periodicity import measure_periodicity
@@ -135,7 +135,7 @@ def settings(
 ) -> dict[str, str]:
     """What the table's columns stand for, and what is not in it."""
     told = {
-        "models": f"{autoencoder.device.type}, {str(autoencoder.dtype).removeprefix('torch.')}",
+        "models": f"{autoencoder.device.type}, {dtype_name(autoencoder.dtype)}",
         "sets": ", ".join(f"{s.name}: {'LR and HR' if s.highs else f'LR only, x{choices.factor}'}" for s in sets),
         "largest": f"{choices.largest} px a side when enlarged; the middle of larger pictures",
         "ssim": "piq's, which shrinks pictures first until the shorter side is about 256 px",

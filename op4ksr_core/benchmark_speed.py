@@ -10,7 +10,7 @@ from torch import Tensor
 from .autoencoder import AutoEncoder
 from .benchmark import Row
 from .benchmark_memory import GEOMETRIES, both, random_autoencoder, uneven
-from .machine import wait_for
+from .machine import dtype_name, wait_for
 from .strips import THRIFTS, StripSettings
 
 #: (geometry, side in px, dtype).
@@ -44,7 +44,7 @@ def speed(cases: tuple[tuple[str, int, torch.dtype], ...] = CASES, device: str =
                     {
                         "weights": name,
                         "px": side,
-                        "dtype": str(dtype).removeprefix("torch."),
+                        "dtype": dtype_name(dtype),
                         "stage": stage,
                         "way": way,
                         "seconds": min(taken),

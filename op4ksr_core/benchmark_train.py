@@ -21,14 +21,16 @@ from .ceiling import matmul_ceiling
 from .errors import OptionError
 from .flux import Flux, OneStepSettings
 from .frozen import Base, FrozenLinear, freeze_blocks, quantized
+from .full_size import Geometry
 from .machine import wait_for
 from .model_source import Files, ModelSource
+from .one_step_task import LoraTask, OneStepTask
+from .optimization import Ema, adamw
 from .plan import GIGABYTE
 from .stage_clock import PeakMeter
+from .step_meter import StepMeter, bytes_of
 from .train_config import TrainConfig
-from .train_plan import Geometry, StepMeter, StepPlan, bytes_of, plan_step
-from .train_tasks import LoraTask, OneStepTask
-from .trainer import Ema
+from .train_plan import StepPlan, plan_step
 
 #: Deviation of random weights; our choice: what a transformer is begun with.
 DEVIATION = 0.02
@@ -50,7 +52,7 @@ class RandomModels:
     def flux(self, dtype: torch.dtype | None) -> Flux:
         params = self.geometry.flux
         txt = torch.randn(
-            self.geometry.prompt_tokens, params.context_in_dim, generator=self.generator, device=self.device
+            self.geometry.text_tokens, params.context_in_dim, generator=self.generator, device=self.device
         )
         settings = OneStepSettings(txt=txt.cpu(), vec=torch.zeros(params.vec_in_dim))
         flux = Flux(params, settings, dtype=dtype, device="meta").eval().requires_grad_(False)
@@ -83,7 +85,7 @@ class Step:
         task = LoraTask(config, models) if config.kind == "lora" else OneStepTask(config, models)
         self.task = task.to(device)
         self.parameters = task.trained()
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), config.train.rate, betas=(0.9, 0.99))
+        self.optimizer = adamw(self.parameters.values(), config.train)
         self.ema = Ema(self.parameters, config.train.ema)
         side, batch = config.data.crop, config.train.batch
         generator = torch.Generator().manual_seed(config.seed)
@@ -100,7 +102,7 @@ class Step:
         return bytes_of(*tensors, *states)
 
     def run(self) -> float:
-        """The last batch's loss, once the device is done."""
+        """Make one step. Returns the last batch's loss, once the device has done all of it."""
         train, last = self.config.train, torch.zeros(())
         self.optimizer.zero_grad(set_to_none=True)
         for micro in range(train.accumulate):

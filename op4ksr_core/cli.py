@@ -31,7 +31,7 @@ from .errors import Op4ksrError
 from .flux import Flux
 from .image_io import Picture, check_bits, from_pil, holds_alpha, load_image, save_image
 from .inspection import inspect_file
-from .machine import peak_memory
+from .machine import dtype_name, peak_memory
 from .memory import out_of_memory_told
 from .one_step import OneStepOptions, upscale, upscale_alpha
 from .paths import gather, make_folder, output_paths
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """All commands with their options; each sets ``command``, a function of the parsed options -> exit status."""
     parser = argparse.ArgumentParser(prog="op4ksr_core", description="One-step, patch-free 4K super resolution.")
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--verbose", action="store_true", help="tell every default that is taken")
@@ -111,6 +112,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def run_upscale(options: argparse.Namespace) -> int:
+    """Upscale every picture, told as it is done. Returns 0, or 1 if one of several failed."""
     pairs = output_paths(gather(options.input), options.output)
     for _, output in pairs:
         check_bits(output, options.bits)
@@ -257,7 +259,7 @@ def _models_report(options: argparse.Namespace, autoencoder: AutoEncoder, flux: 
         "fidelity": options.fidelity,
         "vae_only": options.vae_only,
         "device": str(autoencoder.device),
-        "dtype": str(autoencoder.dtype).removeprefix("torch."),
+        "dtype": dtype_name(autoencoder.dtype),
         "version": __version__,
     }
 
@@ -271,6 +273,7 @@ def _show_progress(done: int, total: int) -> None:
 
 
 def run_inspect(options: argparse.Namespace) -> int:
+    """Print what a weights file is. Returns the exit status, 0."""
     report = inspect_file(options.file, options.probe)
     if options.json:
         print(json.dumps(report, indent=2))
@@ -294,6 +297,7 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 
 def run_demo(options: argparse.Namespace) -> int:
+    """Upscale the bundled photo and write the comparison beside it. Returns 0, or 1 where that failed."""
     output = options.output / "photo_4096.png"
     command = ["upscale", str(SAMPLE_PHOTO), "-o", str(output), "--long-edge", "4096"]
     make_folder(options.output)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .ablation import Ablation, run_ablation
+from .ablation import PARTS, Ablation, run_ablation
 from .checkpoint import BUNDLED_AUTOENCODER
 from .cli_train import show_steps
 from .paths import gather
 from .trainer import OnStep
 
-PARTS = ("variants", "theta")
-
 
 def add_ablation(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.set_defaults(command=ablation)
     add = parser.add_argument
     add("-o", "--output", type=Path, default=Path("runs/ablation"), metavar="FOLDER")
-    add("--only", nargs="+", choices=PARTS, default=PARTS, help="the four variants, the sweep of theta, or both")
+    add("--only", nargs="+", choices=PARTS, default=tuple(PARTS), help="the four variants, the sweep of theta, or both")
     add("--quick", action="store_true", help="a tiny run of minutes, which proves the command and nothing else")
     add("--photos", nargs="+", type=Path, default=[], help="measure these besides; never trained on")
     add("--vae", type=Path, default=BUNDLED_AUTOENCODER)
@@ -61,6 +60,7 @@ QUICK = {
 
 
 def ablation(options: argparse.Namespace) -> int:
+    """Train, measure and print the report. Returns the exit status, 0."""
     sizes = dict(QUICK) if options.quick else {}
     for name in (*QUICK, "latent_steps", "large_measured", "periodicity", "sweep_seeds"):
         if (value := getattr(options, name)) is not None:

@@ -22,6 +22,7 @@ from .cli_options import parse_device
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
+    """The kinds of benchmarks, as subcommands."""
     kinds = parser.add_subparsers(required=True, metavar="KIND")
     cli_quality.add_benchmark(kinds)
     memory = kinds.add_parser("memory", help="the VAE's strips: exactness, peaks counted and predicted, a whole run")
@@ -66,6 +67,7 @@ def run_memory(options: argparse.Namespace) -> int:
 
 
 def run_speed(options: argparse.Namespace) -> int:
+    """Time, write and print the table. Returns the exit status, 0."""
     cases = benchmark_speed.QUICK_CASES if options.quick else benchmark_speed.CASES
     rows = benchmark_speed.speed(cases, str(parse_device(options.device)), options.repeats)
     return _report(options.output, "speed", {"The VAE in strips, against the plain pass": rows})

@@ -10,6 +10,7 @@ from .conversion import Conversion, convert, parse_lora, parse_setting
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.set_defaults(command=run_convert)
     parser.add_argument("input", type=Path, metavar="IN", help="VAE, transformer (or a shard of it) or LoRA")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="one file")
@@ -36,6 +37,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def run_convert(options: argparse.Namespace) -> int:
+    """Write the file and print what is in it. Returns the exit status, 0."""
     wish = Conversion(
         layout=options.layout,
         loras=tuple(parse_lora(text) for text in options.merge_lora),

@@ -102,6 +102,7 @@ def _add_write(kinds: Any) -> None:
 
 
 def run_write(options: argparse.Namespace) -> int:
+    """Write the files and print their names. Returns the exit status, 0."""
     shape, device = GEOMETRIES[options.geometry], parse_device(options.device)
     for path in write_random(options.output, options.geometry, shape, tuple(options.dtypes), device):
         print(path)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from .autoencoder import AutoEncoder
-from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, describe_autoencoder, load_autoencoder, load_flux
+from .checkpoint import BUNDLED_AUTOENCODER, BUNDLED_FLUX, load_autoencoder, load_flux
+from .description import describe_autoencoder
 from .errors import OptionError, UnsupportedCheckpointError
 from .flux import Flux
 from .machine import default_device
@@ -20,6 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
+    """The options that ``target_of`` reads."""
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--scale", type=float, help="factor (default: 4)")
     size.add_argument("--long-edge", type=int, metavar="PX")
@@ -29,6 +31,7 @@ def add_size(parser: argparse.ArgumentParser) -> None:
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
+    """The options that ``load_models``, ``parse_device`` and the planner read."""
     parser.add_argument("--vae", type=Path, default=BUNDLED_AUTOENCODER, help="default: the bundled one")
     parser.add_argument("--model", type=Path, default=BUNDLED_FLUX, help="default: the bundled one")
     parser.add_argument(
@@ -49,7 +52,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_strips(text: str) -> StripSettings:
-    """tiny, or fast:32."""
+    """``tiny``, or with rows ``fast:32`` -> StripSettings, for argparse."""
     thrift, _, rows = text.partition(":")
     try:
         return StripSettings(int(rows or StripSettings.rows), thrift)  # pyright: ignore[reportArgumentType]
@@ -60,12 +63,14 @@ def parse_strips(text: str) -> StripSettings:
 
 
 def target_of(options: argparse.Namespace) -> Target:
+    """The size that is asked for; x4 without any. Raises OptionError."""
     wishes = (options.scale, options.long_edge, options.short_edge, options.megapixels)
     scale = 4.0 if all(wish is None for wish in wishes) else options.scale
     return Target(scale, options.long_edge, options.short_edge, options.megapixels, options.max_megapixels)
 
 
 def parse_device(name: str | None) -> torch.device:
+    """The device of that name, tried out; None: the best there is. Raises OptionError where it cannot be had."""
     try:
         device = default_device() if name is None else torch.device(name)
         torch.zeros(1, device=device).item()
@@ -78,6 +83,10 @@ def parse_device(name: str | None) -> torch.device:
 def load_models(
     options: argparse.Namespace, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[AutoEncoder, Flux | None]:
+    """The models that the options name; no transformer with --vae-only.
+
+    Raises UnsupportedCheckpointError, also where nothing states the VAE's stride and a test picture speaks against 16x.
+    """
     autoencoder = load_autoencoder(options.vae, stride=options.stride, shift=options.shift, device=device, dtype=dtype)
     if warning := doubt(describe_autoencoder(options.vae, stride=options.stride), autoencoder):
         raise UnsupportedCheckpointError(options.vae, f"{warning}; say which with --stride 1 or --stride 2")

@@ -24,10 +24,12 @@ def add_benchmark(kinds: Any) -> None:
 
 
 def run_page(options: argparse.Namespace) -> int:
+    """Write the page. Returns the exit status, 0."""
     write_text(options.output, page([read_report(path) for path in gather_reports(options.reports)]))
     return 0
 
 
 def run_slim(options: argparse.Namespace) -> int:
+    """Write the copy. Returns the exit status, 0."""
     write_slim(options.output, slim(read_report(options.report), options.only, options.note))
     return 0

@@ -16,7 +16,7 @@ from .errors import Op4ksrError, OptionError
 from .image_io import Picture, check_output, from_pil, load_image, save_image
 from .memory import out_of_memory_told
 from .metrics import luma
-from .paths import gather, keep_apart, output_paths
+from .paths import gather, output_paths
 from .periodicity import ALARM_RATE, PeriodicityReport, in_words, measure_periodicity
 from .report import draw_report
 from .suppress import for_8_bit, is_8_bit, suppress_with_report
@@ -130,7 +130,7 @@ def _print_table(reports: list[tuple[Path, PeriodicityReport]]) -> None:
 
 def run_suppress(options: argparse.Namespace) -> int:
     """Write each picture, cleaned where a mesh was found and as it was elsewhere; 0, or 1 if one failed."""
-    pairs = keep_apart(output_paths(gather(options.input), options.output))
+    pairs = output_paths(gather(options.input), options.output)
     done: list[dict[str, Any]] = []
     failed = 0
     for source, output in pairs:
@@ -176,6 +176,7 @@ def _bits(picture: Picture) -> int:
 
 
 def run_benchmark(options: argparse.Namespace) -> int:
+    """Measure the parts asked for; each is written and printed when it is done. Returns the exit status, 0."""
     photos = gather(options.photos)
 
     def told(photo: str) -> None:

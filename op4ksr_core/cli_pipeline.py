@@ -61,6 +61,7 @@ def run_pipeline(options: argparse.Namespace) -> int:
 
 
 def run_scaling(options: argparse.Namespace) -> int:
+    """Measure, write and print. Returns the exit status, 0."""
     device = parse_device(options.device)
     usual = benchmark_scaling.CPU_SIDES if device.type == "cpu" else benchmark_scaling.SIDES
     sides = options.sides or (benchmark_scaling.QUICK_SIDES if options.quick else usual)

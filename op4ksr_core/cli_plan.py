@@ -14,18 +14,20 @@ import torch
 from .autoencoder import AutoEncoder
 from .autoencoder_layers import AutoEncoderParams
 from .bounded import StripWish
-from .checkpoint import describe_autoencoder, describe_flux
 from .cli_options import DTYPES, add_models, add_size, parse_device, target_of
+from .description import describe_autoencoder, describe_flux
 from .errors import OptionError, OutOfMemoryError
 from .flux import Flux, FluxParams
 from .header import PROMPT_KEYS
 from .image_io import load_image
-from .machine import free_memory
+from .machine import default_dtype, dtype_name, free_memory
+from .memory import both
 from .one_step import check_pair
 from .plan import GIGABYTE, Machine, Models, Plan, Weights, make_plan
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.set_defaults(command=run_plan)
     parser.add_argument("input", metavar="IN", help="picture, or its size: 1024x768")
     add_size(parser)
@@ -66,13 +68,14 @@ class Planner:
 
     def __init__(self, options: argparse.Namespace) -> None:
         device = parse_device(options.device)
-        dtype = DTYPES[options.dtype] if options.dtype else torch.float32 if device.type == "cpu" else torch.bfloat16
+        dtype = DTYPES[options.dtype] if options.dtype else default_dtype(device)
         self.target = target_of(options)
         cpu_free = None if device.type == "cpu" else free_memory(torch.device("cpu"))
         self.machine = Machine(str(device), dtype, free_memory(device), cpu_free=cpu_free)
         self.models = models_of(options, self.machine)
 
     def plan(self, size: tuple[int, int]) -> Plan:
+        """The plan for a picture of ``size`` (height, width). Raises OptionError beyond the target's ceiling."""
         return make_plan(size, self.target, self.models, self.machine)
 
     def check_weights(self) -> None:
@@ -93,7 +96,7 @@ def models_of(options: argparse.Namespace, machine: Machine) -> Models:
     """What runs, described by the files' headers. Raises UnsupportedCheckpointError."""
     found = describe_autoencoder(options.vae, stride=options.stride, shift=options.shift)
     assert isinstance(found.params, AutoEncoderParams)
-    place, itemsize = f"{machine.device}, {str(machine.dtype).removeprefix('torch.')}", machine.dtype.itemsize
+    place, itemsize = f"{machine.device}, {dtype_name(machine.dtype)}", machine.dtype.itemsize
     weights = [Weights(options.vae.name, _count(AutoEncoder(found.params, device="meta")) * itemsize, place)]
     flux, text_tokens, train_tokens = None, 1, None
     if not options.vae_only:
@@ -104,7 +107,7 @@ def models_of(options: argparse.Namespace, machine: Machine) -> Models:
         text_tokens = described.header.shapes.get(PROMPT_KEYS[0], (1,))[0]
         train_tokens = described.settings.train_tokens
         weights.append(Weights(options.model.name, _count(Flux(flux, device="meta")) * itemsize, place))
-    wish: StripWish = {} if options.strips is None else {"encode": options.strips, "decode": options.strips}
+    wish: StripWish = {} if options.strips is None else both(options.strips)
     return Models(
         found.params,
         flux=flux,

@@ -87,8 +87,9 @@ def _photo_tables(
     tables: dict[str, list[Row]] = {}
     for damage in damages:
         own = [row for row in rows if row["degradation"] == damage]
-        tables[f"x4, {damage}"] = benchmark.means(own)
-        tables[f"x4, {damage}: share of photos better than {benchmark_quality.BASE}"] = benchmark_quality.shares(own)
+        title = f"x{benchmark_quality.FACTOR}, {damage}"
+        tables[title] = benchmark.means(own)
+        tables[f"{title}: share of photos better than {benchmark_quality.BASE}"] = benchmark_quality.shares(own)
     alone = benchmark_quality.reconstruction(photos, autoencoder)
     tables["The autoencoder there and back"] = benchmark.means(alone, "picture")
     return tables, rows + alone
@@ -116,6 +117,7 @@ def _set_tables(
 
 
 def run_make_set(options: argparse.Namespace) -> int:
+    """Write the set, naming each picture on stderr. Returns the exit status, 0."""
     recipe = SetRecipe(options.side, options.factor, options.seed, options.degradation == "clean")
     make_set(gather(options.photos), options.output, recipe, _told)
     return 0

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .checkpoint import describe_flux
+from .description import describe_flux
 from .errors import OptionError
 from .flux import FluxParams
 from .header import read_header
@@ -34,6 +34,7 @@ class AxisTurns:
 
 
 def add_rope(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.set_defaults(command=run_rope)
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="transformer or LoRA whose theta is meant")
     parser.add_argument("--grid", default="128", metavar="ROWS[xCOLUMNS]", help="tokens (default 128: 4096 px at 16x)")
@@ -48,6 +49,7 @@ def add_rope(parser: argparse.ArgumentParser) -> None:
 
 
 def run_rope(options: argparse.Namespace) -> int:
+    """Print the turns of both axes, once where they are alike. Returns the exit status, 0."""
     axes = axis_turns(options)
     if options.json:
         print(json.dumps([asdict(axis) for axis in axes], indent=2))

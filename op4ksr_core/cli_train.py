@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from .config_file import read_config, read_text
 from .machine import default_device, free_memory
-from .train_config import TrainConfig, read_config, read_text
+from .train_config import TrainConfig
 from .train_plan import GEOMETRIES, StepPlan, geometry_of, plan_step, refuse_if_hopeless
 from .trainer import OnStep, Trainer
 
@@ -26,6 +27,7 @@ WORTH_A_PLAN = 1e9
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.set_defaults(command=run_train)
     add_config(parser)
     parser.add_argument("--resume", action="store_true", help="go on with the run in the config's folder")
@@ -74,10 +76,11 @@ def check_memory(config: TrainConfig) -> StepPlan | None:
 
 
 def run_train(options: argparse.Namespace) -> int:
+    """Train, or plan, and print the last weights' file. Returns 0, or 130 after Ctrl-C."""
     changes = list(options.set)
     if options.run:
         changes.append(f"run = {json.dumps(options.run)}")
-    if options.steps:
+    if options.steps is not None:
         changes.append(f"train.steps = {options.steps}")
     config = read_config(options.config, changes)
     if options.plan:

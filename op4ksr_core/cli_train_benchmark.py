@@ -10,9 +10,9 @@ from . import benchmark, benchmark_train
 from .benchmark_pipeline import told_rows
 from .cli_options import parse_device
 from .cli_train import add_config
+from .config_file import read_config
 from .memory import out_of_memory_told
 from .stage_clock import PeakMeter
-from .train_config import read_config
 from .train_plan import GEOMETRIES, geometry_of
 
 _TITLE = "One training step"
@@ -30,6 +30,7 @@ def add_benchmark(kinds: Any) -> None:
 
 
 def run_train_benchmark(options: argparse.Namespace) -> int:
+    """Time, write and print. Returns the exit status, 0."""
     config = read_config(options.config, options.set)
     device = parse_device(options.device or config.train.device or None)
     geometry = geometry_of(config, options.geometry)

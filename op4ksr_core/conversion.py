@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from .autoencoder import AutoEncoder, AutoEncoderParams
-from .checkpoint import Description, check_prompt, check_tensors, describe_autoencoder, describe_flux
+from .checkpoint import check_tensors
+from .description import Description, check_prompt, describe_autoencoder, describe_flux
 from .errors import OptionError, OutputError, UnsupportedCheckpointError
 from .export_layouts import Piece, export_autoencoder, export_flux
 from .flux import Flux, FluxParams
@@ -128,7 +129,10 @@ def _metadata(header: Header, found: Description | None, loras: list[Header], wi
         metadata |= {"op4ksr.format": "1", "op4ksr.kind": header.kind}
     try:
         changed = replace(header, metadata=metadata)
-        describe_lora(changed) if header.kind == "lora" else _describe(changed)
+        if header.kind == "lora":
+            describe_lora(changed)
+        else:
+            _describe(changed)
     except UnsupportedCheckpointError as error:
         if wish.metadata:
             raise OptionError(f"--set: {error.reason}") from error

@@ -11,6 +11,7 @@ import torch
 from .autoencoder_layers import AutoEncoderParams
 from .flux import FluxParams
 from .latent import PATCH
+from .layers import TIME_CHANNELS
 from .memory import Stage
 from .strips import StripSettings, Thrift
 
@@ -74,13 +75,12 @@ def flux_flops(params: FluxParams, tokens: int, text_tokens: int) -> float:
     hidden, total = params.hidden_size, tokens + text_tokens
     inner = round(hidden * params.mlp_ratio)
     patch = params.in_channels * PATCH * PATCH
-    double = 2.0 * total * (4 * hidden * hidden + 2 * hidden * inner) + 4.0 * total**2 * hidden
-    single = 2.0 * total * (4 * hidden * hidden + 2 * hidden * inner) + 4.0 * total**2 * hidden
+    block = 2.0 * total * (4 * hidden * hidden + 2 * hidden * inner) + 4.0 * total**2 * hidden  # of either kind
     ends = 2.0 * (tokens * 2 * patch * hidden + text_tokens * params.context_in_dim * hidden)
     modulation = 2.0 * hidden * hidden * (12 * params.depth + 3 * params.depth_single_blocks + 2)
-    vectors = 2.0 * hidden * (params.vec_in_dim + 256 * (1 + params.guidance_embed))
+    vectors = 2.0 * hidden * (params.vec_in_dim + TIME_CHANNELS * (1 + params.guidance_embed))
     vectors += 2.0 * hidden * hidden * (2 + params.guidance_embed)
-    return params.depth * double + params.depth_single_blocks * single + ends + modulation + vectors
+    return params.depth * block + params.depth_single_blocks * block + ends + modulation + vectors
 
 
 def flux_peak_bytes(params: FluxParams, tokens: int, text_tokens: int, dtype: torch.dtype) -> int:

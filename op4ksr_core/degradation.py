@@ -79,13 +79,14 @@ class Degradation:
         for name in ("blur", "noise", "jpeg"):
             for share in self._per_round(name):
                 _check_share(name, share)
-        for name, low, high in (
-            ("blur_deviation", 0.01, 50),
-            ("resize_range", 0.05, 4),
-            ("noise_level", 0, 255),
-            ("jpeg_quality", 1, 100),
+        for name, low, high, ranges in (
+            ("blur_deviation", 0.01, 50, self._per_round("blur_deviation")),
+            ("resize_range", 0.05, 4, self._per_round("resize_range")),
+            ("noise_level", 0, 255, self._per_round("noise_level")),
+            ("jpeg_quality", 1, 100, self._per_round("jpeg_quality")),
+            ("sinc_cutoff", 0.01, 3.15, (self.sinc_cutoff,)),
         ):
-            for r in self._per_round(name):
+            for r in ranges:
                 if len(r) != 2 or not low <= r[0] <= r[1] <= high:
                     raise OptionError(f"degradation.{name}: expected low <= high within {low} to {high}, got {r}")
 
@@ -177,9 +178,11 @@ class _Run:
         return Degraded(_levels(x), factor, self.steps)
 
     def told(self, name: str, **numbers: Any) -> None:
+        """Note a step and the numbers that were drawn for it."""
         self.steps.append((name, numbers))
 
     def blurred(self, x: Tensor, turn: int) -> Tensor:
+        """Blurred by a random Gaussian or sinc kernel, or as it is."""
         params, rng = self.params, self.rng
         if rng.random() >= params.blur[turn]:
             return x
@@ -193,6 +196,7 @@ class _Run:
         return filtered(x, gaussian_kernel(params.kernel, wide, narrow, angle))
 
     def rung(self, x: Tensor, name: str) -> Tensor:
+        """Rung by a sinc filter of random cut-off; name: what the step is called."""
         cutoff = float(self.rng.uniform(*self.params.sinc_cutoff))
         self.told(name, cutoff=cutoff)
         return filtered(x, sinc_kernel(self.params.kernel, cutoff))
@@ -214,6 +218,7 @@ class _Run:
         return _resampled(x, *size, mode)
 
     def noisy(self, x: Tensor, turn: int) -> Tensor:
+        """With Gaussian or shot noise added, grey or in colour, or as it is."""
         params, rng = self.params, self.rng
         if rng.random() >= params.noise[turn]:
             return x
@@ -230,6 +235,7 @@ class _Run:
         return (x + strength * noise).clamp(0, 1)
 
     def compressed(self, x: Tensor, turn: int) -> Tensor:
+        """Through JPEG of random quality, or as it is."""
         params, rng = self.params, self.rng
         if rng.random() >= params.jpeg[turn]:
             return x

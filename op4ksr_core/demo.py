@@ -17,21 +17,21 @@ SAMPLE_PHOTO = _SAMPLES / "photo.jpg"
 #: The bundled pictures by name; samples/README.md says where they are from.
 SAMPLES = {"photo": SAMPLE_PHOTO, "photo with a grid": _SAMPLES / "gridded.png"}
 
-#: Where the sample shows eye, beak and feathers: centre of the crop as a share of the picture.
+#: The crop that shows eye, beak and feathers: its centre (row, column) as shares of the sides, and its side, px.
 CROP_CENTRE = (0.22, 0.42)
 CROP_SIDE = 640
 
 
-def before_after(low: Tensor, high: Tensor, centre: tuple[float, float] = CROP_CENTRE) -> Image.Image:
+def before_after(low: Tensor, high: Tensor) -> Image.Image:
     """The same crop of the input enlarged by bicubic and of the output, labelled, side by side.
 
-    low (1, 3, h, w) and high (1, 3, H, W) in [0, 1]; centre is (row, column) as shares of the sides.
+    low (1, 3, h, w) and high (1, 3, H, W) in [0, 1].
     """
     height, width = high.shape[-2:]
     side = min(CROP_SIDE, height, width)
     top, left = (
         min(max(0, round(share * length) - side // 2), length - side)
-        for share, length in zip(centre, (height, width), strict=True)
+        for share, length in zip(CROP_CENTRE, (height, width), strict=True)
     )
     views = [resize(low, height, width).clamp(0, 1), high]
     crops = [view[..., top : top + side, left : left + side] for view in views]

@@ -38,9 +38,11 @@ class Dice:
         return low + int(self.uniform() * (high - low))
 
     def choose(self, items: Sequence[Item]) -> Item:
+        """One of them, each as likely as another."""
         return items[self.whole(0, len(items))]
 
     def chance(self, share: float) -> bool:
+        """True in that share of the calls."""
         return self.uniform() < share
 
     def normal(self, mean: float = 0.0, deviation: float = 1.0) -> float:
@@ -67,11 +69,6 @@ class Dice:
         """(count,) uint8, uniform."""
         raw: Any = self.bits.random_raw(-(-count // 8))
         return raw.astype("<u8").view(np.uint8)[:count]
-
-    def uniforms(self, *shape: int) -> FloatArray:
-        """Float32 in [0, 1), multiples of 2^-16."""
-        count = int(np.prod(shape))
-        return (self.bytes(2 * count).view("<u2").astype(np.float32) * np.float32(2.0**-16)).reshape(shape)
 
     def normals(self, *shape: int) -> FloatArray:
         """About standard normal (four bytes' sum), float32."""

@@ -26,9 +26,11 @@ class Piece:
     how: Literal["copy", "swap_halves", "as_linear"] = "copy"
 
     def shape(self, ours: Shape) -> Shape:
+        """The shape of diffusers' tensor, of that of ours."""
         return (self.stop - self.start, *(ours[1:2] if self.how == "as_linear" else ours[1:]))
 
     def make(self, ours: Tensor) -> Tensor:
+        """diffusers' tensor, of ours."""
         rows = ours[self.start : self.stop]
         if self.how == "swap_halves":  # BFL: (shift, scale); diffusers: (scale, shift)
             return torch.cat(rows.chunk(2)[::-1])
@@ -52,6 +54,7 @@ def export_flux(shapes: Mapping[str, Shape]) -> Export:
 
 
 def _width(shapes: Mapping[str, Shape]) -> int:
+    """The transformer's hidden size."""
     return shapes["img_in.weight"][0]
 
 

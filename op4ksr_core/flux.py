@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import ImageError, OptionError
 from .latent import PATCH, pack, position_ids, unpack
-from .layers import DoubleStreamBlock, LastLayer, MLPEmbedder, SingleStreamBlock, timestep_embedding
+from .layers import TIME_CHANNELS, DoubleStreamBlock, LastLayer, MLPEmbedder, SingleStreamBlock, timestep_embedding
 from .rope import FLUX_THETA, RescaledEmbedND, Rfr
 
 OnProgress = Callable[[int, int], None]
@@ -40,13 +40,19 @@ class FluxParams:
     theta: tuple[float, float] = (FLUX_THETA, FLUX_THETA)
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_heads:
+        if self.num_heads < 1 or self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}")
         head = self.hidden_size // self.num_heads
         if sum(self.axes_dim) != head:
             raise ValueError(f"axes_dim {self.axes_dim} sum to {sum(self.axes_dim)}, but a head has {head} channels")
         if any(dim % 2 for dim in self.axes_dim):
             raise ValueError(f"axes_dim must be even, got {self.axes_dim}")
+
+
+def split_head(head: int) -> tuple[int, int, int]:
+    """Flux's split of a head's channels over (text, rows, columns): 1/8, 7/16, 7/16 (16, 56, 56 of 128)."""
+    image = head * 7 // 16
+    return head - 2 * image, image, image
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,10 @@ class Flux(nn.Module):
         tokens = params.in_channels * PATCH * PATCH
         self.pe_embedder = RescaledEmbedND(params.axes_dim, params.theta)
         self.img_in = operations.Linear(tokens, hidden, **kw)
-        self.time_in = MLPEmbedder(256, hidden, operations, **kw)
+        self.time_in = MLPEmbedder(TIME_CHANNELS, hidden, operations, **kw)
         self.vector_in = MLPEmbedder(params.vec_in_dim, hidden, operations, **kw)
         if params.guidance_embed:
-            self.guidance_in = MLPEmbedder(256, hidden, operations, **kw)
+            self.guidance_in = MLPEmbedder(TIME_CHANNELS, hidden, operations, **kw)
         self.txt_in = operations.Linear(params.context_in_dim, hidden, **kw)
         self.double_blocks = nn.ModuleList(
             DoubleStreamBlock(hidden, heads, ratio, operations, **kw) for _ in range(params.depth)
@@ -109,10 +115,12 @@ class Flux(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The weights'."""
         return self.img_in.weight.dtype
 
     @property
     def device(self) -> torch.device:
+        """The weights'."""
         return self.img_in.weight.device
 
     def set_rfr(self, rfr: Rfr) -> None:

@@ -22,12 +22,12 @@ Base = Literal["plain", "fp8", "int8"]
 
 DTYPES: dict[Base, torch.dtype] = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
-#: Where a transformer's blocks are; what lies outside (0.6 % of FLUX.1-dev's numbers) stays as it is.
+#: How the names of a transformer's blocks begin. What is not in them (0.6 % of FLUX.1-dev's numbers) stays as it is.
 BLOCKS = ("double_blocks.", "single_blocks.")
 
 
 class _Product(torch.autograd.Function):
-    """x W^T with the rows' scales; nothing is kept for the way back but what was there before."""
+    """x W^T times the rows' scales, plus the bias. For the backward pass only the layer's own tensors are kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -67,10 +67,11 @@ Freeze = Callable[[nn.Linear, Base], FrozenLinear]
 
 
 def freeze_blocks(model: nn.Module, base: Base, freeze: Freeze | None = None) -> int:
-    """Hold the weights of the blocks' linear layers as ``base`` says, one layer after the other; how many there are.
+    """Replace the blocks' linear layers by frozen ones, one layer after the other. Returns how many there were.
 
-    model: a transformer whose blocks are named as BFL's; to be done before ``lora.attach``. "plain" does nothing.
-    freeze: in place of ``quantized``. Raises OptionError without torchao.
+    model: a transformer whose blocks are named as BFL's, before ``lora.attach``. base: how the weights are held;
+    "plain" changes nothing. freeze: what makes a frozen layer, in place of ``quantized``. Raises OptionError without
+    torchao.
     """
     freeze, count = freeze or quantized, 0
     for name, module in list(model.named_modules()):

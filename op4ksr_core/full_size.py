@@ -23,17 +23,20 @@ Model = TypeVar("Model", Flux, AutoEncoder)
 
 @dataclass(frozen=True)
 class Geometry:
-    """A transformer and its F16 autoencoder, and how many tokens its prompt embedding has."""
+    """The shapes of a transformer and of its F16 autoencoder, and the number of tokens of its prompt embedding."""
 
     flux: FluxParams
     autoencoder: AutoEncoderParams
     text_tokens: int
 
 
-#: flux: FLUX.1-dev's 12 B and the full-width autoencoder, with the 512 tokens of its usual prompts.
+#: The longest prompt embedding that FLUX.1-dev takes, and its usual one, tokens.
+LONGEST_PROMPT = 512
+
+#: flux: FLUX.1-dev's 12 B and the full-width autoencoder.
 #: small: as small as ComfyUI's own loader takes; every dimension a multiple of 16, as fp8 products want it.
 GEOMETRIES = {
-    "flux": Geometry(FluxParams(), AutoEncoderParams(), 512),
+    "flux": Geometry(FluxParams(), AutoEncoderParams(), LONGEST_PROMPT),
     "small": Geometry(
         FluxParams(hidden_size=128, num_heads=1, depth=1, depth_single_blocks=2, context_in_dim=64, vec_in_dim=32),
         AutoEncoderParams(widths=(16, 16, 32, 32), norm_groups=4),

@@ -17,7 +17,7 @@ from .checkpoint import autoencoder_metadata, transformer_metadata
 from .errors import OutputError
 from .flux import Flux
 from .full_size import Geometry, random_prompt, random_weight
-from .header import PROMPT_KEYS
+from .header import OUR_FORMAT, PROMPT_KEYS
 from .safetensors_writer import DTYPES, Entry, write_safetensors
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def write_random(
     _make_room(folder, sum(entry.bytes for entries, _ in files.values() for entry in entries.values()))
     for file, (entries, metadata) in files.items():
         log.info("%s: %.2f GB", folder / file, sum(entry.bytes for entry in entries.values()) / 1e9)
-        write_safetensors(folder / file, entries, {"op4ksr.format": "1", "format": "pt", **metadata})
+        write_safetensors(folder / file, entries, {**OUR_FORMAT, **metadata})
     return [folder / file for file in files]
 
 

@@ -24,13 +24,20 @@ from .layouts import (
 Kind = Literal["vae", "transformer", "lora", "unknown"]
 LayoutName = Literal["bfl", "diffusers"]
 
+#: Metadata that every file of ours has: the version of our keys, and what safetensors' readers for PyTorch look for.
+OUR_FORMAT = {"op4ksr.format": "1", "format": "pt"}
+
 #: Tensors of ours that travel with a transformer or LoRA but are no weights of it.
 PROMPT_KEYS = ("op4ksr.txt", "op4ksr.vec")
 
 
 @dataclass(frozen=True)
 class Header:
-    """Names, shapes, dtypes and metadata of a safetensors file (or of all shards of one model)."""
+    """Names, shapes, dtypes and metadata of a safetensors file (or of all shards of one model).
+
+    path: what was asked for; files: what is read for it; where: the file that holds each tensor. Names are as on disk;
+    prefix: what they all begin with (a wrapper's name), or nothing.
+    """
 
     path: Path
     files: tuple[Path, ...]
@@ -48,6 +55,7 @@ class Header:
 
     @property
     def layout_name(self) -> LayoutName:
+        """Whose names the tensors have."""
         return "diffusers" if is_diffusers(self.names) else "bfl"
 
     @property
@@ -77,6 +85,7 @@ class Header:
         return (diffusers_autoencoder_layout if self.kind == "vae" else diffusers_flux_layout)(self.names)
 
     def shape(self, name: str) -> Shape:
+        """Of a tensor, by its name without the prefix."""
         return self.shapes[self.prefix + name]
 
     def config(self) -> dict[str, object] | None:

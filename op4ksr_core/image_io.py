@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import zlib
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from .errors import ImageError, OutputError
 from .icc import to_srgb
 from .png16 import is_png16, open_low_bytes
 from .png_writer import PngOptions, Rows, write_png
+from .whole_file import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +121,13 @@ def from_pil(picture: Image.Image) -> Picture:
         return Picture(grey[None, None].repeat(1, 3, 1, 1))
     has_alpha = picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
     pixels = np.asarray(picture.convert("RGBA" if has_alpha else "RGB"))
-    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div_(255)
+    tensor = from_array(pixels)
     return Picture(tensor[:, :3].contiguous(), tensor[:, 3:].contiguous() if has_alpha else None)
+
+
+def from_array(pixels: NDArray[np.uint8]) -> Tensor:
+    """(H, W, C) uint8 -> (1, C, H, W) float32 in [0, 1], in memory of its own."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div_(255)
 
 
 def to_pil(picture: Picture) -> Image.Image:
@@ -192,19 +197,13 @@ def save_image(
     kind = check_bits(path, bits)
     picture = Picture(picture.image) if kind in _OPAQUE_FORMATS else picture
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-        os.close(handle)
-        try:
+        with written_whole(path, path.suffix) as temporary:
             if kind == "PNG":
                 options = PngOptions(*_zlib_choice(compression), texts or {})
-                with open(temporary, "wb") as file:
+                with temporary.open("wb") as file:
                     write_png(file, picture.size, channels_of(picture), bits, integer_rows(picture, bits), options)
             else:
                 to_pil(picture).save(temporary, **_SAVE_OPTIONS.get(kind, {}))
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path}: cannot be written ({reason}); choose another folder or name") from error

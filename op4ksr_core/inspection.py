@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .autoencoder import AutoEncoder, AutoEncoderParams
-from .checkpoint import check_tensors, describe_autoencoder, describe_flux, load_autoencoder
+from .checkpoint import check_tensors, load_autoencoder
+from .description import describe_autoencoder, describe_flux
 from .errors import OptionError
 from .flux import Flux, FluxParams
 from .header import PROMPT_KEYS, Header, read_header

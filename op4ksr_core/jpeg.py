@@ -25,14 +25,15 @@ _CHROMA = (
     (47, 66, 99, 99, 99, 99, 99, 99),
 ) + ((99,) * 8,) * 4
 
-_TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+#: RGB -> luma and two colour differences (Rec. 601), as JPEG has them.
+TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 _TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
 def jpeg(image: Tensor, quality: float) -> Tensor:
     """(B, 3, H, W) float in [0, 1] -> the same, as libjpeg would return it at that quality (1 to 100)."""
     height, width = image.shape[-2:]
-    ycc = _mixed(image * 255, _TO_YCC)
+    ycc = _mixed(image * 255, TO_YCC)
     padded = F.pad(ycc, (0, -width % 16, 0, -height % 16), mode="replicate")
     luma = _coded(padded[:, :1] - 128, _table(_LUMA, quality)) + 128
     chroma = _coded(F.avg_pool2d(padded[:, 1:], 2), _table(_CHROMA, quality))

@@ -13,19 +13,19 @@ LATENT_SCALE = 0.3611
 #: Latent pixels per token, per side.
 PATCH = 2
 
-#: Latent pixels of mirrored picture all round what the autoencoder sees, cut off again from what it gives
-#: (our choice): beyond a picture its convolutions see zeros, which its norms spread inwards. On a flat grey
-#: picture the bundled weights erred by up to 31 grey levels in the outer 16 px without it, by 1.5 with it.
+#: Width, in latent pixels, of the frame of mirrored picture that the autoencoder is given all round, and that is cut
+#: off its output again. Our choice: outside a picture convolutions see zeros, and norms spread their effect inwards.
+#: On flat grey the bundled weights erred by up to 31 grey levels in the outer 16 px without it, by 1.5 with it.
 MARGIN = PATCH
 
 
 def process_in(raw: Tensor) -> Tensor:
-    """Raw latent -> what the transformer sees (any shape)."""
+    """The autoencoder's raw latent -> the processed one that the transformer works on; any shape."""
     return (raw - LATENT_SHIFT) * LATENT_SCALE
 
 
 def process_out(latent: Tensor) -> Tensor:
-    """What the transformer sees -> raw latent (any shape)."""
+    """The reverse of ``process_in``: processed latent -> raw; any shape."""
     return latent / LATENT_SCALE + LATENT_SHIFT
 
 
@@ -39,10 +39,10 @@ def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
     return rearrange(tokens, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=rows, w=columns, ph=PATCH, pw=PATCH)
 
 
-def position_ids(text_tokens: int, rows: int, columns: int, axes: int = 3) -> Tensor:
-    """(1, text_tokens + rows * columns, axes) fp32: text all 0, image (0, row, column)."""
-    ids = torch.zeros(text_tokens + rows * columns, axes)
-    image = ids[text_tokens:].view(rows, columns, axes)
+def position_ids(text_tokens: int, rows: int, columns: int) -> Tensor:
+    """(1, text_tokens + rows * columns, 3) fp32: (0, 0, 0) for text, (0, row, column) for the image, row by row."""
+    ids = torch.zeros(text_tokens + rows * columns, 3)
+    image = ids[text_tokens:].view(rows, columns, 3)
     image[..., 1] = torch.arange(rows, dtype=torch.float32)[:, None]
     image[..., 2] = torch.arange(columns, dtype=torch.float32)[None]
     return ids[None]

@@ -47,9 +47,10 @@ def rounded(picture: Tensor) -> Tensor:
 
 
 class LatentCache:
-    """The batches of one config in ``config.cache_folder``; another config's lie beside them under other names.
+    """The encoded batches of one config, in ``config.cache_folder``.
 
-    autoencoder: its file; one that was changed is another.
+    Their files' names depend on all that the batches depend on, so that several configs may share a folder.
+    autoencoder: the file of the encoder; if it is changed, the batches are made anew.
     """
 
     def __init__(self, config: TrainConfig, autoencoder: Path) -> None:
@@ -70,6 +71,7 @@ class LatentCache:
         self.facts = facts
 
     def path(self, batch: int) -> Path:
+        """The file that holds a batch."""
         return self.folder / f"pairs_{self.name}_{batch // PER_FILE:05d}.safetensors"
 
     def missing(self) -> list[range]:

@@ -50,13 +50,10 @@ class Lines:
         return ((self.ky % 2 != 0) | (self.ky == 0)) & ((self.kx % 2 != 0) | (self.kx == 0))
 
 
-def interior_lines(spectra: Tensor, normalizer: Tensor | None = None) -> Lines:
-    """Bins off the axes, each over the mean of its 8 neighbours. spectra (rows, columns, Ny, Nx/2+1).
-
-    normalizer: other spectra, whose background is used (the picture's, for a reference's lines).
-    """
+def interior_lines(spectra: Tensor) -> Lines:
+    """Bins off the axes, each over the mean of its 8 neighbours. spectra (rows, columns, Ny, Nx/2+1)."""
     ny, nx = spectra.shape[-2], (spectra.shape[-1] - 1) * 2
-    power = torch.view_as_real(spectra if normalizer is None else normalizer).square().sum(-1)
+    power = torch.view_as_real(spectra).square().sum(-1)
     sums = power + power.roll(1, -2) + power.roll(-1, -2)
     around = sums[..., :-2] + sums[..., 1:-1] + sums[..., 2:] - power[..., 1:-1]
     background = (around / 8).clamp_(min=float(around.mean()) * 1e-6 + 1e-12)

@@ -12,16 +12,21 @@ from torch.nn import functional as F
 from .attention import attention
 from .rope import apply_rotation
 
+#: Channels of ``timestep_embedding``, its longest period over 2 pi, and what the time is multiplied by: Flux's own.
+TIME_CHANNELS, _LONGEST_PERIOD, _TIME_FACTOR = 256, 10000.0, 1000.0
 
-def timestep_embedding(t: Tensor, dim: int = 256, max_period: float = 10000.0, time_factor: float = 1000.0) -> Tensor:
-    """t (B,), 0 to 1 (or a guidance) -> (B, dim) cosines then sines, float32."""
-    half = dim // 2
-    freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = (time_factor * t.float())[:, None] * freqs
+
+def timestep_embedding(t: Tensor) -> Tensor:
+    """t (B,), 0 to 1 (or a guidance) -> (B, TIME_CHANNELS) cosines, then sines, float32."""
+    half = TIME_CHANNELS // 2
+    freqs = torch.exp(-math.log(_LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = (_TIME_FACTOR * t.float())[:, None] * freqs
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class MLPEmbedder(nn.Module):
+    """x (B, in_dim) -> (B, hidden): two linear layers with a SiLU between them."""
+
     def __init__(self, in_dim: int, hidden: int, ops: Any, **kw: Any) -> None:
         super().__init__()
         self.in_layer = ops.Linear(in_dim, hidden, **kw)
@@ -43,6 +48,8 @@ class RMSNorm(nn.Module):
 
 
 class QKNorm(nn.Module):
+    """The norms of an attention's queries and keys, over a head's channels."""
+
     def __init__(self, dim: int, **kw: Any) -> None:
         super().__init__()
         self.query_norm = RMSNorm(dim, **kw)
@@ -50,7 +57,7 @@ class QKNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """One stream's projections: tokens -> normed q, k and v, and the way back."""
+    """One stream's projections, before the attention (``project``) and after it (``proj``)."""
 
     def __init__(self, hidden: int, heads: int, ops: Any, **kw: Any) -> None:
         super().__init__()
@@ -60,6 +67,7 @@ class SelfAttention(nn.Module):
         self.proj = ops.Linear(hidden, hidden, **kw)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, N, hidden) -> q, k, v (B, heads, N, d), q and k normed."""
         return split_heads(self.qkv(x), self.heads, self.norm)
 
 
@@ -70,13 +78,13 @@ def split_heads(qkv: Tensor, heads: int, norm: QKNorm) -> tuple[Tensor, Tensor, 
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
-    """Rotate, attend, join the heads: (B, heads, N, d) three times -> (B, N, heads * d)."""
+    """Rotate q and k by ``pe``, attend, join the heads: q, k, v (B, heads, N, d) -> (B, N, heads * d)."""
     h = attention(apply_rotation(q, pe), apply_rotation(k, pe), v.contiguous())
     return h.transpose(1, 2).flatten(2)
 
 
 class Modulation(nn.Module):
-    """vec (B, hidden) -> ``count`` tensors (B, 1, hidden): shift, scale, gate, and again."""
+    """vec (B, hidden) -> ``count`` tensors (B, 1, hidden): shift, scale and gate, once or (count 6) twice."""
 
     def __init__(self, hidden: int, count: int, ops: Any, **kw: Any) -> None:
         super().__init__()
@@ -88,17 +96,21 @@ class Modulation(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights, then (1 + scale) x + shift."""
+    """x (B, N, hidden): LayerNorm without weights, then (1 + scale) x + shift, both (B, 1, hidden)."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
 def mlp(hidden: int, ratio: float, ops: Any, **kw: Any) -> nn.Sequential:
+    """(..., hidden) -> the same: to ``ratio`` times as many channels, GELU, and back."""
     inner = round(hidden * ratio)
     return nn.Sequential(ops.Linear(hidden, inner, **kw), nn.GELU(approximate="tanh"), ops.Linear(inner, hidden, **kw))
 
 
 class DoubleStreamBlock(nn.Module):
-    """Text and image with weights of their own, attending to each other."""
+    """Text and image, each with weights of its own, attending to each other.
+
+    img (B, N, hidden), txt (B, T, hidden), vec (B, hidden), pe (B, 1, T + N, d/2, 2, 2) -> (img, txt).
+    """
 
     def __init__(self, hidden: int, heads: int, mlp_ratio: float, ops: Any, **kw: Any) -> None:
         super().__init__()
@@ -128,7 +140,10 @@ class DoubleStreamBlock(nn.Module):
 
 
 class SingleStreamBlock(nn.Module):
-    """Text and image as one sequence; attention and MLP side by side."""
+    """Text and image as one sequence, attention and MLP side by side.
+
+    x (B, T + N, hidden), text first; vec (B, hidden); pe (B, 1, T + N, d/2, 2, 2) -> the shape of x.
+    """
 
     def __init__(self, hidden: int, heads: int, mlp_ratio: float, ops: Any, **kw: Any) -> None:
         super().__init__()
@@ -150,6 +165,8 @@ class SingleStreamBlock(nn.Module):
 
 
 class LastLayer(nn.Module):
+    """x (B, N, hidden), vec (B, hidden) -> (B, N, out): a modulated norm and a linear layer."""
+
     def __init__(self, hidden: int, out: int, ops: Any, **kw: Any) -> None:
         super().__init__()
         self.linear = ops.Linear(hidden, out, **kw)

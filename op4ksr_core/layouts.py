@@ -29,12 +29,14 @@ class Recipe:
     how: How = "copy"
 
     def shape(self, of: Callable[[str], Shape]) -> Shape:
+        """The shape of our tensor; of: the shape of one on disk, by its name."""
         first = of(self.sources[0])
         if self.how == "concatenate":
             return (sum(of(name)[0] for name in self.sources), *first[1:])
         return (*first, 1, 1) if self.how == "as_conv" and len(first) == 2 else first
 
     def make(self, read: Callable[[str], Tensor]) -> Tensor:
+        """Our tensor; read: one on disk, by its name."""
         if self.how == "concatenate":
             return torch.cat([read(name) for name in self.sources])
         tensor = read(self.sources[0])
@@ -56,6 +58,7 @@ def common_prefix(names: Iterable[str]) -> str:
 
 
 def is_diffusers(names: Iterable[str]) -> bool:
+    """Whether a file's tensors have diffusers' names."""
     starts = ("encoder.down_blocks.", "transformer_blocks.", "single_transformer_blocks.")
     return any(name.startswith(starts) for name in names)
 
@@ -78,6 +81,7 @@ _MID = {
 
 
 def diffusers_autoencoder_layout(names: Iterable[str]) -> Layout:
+    """diffusers' names of an autoencoder. It counts the decoder's levels from the latent, we from the image."""
     names = list(names)
     levels = 1 + max((int(m[1]) for n in names if (m := re.match(r"decoder\.up_blocks\.(\d+)", n))), default=0)
     layout: Layout = {}
@@ -147,6 +151,7 @@ def _flux_block(ours: str, theirs: str, table: dict[str, str | tuple[str, ...]],
 
 
 def diffusers_flux_layout(names: Iterable[str]) -> Layout:
+    """diffusers' names of a Flux transformer. It splits what we hold fused: q, k and v, and a single block's MLP."""
     present = set(names)
     layout: Layout = {}
     for theirs, ours in _FLUX_TOP.items():

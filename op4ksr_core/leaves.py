@@ -213,6 +213,7 @@ class Canvas:
         self.paint(None, 0, 0, height, width, None if self.drawn else ground, 2.0)
 
     def natural(self) -> FloatArray:
+        """One of the natural textures."""
         return self.dice.choose(self.noises)
 
     def texture(self, tile: FloatArray, height: int, width: int) -> FloatArray:
@@ -254,6 +255,7 @@ class Canvas:
             plane += alpha * (np.float32(value) + np.float32(dice.normal(1, 0.15)) * shade - plane)
 
     def leaves(self, coverage: float) -> None:
+        """Occluding shapes of all sizes, of ``coverage`` times the picture's area together."""
         dice = self.dice
         area, power = coverage * self.height * self.width, dice.uniform(0.7, 1.9)
         largest = LARGEST * min(self.height, self.width)

@@ -60,7 +60,7 @@ def _trunk(part: Encoder | Decoder) -> list[nn.Module]:
 
 
 def _convolution(layer: nn.Module) -> Any:
-    """A layer's own convolution, its weight and bias."""
+    """A layer's convolution: the layer itself, or the one in an up- or downsampling."""
     return getattr(layer, "conv", layer)
 
 
@@ -85,7 +85,10 @@ def _split(channels: int, groups: int) -> tuple[int, int]:
 
 
 def begin(model: AutoEncoder) -> None:
-    """Orthogonal trunk, residual branches that add nothing. Raises OptionError where pairs do not fit."""
+    """Give a new model an orthogonal trunk, and residual branches that add nothing.
+
+    Raises OptionError for norm groups whose channels cannot be paired.
+    """
     for part in (model.encoder, model.decoder):
         _split(part.norm_out.num_channels, part.norm_out.num_groups)
         for module in part.modules():

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import save_tensors, transformer_metadata
+from .checkpoint import prompt_tensors, save_tensors, transformer_metadata
 from .errors import OptionError
 from .export_layouts import rows_of_parts
 from .flux import Flux
-from .header import PROMPT_KEYS
 from .layouts import diffusers_modules
 from .lora_file import additions, describe_lora, lora_tensors
 
@@ -92,12 +91,11 @@ def save_lora(
 ) -> None:
     """Write the adapters with the constants of the model they were trained on. Raises OutputError."""
     metadata = {**transformer_metadata(model, training), "op4ksr.kind": "lora"}
-    prompt = {k: t for k, t in zip(PROMPT_KEYS, (model.settings.txt, model.settings.vec), strict=True) if t is not None}
-    save_tensors(path, {**state_dict(adapters), **prompt}, metadata, dtype)
+    save_tensors(path, {**state_dict(adapters), **prompt_tensors(model)}, metadata, dtype)
 
 
 def merge(model: Flux, path: str | Path, strength: float = 1.0) -> int:
-    """Add a LoRA file, of any layout that ``lora_file`` reads, to the weights; how many of its pairs there were.
+    """Add a LoRA file, of any layout that ``lora_file`` reads, to the weights. Returns how many pairs it had.
 
     A weight's sum is formed in float32 and rounded once. Raises UnsupportedCheckpointError: no LoRA, or one for
     another model.

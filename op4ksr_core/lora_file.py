@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import constants, with_prompt
+from .description import constants, with_prompt
 from .errors import UnsupportedCheckpointError
 from .export_layouts import Piece, export_flux
 from .flux import OneStepSettings
@@ -121,6 +121,10 @@ def additions(header: Header, shapes: Mapping[str, Shape]) -> dict[str, list[Add
             continue
         alpha = f"{base}.alpha" if f"{base}.alpha" in names else None
         used |= {down, up, alpha or up}
+        if alpha is not None and math.prod(shape := header.shapes[names[alpha]]) != 1:
+            raise UnsupportedCheckpointError(
+                header.path, f"{alpha}: expected a single number, got the shape {shape}; it is damaged: fetch it again"
+            )
         _check_shape(header, base, piece, header.shapes[names[up]], header.shapes[names[down]], shapes)
         found.setdefault(piece.source, []).append(Addition(piece, up, down, alpha))
     if left := sorted(names.keys() - used):

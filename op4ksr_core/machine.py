@@ -1,4 +1,4 @@
-"""The machine: its devices, and the memory to be had and taken."""
+"""The machine: its devices, what they compute in, and the memory to be had and taken."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """What models compute in where nobody says otherwise: float32 on the CPU, bfloat16 elsewhere."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``bfloat16``, for people and reports: PyTorch's name without its module."""
+    return str(dtype).removeprefix("torch.")
 
 
 def free_memory(device: torch.device) -> int | None:

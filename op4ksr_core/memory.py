@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 Stage = Literal["encode", "decode"]
 Result = TypeVar("Result")
 
-#: Share of the prediction that kernels may take on top (our choice), and that stays free.
+#: Shares, our choice: of the prediction, what kernels may take on top; of the free memory, what is left free.
 WORKSPACE, MARGIN = 0.10, 0.10
 
 #: Strips of the entering width that live at once while a level is entered, as counted; and the rows of
@@ -41,6 +41,11 @@ LOWEST_STRIP = 8
 
 #: Where ``thriftier`` ends.
 THRIFTIEST = StripSettings(LOWEST_STRIP, THRIFTS[-1])
+
+
+def both(settings: StripSettings) -> dict[Stage, StripSettings]:
+    """The same settings for either stage, as an autoencoder's ``wish``."""
+    return {"encode": settings, "decode": settings}
 
 
 def peak_elements(params: AutoEncoderParams, stage: Stage, height: int, width: int, settings: StripSettings) -> int:
@@ -206,7 +211,7 @@ def recovering(
 def _try(
     run: Callable[[StripSettings], Result], settings: StripSettings, is_oom: Callable[[BaseException], bool]
 ) -> tuple[Result] | None:
-    """The result in a tuple, or None if out of memory: the error, which holds every tensor, ends here."""
+    """The result in a tuple, or None if out of memory. The error does not leave: it would keep every tensor alive."""
     try:
         return (run(settings),)
     except (RuntimeError, MemoryError) as error:

@@ -15,18 +15,19 @@ from .train_config import BUNDLED, TrainConfig
 
 
 class ModelSource(Protocol):
-    """The frozen autoencoder, and the transformer to start from, nothing in them to be trained yet."""
+    """Gives the frozen autoencoder and the transformer to start from. Nothing in either is set to be trained yet."""
 
     def autoencoder(self) -> AutoEncoder:
-        """Its weights in channels_last, which its convolutions are faster in."""
+        """The autoencoder, its weights in channels_last order, in which convolutions are faster."""
         ...
 
     def flux(self, dtype: torch.dtype | None) -> Flux:
-        """Its blocks are held as ``train.base`` says; dtype: of all else (None: float32)."""
+        """The transformer, its blocks held as ``train.base`` says. dtype: of everything else; None: float32."""
         ...
 
 
 def file_of(name: str, bundled: Path) -> Path:
+    """The file that a config names, or the bundled one."""
     return bundled if name == BUNDLED else Path(name)
 
 

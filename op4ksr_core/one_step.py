@@ -50,19 +50,25 @@ PICTURES_AT_ONCE = 5
 
 
 class Stages(Protocol):
-    """The three models' parts of the work, wherever they run. Latents are raw; images in [0, 1].
+    """What the models do in a run, wherever they do it: in the core, or under a host's memory manager.
 
-    ``ratio`` is image px per latent px. Each stage reports its own progress (done, total) and lets
-    what that raises through: so a run is cancelled.
+    ``ratio`` is image px per latent px. Each stage tells its own progress (done, total), and lets through what the
+    telling raises: that is how a run is cancelled.
     """
 
     ratio: int
 
-    def encode(self, image: Tensor, tell: OnProgress) -> Tensor: ...
+    def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
+        """Image (1, 3, H, W) in [0, 1], sides multiples of the ratio -> raw latent (1, C, H / ratio, W / ratio)."""
+        ...
 
-    def transform(self, raw: Tensor, tell: OnProgress) -> Tensor: ...
+    def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        """Raw latent of the enlarged picture -> that of the sharp one, of the same shape (1, C, h, w)."""
+        ...
 
-    def decode(self, raw: Tensor, tell: OnProgress) -> Tensor: ...
+    def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        """Raw latent (1, C, h, w) -> image (1, 3, h * ratio, w * ratio) in [0, 1]."""
+        ...
 
 
 def one_step(latent: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
@@ -137,12 +143,13 @@ def upscale(
     return run(image, CoreStages(flux, autoencoder, sigma, rfr), options, on_progress)
 
 
-#: Runs ``compute(device)``, whose result is on ``home``, on ``home`` or on a device with ``size`` bytes to spare.
+#: ``placing(compute, home, size)`` chooses a device and returns ``compute(device)``: ``home``, where the picture is, or
+#: one that has ``size`` bytes to spare. compute puts its result back on ``home``.
 Placing = Callable[[Callable[[torch.device], Tensor], torch.device, int], Tensor]
 
 
 def at_home(compute: Callable[[torch.device], Tensor], home: torch.device, size: int) -> Tensor:
-    """Where the picture is."""
+    """The ``Placing`` that leaves pictures where they are."""
     return compute(home)
 
 
@@ -218,7 +225,7 @@ def _check_finite(part: str, output: Tensor) -> None:
 
 
 def _transform_inner(raw: Tensor, stages: Stages, tell: OnProgress) -> Tensor:
-    """The latent with all but its margin through the transformer."""
+    """Run all but the latent's margin through the transformer, and put it back into the margin."""
     inner = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
     result = stages.transform(raw[inner].contiguous(), tell)
     framed = raw.to(result.device, result.dtype, copy=True)
@@ -231,7 +238,7 @@ def upscale_alpha(alpha: Tensor, height: int, width: int) -> Tensor:
     return resize(alpha.float(), height, width).clamp(0, 1)
 
 
-#: Above it a picture is taken for one that is not in [0, 1]; below, for one that rang a little.
+#: A picture with higher values is taken for one that is not in [0, 1]; a resize that overshoots stays below.
 _WHITE = 2.0
 
 
@@ -254,7 +261,7 @@ _PARTS = {"encode": 30, "transform": 20, "decode": 45, "finish": 5}
 
 
 class _Meter:
-    """One picture's parts, in order, as one ``on_progress(done, total)`` over all pictures."""
+    """Makes one ``on_progress(done, total)`` over all pictures of the progress of each picture's parts."""
 
     def __init__(self, on_progress: OnProgress | None, index: int, pictures: int, options: OneStepOptions) -> None:
         parts = {name: share for name, share in _PARTS.items() if name != "transform" or not options.vae_only}
@@ -267,6 +274,7 @@ class _Meter:
             start += share
 
     def part(self, name: str) -> OnProgress:
+        """What a part tells its own (done, total)."""
         start, share = self.starts[name]
 
         def tell(done: int, total: int) -> None:

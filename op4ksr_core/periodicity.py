@@ -1,4 +1,7 @@
-"""Is there a mesh in this picture that should not be, where, how strong, of which period; with a false-alarm rate."""
+"""The periodicity meter: is there a mesh in a picture that should not be there, where, and of which period?
+
+The answer comes with a false-alarm rate: the share of clean pictures that would look as periodic.
+"""
 
 from __future__ import annotations
 
@@ -223,7 +226,18 @@ def _measure(
         heat = torch.zeros(1, 1, -(-height // HEAT_CELL), -(-width // HEAT_CELL))
         none: Period = (None, None)
         return PeriodicityReport(
-            0.0, 1.0, False, "none", none, none, heat, 0.0, alarm_rate, (height, width), before is not None, index
+            score=0.0,
+            false_alarm_rate=1.0,
+            alarm=False,
+            kind="none",
+            period=none,
+            tokens=none,
+            heatmap=heat,
+            jpeg_grid=0.0,
+            alarm_rate=alarm_rate,
+            size=(height, width),
+            with_reference=before is not None,
+            picture=index,
         )
     known = None if before is None else enlarged_plane(before, plane)
     part = _inside_frame(plane)
@@ -243,19 +257,19 @@ def _measure(
     tokens: Period = (None, None) if token is None else (_divided(period[0], token), _divided(period[1], token))
     heat = _heatmap(plane if known is None else plane - known, evidence, kind, period)
     return PeriodicityReport(
-        score,
-        rate,
-        alarm,
-        kind,
-        period,
-        tokens,
-        _placed(heat, part, (height, width)),
-        evidence.steps.full[8],
-        alarm_rate,
-        (height, width),
-        known is not None,
-        index,
-        evidence.correlation,
+        score=score,
+        false_alarm_rate=rate,
+        alarm=alarm,
+        kind=kind,
+        period=period,
+        tokens=tokens,
+        heatmap=_placed(heat, part, (height, width)),
+        jpeg_grid=evidence.steps.full[8],
+        alarm_rate=alarm_rate,
+        size=(height, width),
+        with_reference=known is not None,
+        picture=index,
+        correlation=evidence.correlation,
     )
 
 

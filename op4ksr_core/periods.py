@@ -126,7 +126,7 @@ def comb_period(power: Tensor) -> FoundPeriod:
     """
     results: list[tuple[float, float]] = []
     for line in (power[:, 0][: power.shape[0] // 2 + 1], power[0]):
-        ratio = flatten(line.expand(13, -1), 10.0)[6]
+        ratio = flatten(line.expand(13, -1))[6]
         ratio[: max(2, len(ratio) // 45)] = 1
         values = torch.fft.irfft(ratio - ratio.mean())
         values = values[: min(len(values) // 2, 257)].clone()

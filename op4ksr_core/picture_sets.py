@@ -23,7 +23,7 @@ from .paths import gather, make_folder, output_paths
 
 LOW, HIGH = "LR", "HR"
 
-#: What tells of a set how it was made.
+#: The file in a set that tells how it was made.
 RECIPE = "set.json"
 
 OnPicture = Callable[[str], None]
@@ -58,7 +58,7 @@ def is_set(path: Path) -> bool:
 
 
 def open_set(folder: Path) -> PictureSet:
-    """Raises OptionError for a folder without pictures, names that are there twice, and pictures without partner."""
+    """The set in a folder. Raises OptionError for one without pictures, names twice, or pictures without a partner."""
     lows, highs = (_named(folder / name) if (folder / name).is_dir() else {} for name in (LOW, HIGH))
     if lows and highs and lows.keys() != highs.keys():
         alone = sorted(lows.keys() ^ highs.keys())
@@ -72,7 +72,7 @@ def open_set(folder: Path) -> PictureSet:
 
 
 def _named(folder: Path) -> dict[str, Path]:
-    """Pictures by name without ending."""
+    """A folder's pictures by their names without the ending. Raises OptionError where two have the same."""
     found: dict[str, Path] = {}
     for path in gather([folder]):
         if path.stem in found:
@@ -82,10 +82,10 @@ def _named(folder: Path) -> dict[str, Path]:
 
 
 def load_pair(low: Path, high: Path | None, factor: int, largest: int) -> Pair:
-    """The two pictures; the factor is their sizes' where there is an HR one.
+    """Read a pair. The factor is that of the two sizes, or the one given where there is no HR picture.
 
-    Of what would be more than ``largest`` px a side when enlarged, the middle is taken. Raises ImageError, also
-    where HR is no whole multiple of LR.
+    largest: px a side of what is enlarged; of larger pictures the middle is taken. Raises ImageError, also where HR is
+    no whole multiple of LR.
     """
     small = load_image(low).image
     if high is None:
@@ -132,6 +132,7 @@ class SetRecipe:
 
     @property
     def degradation(self) -> Degradation:
+        """What happens to each picture."""
         return Degradation(factor=(self.factor, self.factor), clean=float(self.clean))
 
 
@@ -162,7 +163,7 @@ def make_set(sources: Sequence[Path], folder: Path, recipe: SetRecipe, on_pictur
 
 
 def _cut(image: Tensor, recipe: SetRecipe, source: Path) -> Tensor:
-    """Its middle, sides cut to what is asked for and to multiples of the factor; 8-bit levels."""
+    """A picture's middle, at most ``recipe.side`` px a side and in multiples of the factor; 8-bit levels."""
     height, width = (length // recipe.factor * recipe.factor for length in image.shape[-2:])
     if not height or not width:
         raise ImageError(f"{source}: is smaller than {recipe.factor} px; take a larger picture")

@@ -18,6 +18,7 @@ from .cost import autoencoder_flops, flux_flops, flux_peak_bytes, image_tokens
 from .errors import OutOfMemoryError
 from .flux import FluxParams
 from .latent import MARGIN, PATCH
+from .machine import dtype_name
 from .memory import THRIFTIEST, Stage, choose_strips, peak_elements
 from .resize import Target, framed_size
 from .strips import THRIFTS, StripSettings, Thrift
@@ -60,7 +61,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: peak bytes above weights and pictures with what was chosen, and for each thrift."""
+    """One stage of a run: what it needs and how it is done.
+
+    peak: bytes above weights and pictures, done as ``settings`` and ``path`` say. pictures: bytes of pictures that lie
+    beside it. by_thrift: what the peak would be with each thrift.
+    """
 
     name: str
     peak: int
@@ -114,6 +119,7 @@ class Plan:
 
     @property
     def worst(self) -> StagePlan:
+        """The stage with the highest peak."""
         return max(self.stages, key=self._needs)
 
     @property
@@ -166,7 +172,7 @@ class Plan:
             size = self.worst.pictures
             lines.append(f"pictures     {size / GIGABYTE:8.3f} GB  beside {self.worst.name}: enlarged input and result")
             lines.append(f"together     {self.peak / GIGABYTE:8.3f} GB  with {self.worst.name}, the largest stage")
-        lines.append(f"{self.machine.device}, {str(self.machine.dtype).removeprefix('torch.')}: {self.verdict()}")
+        lines.append(f"{self.machine.device}, {dtype_name(self.machine.dtype)}: {self.verdict()}")
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
 
     def report(self) -> dict[str, Any]:
@@ -180,7 +186,7 @@ class Plan:
             "stages": [_stage_report(stage) for stage in self.stages],
             "weights": [vars(weights) for weights in self.weights],
             "device": self.machine.device,
-            "dtype": str(self.machine.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.machine.dtype),
             "free_bytes": self.machine.free,
             "peak_bytes": self.peak,
             "fits": self.fits,
@@ -228,7 +234,10 @@ def _stage_report(stage: StagePlan) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Models:
-    """What runs. flux None: no transformer, or one whose needs ``transformer_peak`` states."""
+    """What runs: the geometry of the models, and their weights.
+
+    flux None: there is no transformer, or it is another architecture, whose needs ``transformer_peak`` tells.
+    """
 
     autoencoder: AutoEncoderParams
     #: Of the encoder, if it is unlike the decoder.
@@ -281,14 +290,14 @@ def _strip_stage(stage: Stage, framed: tuple[int, int], models: Models, machine:
         thrift: _live(params, stage, framed, dtype, StripSettings(thrift=thrift)) for thrift in THRIFTS
     }
     return StagePlan(
-        stage,
-        _live(params, stage, framed, dtype, settings),
-        pictures,
-        autoencoder_flops(params, stage, *framed, settings),
-        f"strips of {settings.rows} rows, {settings.thrift}",
-        settings,
-        peaks,
-        _live(params, stage, framed, dtype, THRIFTIEST),
+        name=stage,
+        peak=_live(params, stage, framed, dtype, settings),
+        pictures=pictures,
+        flops=autoencoder_flops(params, stage, *framed, settings),
+        path=f"strips of {settings.rows} rows, {settings.thrift}",
+        settings=settings,
+        by_thrift=peaks,
+        least=_live(params, stage, framed, dtype, THRIFTIEST),
     )
 
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from .autoencoder import AutoEncoder
-from .checkpoint import Description
+from .description import Description
 from .errors import ImageError
+from .image_io import from_array
 from .metrics import psnr
 from .procedural import scene
-from .resize import resize
+from .resize import middle, resize
 
 #: (stride, shift) that exist: 8x has no shift.
 GEOMETRIES = ((2, 0), (2, 1), (1, 0))
@@ -91,7 +91,7 @@ def doubt(found: Description, model: AutoEncoder) -> str | None:
 
 def procedural_picture(side: int = 256) -> Tensor:
     """(1, 3, side, side) in [0, 1]: a procedural scene."""
-    return torch.from_numpy(scene(1, side, side).copy()).permute(2, 0, 1)[None].float() / 255
+    return from_array(scene(1, side, side))
 
 
 def _finest(image: Tensor) -> Tensor:
@@ -110,5 +110,4 @@ def _middle(image: Tensor) -> Tensor:
     if min(image.shape[-2:]) < 32:
         raise ImageError(f"probe: the picture is {image.shape[-1]}x{image.shape[-2]} px; give one of at least 32x32")
     height, width = (min(PROBE_SIDE, length // 32 * 32) for length in image.shape[-2:])
-    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
-    return image[..., top : top + height, left : left + width]
+    return middle(image, height, width)

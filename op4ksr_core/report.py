@@ -1,20 +1,33 @@
-"""The report picture: whether there is a mesh, where, how sure, of which period, and what to try next.
-
-Drawn with Pillow alone; the colours are cividis', which the colour-blind read like everybody else.
-"""
+"""The report picture: whether there is a mesh, where, how sure, of which period, and what to try next."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
 from .autocorrelation import SMALLEST_SIDE, box_mean
+from .drawing import (
+    ALARM,
+    BACK,
+    CLEAR,
+    FAINT,
+    FRAME,
+    INK,
+    PANEL,
+    colours,
+    draw_axes,
+    draw_colour_bar,
+    draw_paragraph,
+    draw_ring,
+    draw_title,
+    enlarged,
+    font,
+)
 from .periodicity import PeriodicityReport, grey_plane, in_words
 from .resize import resize
 from .suppress import find_artifact
@@ -22,8 +35,8 @@ from .suppress import find_artifact
 #: Size of the report, px.
 WIDTH, HEIGHT = 1280, 1096
 
-#: Side of the square panels, the margins, and the gaps between panels, px.
-PANEL, MARGIN, GAP = 390, 26, 29
+#: Margins of the report, and gaps between its panels, px.
+MARGIN, GAP = 26, 29
 
 #: Largest lag drawn, px; side of the close-up, px of the picture.
 REACH, CLOSE_UP = 96, 130
@@ -33,23 +46,6 @@ STRENGTH_CROP = 640
 
 #: Grey levels (RMS) above which what repeats may well be the motif. Our choice.
 MAYBE_REAL = 12.0
-
-_BACK, _INK, _FAINT, _FRAME = (250, 250, 247), (28, 32, 38), (104, 110, 118), (206, 208, 205)
-_ALARM, _CLEAR, _MARK = (190, 75, 0), (0, 92, 150), (255, 255, 255)
-
-#: cividis at 0, 1/9, ... 1.
-_CIVIDIS = (
-    (0, 34, 78),
-    (18, 53, 112),
-    (59, 73, 108),
-    (87, 93, 109),
-    (112, 113, 115),
-    (138, 134, 120),
-    (165, 156, 116),
-    (195, 179, 105),
-    (225, 204, 85),
-    (254, 232, 56),
-)
 
 _NEXT = {
     "none": "Nothing to do.",
@@ -65,20 +61,12 @@ _NEXT = {
 _REAL = "So strong, it may be real (bricks, cloth): give the small picture as reference, and it is not blamed."
 
 
-def colours(values: Tensor) -> Image.Image:
-    """(H, W) in [0, 1] -> RGB in cividis."""
-    table = np.asarray(_CIVIDIS, np.float32)
-    at = values.clamp(0, 1).numpy() * (len(table) - 1)
-    channels = [np.interp(at, np.arange(len(table)), table[:, i]) for i in range(3)]
-    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
-
-
 def draw_report(image: Tensor, report: PeriodicityReport, reference: Tensor | None = None) -> Image.Image:
     """RGB of 1280 x 1096 px for one picture of any size.
 
     image: the batch (B, 3 or 1, H, W) in [0, 1] that the report is on; reference: as it was measured with.
     """
-    canvas = Image.new("RGB", (WIDTH, HEIGHT), _BACK)
+    canvas = Image.new("RGB", (WIDTH, HEIGHT), BACK)
     draw = ImageDraw.Draw(canvas)
     picture = image[report.picture].detach().cpu().float()
     before = None if reference is None else reference[min(report.picture, len(reference) - 1)].detach().cpu().float()
@@ -90,68 +78,45 @@ def draw_report(image: Tensor, report: PeriodicityReport, reference: Tensor | No
     views = _close_ups(picture, before, centre, repeats)
     for i, (title, view) in enumerate(views):
         left = MARGIN + (i + 1) * (PANEL + GAP)
-        _title(draw, left, top, title)
+        draw_title(draw, left, top, title)
         canvas.paste(view, (left, top))
     top += PANEL + 58
     if report.correlation is not None:
         _correlation_panel(canvas, (MARGIN + 44, top), report)
         _spectrum_panel(canvas, (MARGIN + 44 + PANEL + 70, top), report)
     else:
-        _paragraph(draw, MARGIN, top, WIDTH - 2 * MARGIN, "The picture is too small for a spectrum.", 20, _FAINT)
+        draw_paragraph(draw, MARGIN, top, WIDTH - 2 * MARGIN, "The picture is too small for a spectrum.", 20, FAINT)
     _legend(draw, (MARGIN + 2 * (PANEL + 70) + 20, top), report, repeats)
     return canvas
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
 def _headline(draw: ImageDraw.ImageDraw, report: PeriodicityReport) -> None:
     """Alarm or not, the verdict, and the score on its scale."""
-    word, colour = ("ARTIFACT FOUND", _ALARM) if report.alarm else ("CLEAR", _CLEAR)
+    word, colour = ("ARTIFACT FOUND", ALARM) if report.alarm else ("CLEAR", CLEAR)
     if min(report.size) < SMALLEST_SIDE:
-        word, colour = "CANNOT BE TOLD", _FAINT
+        word, colour = "CANNOT BE TOLD", FAINT
     draw.rectangle((0, 0, WIDTH, 10), fill=colour)
-    draw.text((MARGIN, 30), word, fill=colour, font=_font(40))
-    _paragraph(draw, MARGIN, 84, 800, report.verdict, 22, _INK)
+    draw.text((MARGIN, 30), word, fill=colour, font=font(40))
+    draw_paragraph(draw, MARGIN, 84, 800, report.verdict, 22, INK)
     left, right, y = 880, WIDTH - MARGIN - 6, 62
     full = 6.0
     draw.text(
-        (left, 28), f"score {report.score:.1f}" if report.score < 100 else "score above 100", fill=_INK, font=_font(22)
+        (left, 28), f"score {report.score:.1f}" if report.score < 100 else "score above 100", fill=INK, font=font(22)
     )
-    draw.rectangle((left, y, right, y + 16), outline=_FRAME, fill=(255, 255, 255))
+    draw.rectangle((left, y, right, y + 16), outline=FRAME, fill=(255, 255, 255))
     draw.rectangle((left, y, left + (right - left) * min(report.score, full) / full, y + 16), fill=colour)
     for value, text in ((0, "0"), (2, "2: 1 in 100"), (4, "4"), (6, "6+")):
         x = left + (right - left) * value / full
-        draw.line((x, y - 3, x, y + 19), fill=_INK)
-        draw.text((x, y + 22), text, fill=_FAINT, font=_font(15), anchor="ma" if value < 6 else "ra")
-    draw.text((left, y + 44), "clean pictures that score as much", fill=_FAINT, font=_font(15))
-
-
-def _title(draw: ImageDraw.ImageDraw, left: float, top: float, text: str) -> None:
-    draw.text((left, top - 8), text, fill=_INK, font=_font(18), anchor="ls")
-
-
-def _paragraph(
-    draw: ImageDraw.ImageDraw, left: float, top: float, width: float, text: str, size: int, fill: tuple[int, int, int]
-) -> float:
-    """Write wrapped text; returns the y under it."""
-    line = ""
-    for word in [*text.split(), ""]:
-        longer = f"{line} {word}".strip()
-        if line and (not word or draw.textlength(longer, font=_font(size)) > width):
-            draw.text((left, top), line, fill=fill, font=_font(size))
-            top += size * 1.35
-            longer = word
-        line = longer
-    return top
+        draw.line((x, y - 3, x, y + 19), fill=INK)
+        draw.text((x, y + 22), text, fill=FAINT, font=font(15), anchor="ma" if value < 6 else "ra")
+    draw.text((left, y + 44), "clean pictures that score as much", fill=FAINT, font=font(15))
 
 
 def _where(canvas: Image.Image, at: tuple[int, int], picture: Tensor, report: PeriodicityReport) -> None:
     """The picture, paled, with the heat over it."""
     draw = ImageDraw.Draw(canvas)
     left, top = at
-    _title(draw, left, top, "Where" if report.alarm else "Where (nothing found)")
+    draw_title(draw, left, top, "Where" if report.alarm else "Where (nothing found)")
     factor = min(PANEL / picture.shape[-1], PANEL / picture.shape[-2])
     size = (max(1, round(picture.shape[-2] * factor)), max(1, round(picture.shape[-1] * factor)))
     small = resize(picture[None], *size).clamp(0, 1).expand(1, 3, *size)[0]
@@ -162,18 +127,11 @@ def _where(canvas: Image.Image, at: tuple[int, int], picture: Tensor, report: Pe
     mixed = torch.lerp(base, glow, 0.6 * heat)
     pixels = mixed.mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     canvas.paste(Image.fromarray(pixels), (left, top))
-    draw.rectangle((left, top, left + size[1] - 1, top + size[0] - 1), outline=_FRAME)
+    draw.rectangle((left, top, left + size[1] - 1, top + size[0] - 1), outline=FRAME)
     label = f"{report.size[1]} x {report.size[0]} px"
-    draw.text((left, top + size[0] + 6), label, fill=_FAINT, font=_font(15))
+    draw.text((left, top + size[0] + 6), label, fill=FAINT, font=font(15))
     if report.alarm:
-        _colour_bar(canvas, (left + PANEL - 262, top + size[0] + 8), ("elsewhere", "surely here"))
-
-
-def _colour_bar(canvas: Image.Image, at: tuple[int, int], ends: tuple[str, str]) -> None:
-    draw = ImageDraw.Draw(canvas)
-    canvas.paste(colours(torch.linspace(0, 1, 90).expand(12, 90)), (at[0] + 80, at[1]))
-    draw.text((at[0] + 74, at[1] - 2), ends[0], fill=_FAINT, font=_font(15), anchor="ra")
-    draw.text((at[0] + 176, at[1] - 2), ends[1], fill=_FAINT, font=_font(15))
+        draw_colour_bar(canvas, (left + PANEL - 262, top + size[0] + 8), ("elsewhere", "surely here"))
 
 
 def _best_seen(report: PeriodicityReport, picture: Tensor) -> tuple[float, float]:
@@ -186,10 +144,9 @@ def _best_seen(report: PeriodicityReport, picture: Tensor) -> tuple[float, float
         return 0.5, 0.5
     plane = grey_plane(picture)
     clipped = ((plane < 4) | (plane > 251)).float() * 1e4
-    energy = F.adaptive_avg_pool2d((_detail(plane).square() + clipped)[None, None], (heat.shape[0], heat.shape[1]))[
-        0, 0
-    ]
-    around = F.avg_pool2d(energy[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
+    busy = (_detail(plane).square() + clipped)[None, None]
+    energy = F.adaptive_avg_pool2d(busy, (heat.shape[0], heat.shape[1]))
+    around = F.avg_pool2d(energy, 5, 1, 2, count_include_pad=False)[0, 0]
     around = around.masked_fill(heat < 0.95 * heat.max(), math.inf)
     y, x = divmod(int(around.argmin()), heat.shape[1])
     return (y + 0.5) / heat.shape[0], (x + 0.5) / heat.shape[1]
@@ -241,7 +198,7 @@ def _close_ups(
         y, x, _ = _box_around(size, centre, STRENGTH_CROP)
         shown, name = repeats[top - y : top - y + side, left - x : left - x + side], "What repeats in it"
     span = _span(shown)
-    return [("Close-up", _enlarged(crop)), (f"{name}, contrast x {255 / span:.1f}", _stretched(shown, span))]
+    return [("Close-up", enlarged(crop)), (f"{name}, contrast x {255 / span:.1f}", _stretched(shown, span))]
 
 
 def _span(plane: Tensor) -> float:
@@ -250,18 +207,12 @@ def _span(plane: Tensor) -> float:
 
 
 def _stretched(plane: Tensor, span: float) -> Image.Image:
-    return _enlarged((plane / span + 0.5)[None])
+    return enlarged((plane / span + 0.5)[None])
 
 
 def _detail(plane: Tensor) -> Tensor:
     """(h, w) minus its mean over 25 px: shading hides a mesh."""
     return plane - box_mean(plane, 25)
-
-
-def _enlarged(crop: Tensor) -> Image.Image:
-    """(3 or 1, h, w) in [0, 1] -> PANEL x PANEL px, pixels as squares."""
-    pixels = crop.clamp(0, 1).mul(255).round().to(torch.uint8).expand(3, *crop.shape[-2:]).permute(1, 2, 0)
-    return Image.fromarray(pixels.contiguous().numpy()).resize((PANEL, PANEL), Image.Resampling.NEAREST)
 
 
 def _marks(period: float | None, reach: float) -> list[float]:
@@ -283,20 +234,20 @@ def _correlation_panel(canvas: Image.Image, at: tuple[int, int], report: Periodi
     near = F.max_pool2d(near[None, None], 3, 1, 1)[0, 0]
     panel = colours(near.sub(1).div(8)).resize((PANEL, PANEL), Image.Resampling.BILINEAR)
     canvas.paste(panel, at)
-    _title(draw, at[0], at[1], "Autocorrelation: the picture against itself, moved")
+    draw_title(draw, at[0], at[1], "Autocorrelation: the picture against itself, moved")
     scale = PANEL / (2 * reach + 1)
     middle = (at[0] + PANEL / 2, at[1] + PANEL / 2)
     if report.alarm and report.kind != "blocks":
         for y in _marks(report.period[0], reach):
             for x in _marks(report.period[1], reach):
                 if x or y:
-                    _ring(draw, middle[0] + x * scale, middle[1] + y * scale, 9)
+                    draw_ring(draw, middle[0] + x * scale, middle[1] + y * scale, 9)
     token = _token(report)
     step = 32.0 if token is None else token * max(1, math.ceil(16 / token))
     count = int(reach / step)
     lags = [k * step for k in range(-count, count + 1)]
     ticks = [(middle[0] - at[0] + lag * scale, _tick(lag, token and lag / token)) for lag in lags]
-    _axes(draw, at, ticks, "moved by, px" if token is None else "moved by: px, under it tokens")
+    draw_axes(draw, at, ticks, "moved by, px" if token is None else "moved by: px, under it tokens")
 
 
 def _token(report: PeriodicityReport) -> float | None:
@@ -318,7 +269,7 @@ def _spectrum_panel(canvas: Image.Image, at: tuple[int, int], report: Periodicit
     whole = F.adaptive_max_pool2d(whole[None, None], PANEL // 2)[0, 0]
     panel = colours((whole - 2) / 8).resize((PANEL, PANEL), Image.Resampling.NEAREST)
     canvas.paste(panel, at)
-    _title(draw, at[0], at[1], "Spectrum: lines over their surroundings")
+    draw_title(draw, at[0], at[1], "Spectrum: lines over their surroundings")
     middle = (at[0] + PANEL / 2, at[1] + PANEL / 2)
     if report.alarm and report.kind != "blocks":
         rows = _marks(None if not report.period[0] else 1 / report.period[0], 0.13)
@@ -326,32 +277,13 @@ def _spectrum_panel(canvas: Image.Image, at: tuple[int, int], report: Periodicit
         for y in rows:
             for x in columns:
                 if x or y:
-                    _ring(draw, middle[0] + x * PANEL, middle[1] + y * PANEL, 6)
+                    draw_ring(draw, middle[0] + x * PANEL, middle[1] + y * PANEL, 6)
     token = _token(report)
     frequencies = (-0.5, -0.25, -0.125, 0.0, 0.125, 0.25, 0.5)
     waves = ("2", "4", "8", "mean", "8", "4", "2")
     rates = ["" if token is None else f"\n{abs(f) * token:g}" for f in frequencies]
     ticks = [(PANEL / 2 + f * PANEL, wave + rate) for f, wave, rate in zip(frequencies, waves, rates, strict=True)]
-    _axes(draw, at, ticks, "wavelength, px" if token is None else "wavelength, px; under it waves per token")
-
-
-def _ring(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float) -> None:
-    draw.ellipse((x - radius - 1, y - radius - 1, x + radius + 1, y + radius + 1), outline=(0, 0, 0))
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=_MARK)
-
-
-def _axes(draw: ImageDraw.ImageDraw, at: tuple[int, int], ticks: Sequence[tuple[float, str]], name: str) -> None:
-    """The same ticks (px from the panel's corner; px, or px and tokens in two lines) along the left and the bottom."""
-    left, top = at
-    draw.rectangle((left, top, left + PANEL, top + PANEL), outline=_FRAME)
-    for place, text in ticks:
-        draw.line((left + place, top + PANEL, left + place, top + PANEL + 5), fill=_INK)
-        for i, line in enumerate(text.split("\n")):
-            draw.text((left + place, top + PANEL + 7 + 17 * i), line, fill=_FAINT, font=_font(15), anchor="ma")
-        draw.line((left - 5, top + place, left, top + place), fill=_INK)
-        draw.text((left - 8, top + place), text.split("\n")[0], fill=_FAINT, font=_font(15), anchor="rm")
-    below = 24 if all("\n" not in text for _, text in ticks) else 43
-    draw.text((left, top + PANEL + below), name, fill=_FAINT, font=_font(15))
+    draw_axes(draw, at, ticks, "wavelength, px" if token is None else "wavelength, px; under it waves per token")
 
 
 def _legend(draw: ImageDraw.ImageDraw, at: tuple[int, int], report: PeriodicityReport, repeats: Tensor | None) -> None:
@@ -366,11 +298,11 @@ def _legend(draw: ImageDraw.ImageDraw, at: tuple[int, int], report: PeriodicityR
         facts.insert(2, ("strength, there", f"about {rms:.1f} of 255 grey levels (RMS)"))
     y = float(top) - 4
     for name, value in facts:
-        draw.text((left, y), name, fill=_FAINT, font=_font(15))
-        y = _paragraph(draw, left, y + 17, width, value, 18, _INK) + 6
+        draw.text((left, y), name, fill=FAINT, font=font(15))
+        y = draw_paragraph(draw, left, y + 17, width, value, 18, INK) + 6
     if report.alarm and report.kind != "blocks":
-        y = _paragraph(draw, left, y + 8, width, "Rings: where that period repeats.", 15, _FAINT)
-    draw.text((left, y + 12), "What next", fill=_ALARM if report.alarm else _CLEAR, font=_font(18))
-    y = _paragraph(draw, left, y + 38, width, _NEXT[report.kind], 16, _INK)
+        y = draw_paragraph(draw, left, y + 8, width, "Rings: where that period repeats.", 15, FAINT)
+    draw.text((left, y + 12), "What next", fill=ALARM if report.alarm else CLEAR, font=font(18))
+    y = draw_paragraph(draw, left, y + 38, width, _NEXT[report.kind], 16, INK)
     if repeats is not None and not report.with_reference and float(repeats.square().mean()) > MAYBE_REAL**2:
-        _paragraph(draw, left, y + 6, width, _REAL, 16, _INK)
+        draw_paragraph(draw, left, y + 6, width, _REAL, 16, INK)

@@ -17,8 +17,8 @@ DEFAULT_CEILING_MEGAPIXELS = 64.0
 #: Image pixels in 1 megapixel: the host's ResizeImageMaskNode counts 1 MP = 1024^2, and so do we.
 MEGAPIXEL = 1024 * 1024
 
-
-#: Beyond a shrink of 47 its filter does not fit a block's 48 KiB of shared memory, and PyTorch refuses (read).
+#: Larger shrinks are computed on the CPU: from 47 on, CUDA's antialiasing filter does not fit into a block's 48 KiB of
+#: shared memory, and PyTorch refuses. Read in its sources, not tried.
 _LARGEST_CUDA_SHRINK = 40
 
 
@@ -84,6 +84,12 @@ class Target:
                 f"above the ceiling of {self.ceiling_megapixels:g} MP; ask for less, or raise the ceiling"
             )
         return out
+
+
+def middle(image: Tensor, height: int, width: int) -> Tensor:
+    """(..., H, W) -> a view of its middle, (..., height, width); neither may exceed the image's own."""
+    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+    return image[..., top : top + height, left : left + width]
 
 
 def framed_size(height: int, width: int, multiple: int, margin: int = 0) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from .checkpoint import save_tensors
 from .errors import OptionError, OutputError, UnsupportedCheckpointError
 from .paths import make_folder
+from .whole_file import written_whole
 
 STATE = "state.safetensors"
 
@@ -43,6 +43,7 @@ class RunFolder:
         return resume and self.state.exists()
 
     def save_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Write what the run can go on from. Raises OutputError."""
         save_tensors(self.state, tensors, {"op4ksr.kind": "state", "op4ksr.state": json.dumps(facts)})
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -57,6 +58,7 @@ class RunFolder:
             ) from error
 
     def weights(self, name: str, step: int) -> Path:
+        """The file of the weights after that step."""
         return self.checkpoints / f"{name}_{step:07d}.safetensors"
 
     def prune(self, name: str, keep: int) -> None:
@@ -80,6 +82,7 @@ class CsvLog:
             writer.writerows(rows)
 
     def write(self, row: dict[str, Any]) -> None:
+        """Add a row, whose keys are among the columns; those that it lacks stay empty. Raises OutputError."""
         cells = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
         with self._open("a") as file:
             csv.DictWriter(file, self.columns).writerow(cells)
@@ -96,11 +99,10 @@ class CsvLog:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text so that a reader sees the old or the new one. Raises OutputError."""
-    part = path.with_name(path.name + ".part")
+    """Write a text; whole or not at all. Raises OutputError."""
     try:
-        part.write_text(text, "utf-8")
-        os.replace(part, path)
+        with written_whole(path) as temporary:
+            temporary.write_text(text, "utf-8")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from .errors import OutputError
 from .layouts import Shape
+from .whole_file import written_whole
 
 #: safetensors' names of what a model is stored in.
 DTYPES = {
@@ -47,6 +46,7 @@ class Entry:
 
     @property
     def bytes(self) -> int:
+        """How many the tensor takes in the file."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
@@ -55,16 +55,10 @@ def write_safetensors(path: str | Path, entries: Mapping[str, Entry], metadata: 
     path = Path(path)
     order = sorted(entries, key=lambda name: -DTYPES[entries[name].dtype].itemsize)  # stable
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(_header({name: entries[name] for name in order}, metadata))
-                for name in order:
-                    file.write(_content(name, entries[name]))
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            file.write(_header({name: entries[name] for name in order}, metadata))
+            for name in order:
+                file.write(_content(name, entries[name]))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,23 +21,25 @@ from torch import Tensor
 
 from . import leaves
 from .errors import ImageError, OptionError, OutputError
-from .image_io import BROKEN, IMAGE_SUFFIXES, Picture, from_pil, load_image, to_pil
+from .flux import OnProgress
+from .image_io import BROKEN, IMAGE_SUFFIXES, Picture, from_array, from_pil, load_image, to_pil
 from .resize import resize
 from .train_config import DataConfig
 
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
-OnProgress = Callable[[int, int], None]
 
 #: Seeds of the procedural pictures that runs show as samples and measure; never trained on.
 HELD_OUT = 1_000_000_000
 
-#: Pictures out of which the next of a stream of shards is chosen.
+#: How many pictures of a stream of shards are held, of which one is chosen at random.
 SHUFFLE = 64
 
 
 class Source(Protocol):
+    """Gives crops of pictures to train on."""
+
     def crops(self, seed: tuple[int, ...], count: int, side: int) -> Tensor:
         """(count, 3, side, side) in [0, 1], sharp; the same for the same seed (run, step, process).
 
@@ -81,7 +83,7 @@ def cut(picture: Pixels, rng: np.random.Generator, side: int, shrunk: float) -> 
     crop = np.rot90(picture[top : top + reach, left : left + reach], int(rng.integers(4)))
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
-    image = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].float() / 255
+    image = from_array(crop)
     return resize(image, side, side).clamp(0, 1)
 
 
@@ -89,7 +91,7 @@ def cut(picture: Pixels, rng: np.random.Generator, side: int, shrunk: float) -> 
 
 
 class ProceduralSource:
-    """``leaves.picture``: made beforehand, kept in one file and cut from; or new for each crop."""
+    """Pictures by ``leaves.picture``: made beforehand, kept in one file and cut from, or a new one for each crop."""
 
     def __init__(self, data: DataConfig, seed: int, cache: Path, on_progress: OnProgress | None = None) -> None:
         self.data, self.seed = data, seed
@@ -115,7 +117,7 @@ class ProceduralSource:
 
 
 def procedural_pool(data: DataConfig, seed: int, cache: Path, on_progress: OnProgress | None = None) -> Path:
-    """File of (pictures, side, side, 3) uint8 in ``cache``, made where it is missing. Raises OutputError."""
+    """The file in ``cache`` with (pictures, side, side, 3) uint8; it is made if it is missing. Raises OutputError."""
     path = cache / f"leaves{leaves.VERSION}_{seed}_{data.pictures}x{data.picture_side}.npy"
     if not path.exists():
         try:
@@ -156,7 +158,10 @@ def _one_picture(job: tuple[int, int, int]) -> Pixels:
 
 
 class FolderSource:
-    """Every picture in a folder and the folders in it; broken ones are left out, named once each."""
+    """The pictures in a folder and the folders in it. A broken one is left out, with one warning.
+
+    Raises OptionError for no folder, one without pictures, and (when crops are asked for) one with broken ones only.
+    """
 
     def __init__(self, folder: Path, shrunk: float) -> None:
         if not folder.is_dir():
@@ -210,7 +215,7 @@ class ShardSource:
         return torch.cat(found)
 
     def skip(self, pictures: int) -> None:
-        """Read past so many pictures, as the run that is gone on with did."""
+        """Read past so many pictures: those that a run had before it was broken off."""
         self.stream = self.stream or self._pictures()
         for _ in range(pictures):
             next(self.stream)

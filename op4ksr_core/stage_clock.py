@@ -51,7 +51,7 @@ class PeakMeter:
             self._tracker.__exit__(*error)
 
     def restart(self) -> None:
-        """Forget higher peaks than what lives now."""
+        """Begin a new peak, at what lives now."""
         if self._tracker is not None:
             self._tracker.peak = self._tracker.live
         else:
@@ -65,6 +65,7 @@ class PeakMeter:
 
     @classmethod
     def how(cls, device: torch.device) -> str:
+        """How peaks are measured on that device, in words."""
         return cls.HOW["cuda" if device.type == "cuda" else "cpu"]
 
 
@@ -82,12 +83,14 @@ class StageClock:
         self._stage, self._since = "", 0.0
 
     def begin(self, stage: str) -> None:
+        """End the stage that runs, if one does, and begin this one."""
         self.end()
         if self.meter is not None:
             self.meter.restart()
         self._stage, self._since = stage, time.perf_counter()
 
     def end(self) -> None:
+        """End the stage that runs, once the device has done its work, and add it to what was measured."""
         wait_for(self.device)
         now, stage = time.perf_counter(), self._stage
         if not stage:
@@ -98,14 +101,14 @@ class StageClock:
         self._stage = ""
 
     def on_progress(self, done: int, total: int) -> None:
-        """For ``run``: its first report after decoding comes between colour fix and back-projection."""
+        """To be ``run``'s ``on_progress``: its first report after decoding is the end of the colour fix."""
         if self._stage == "colour fix":
             self.begin("back-projection")
 
 
 @dataclass(frozen=True)
-class Names:
-    """What the clock shall show while, and after, the models work."""
+class StageNames:
+    """What the clock calls the time of each model, and the time after the last of them."""
 
     encode: str = "encode"
     transform: str = "transformer"
@@ -114,10 +117,10 @@ class Names:
 
 
 class TimedStages:
-    """Any ``Stages``, telling a clock; the same results."""
+    """Any ``Stages``, timed: they tell a clock when a stage begins. The results are the same."""
 
-    def __init__(self, stages: Stages, clock: StageClock, names: Names | None = None) -> None:
-        self.stages, self.clock, self.names = stages, clock, names or Names()
+    def __init__(self, stages: Stages, clock: StageClock, names: StageNames | None = None) -> None:
+        self.stages, self.clock, self.names = stages, clock, names or StageNames()
         self.ratio = stages.ratio
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:

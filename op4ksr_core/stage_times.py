@@ -16,7 +16,7 @@ from .machine import free_memory
 from .one_step import CoreStages, OneStepOptions, Stages, run
 from .plan import Machine, Models, Plan, make_plan
 from .resize import Target
-from .stage_clock import Names, PeakMeter, StageClock, TimedStages
+from .stage_clock import PeakMeter, StageClock, StageNames, TimedStages
 
 #: All stages but saving: until the picture is there.
 TOGETHER = "together"
@@ -24,7 +24,7 @@ TOGETHER = "together"
 
 @dataclass(frozen=True)
 class Way:
-    """One way to upscale: models around a clock, options, FLOPs by stage (where a closed form knows them)."""
+    """One way to upscale: what makes its models around a clock, its options, and its FLOPs by stage where known."""
 
     stages: Callable[[StageClock], Stages]
     options: OneStepOptions
@@ -35,7 +35,7 @@ class Way:
 
 @dataclass
 class Measured:
-    """One way's seconds by stage, turn by turn; peak bytes by stage; and its picture, on the CPU."""
+    """What one way gave: its picture, on the CPU; peak bytes by stage; FLOPs; and seconds by stage for every turn."""
 
     image: Tensor
     peaks: dict[str, int]
@@ -43,32 +43,34 @@ class Measured:
     turns: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
     def seconds(self, stage: str) -> list[float]:
-        """By turn; of a stage, or of all but saving (``TOGETHER``)."""
+        """Of a stage, or of all but saving (``TOGETHER``), one number for each turn."""
         if stage == TOGETHER:
             return [sum(value for name, value in turn.items() if name != "save") for turn in self.turns]
         return [turn[stage] for turn in self.turns]
 
     def median(self, stage: str) -> float:
+        """Of the stage's seconds."""
         return statistics.median(self.seconds(stage))
 
     def peak(self, stage: str) -> int:
-        """Bytes; of a stage, or the highest but for saving."""
+        """Bytes of a stage, or (``TOGETHER``) of the highest but saving."""
         if stage == TOGETHER:
             return max(value for name, value in self.peaks.items() if name != "save")
         return self.peaks[stage]
 
     def work(self, stage: str) -> float | None:
-        """FLOPs; None where there is no closed form."""
+        """FLOPs of a stage, or of all; None where there is no closed form."""
         if stage == TOGETHER:
             return sum(self.flops.values()) if self.flops else None
         return self.flops.get(stage)
 
     def has(self, stage: str) -> bool:
+        """Whether the way has such a stage."""
         return stage == TOGETHER or stage in self.turns[0]
 
 
 def measure(ways: Mapping[str, Way], image: Tensor, repeats: int) -> dict[str, Measured]:
-    """Every way once, to warm up and for its memory; then ``repeats`` times in turn, for its seconds.
+    """Run every way once, to warm up and for its memory; then all in turn, ``repeats`` times, for their seconds.
 
     image (1, 3, H, W) in [0, 1] on the models' device.
     """
@@ -97,13 +99,13 @@ def _run(way: Way, image: Tensor, clock: StageClock) -> Tensor:
 
 
 def core_way(core: CoreStages, options: OneStepOptions, plan: Plan, save: Path | None = None) -> Way:
-    """The core's models as they are, with the plan's FLOPs."""
+    """The way that the core goes, with the plan's FLOPs. save: the file to write, if that is to be timed too."""
     return Way(lambda clock: timed(core, clock), options, flops_of(plan), save)
 
 
 def timed(core: CoreStages, clock: StageClock, after: str = "colour fix") -> TimedStages:
-    """The core's models around a clock; without a transformer no stage is called so."""
-    return TimedStages(core, clock, Names(transform="transformer" if core.flux else "decode", after=after))
+    """The core's models around a clock. Without a transformer, the time after encoding belongs to decoding."""
+    return TimedStages(core, clock, StageNames(transform="transformer" if core.flux else "decode", after=after))
 
 
 # --- what it should take ----------------------------------------------------------------------
@@ -124,7 +126,7 @@ def plan_of(size: tuple[int, int], target: Target, core: CoreStages, wish: Strip
 
 
 def text_tokens(flux: Flux) -> int:
-    """Of the prompt embedding that the model runs with."""
+    """How many tokens the model's prompt embedding has."""
     return flux.prompt(1)[0].shape[1]
 
 

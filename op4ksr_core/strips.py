@@ -17,11 +17,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from .strip_maps import (
+    Affine,
+    Computed,
+    Moments,
+    Stored,
+    convolved,
+    dense,
+    downsampled,
+    empty_map,
+    same,
+    upsampled,
+)
 
 Thrift = Literal["fast", "lean", "tiny"]
 THRIFTS: tuple[Thrift, ...] = get_args(Thrift)
@@ -32,7 +43,10 @@ OnStrip = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class StripSettings:
-    """Rows per strip, counted in each map's own rows, and how much is kept."""
+    """How a picture's pass is cut: rows per strip (of each map's own rows), and how much is kept.
+
+    rows is made even, and at least 2. Raises ValueError for fewer than 1 row, or an unknown thrift.
+    """
 
     rows: int = 64
     thrift: Thrift = "fast"
@@ -44,189 +58,8 @@ class StripSettings:
         object.__setattr__(self, "rows", max(2, self.rows // 2 * 2))
 
 
-class Rows(Protocol):
-    """A map (1, C, height, width), whole or on demand."""
-
-    height: int
-
-    def rows(self, top: int, bottom: int) -> Tensor: ...
-
-
-#: Devices with float64, and with a batch norm of half inputs and float32 statistics. Elsewhere (MPS, XPU,
-#: DirectML) the statistics are merged on the CPU and a strip is normalised by way of float32.
-_FULL_DEVICES = ("cpu", "cuda", "meta")
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return (tensor if tensor.device.type in _FULL_DEVICES else tensor.cpu()).double()
-
-
-def _sum_of_squares(strip: Tensor) -> Tensor:
-    """Per channel, fp32; a float32 strip is overwritten: ``vector_norm`` needs no copy of half ones, but is slower
-    on a CPU, 3 to 4 times, and less exact (1e-5; measured)."""
-    if strip.dtype == torch.float32:
-        return strip.square_().sum((0, 2, 3))
-    return torch.linalg.vector_norm(strip, dim=(0, 2, 3), dtype=torch.float32).square()
-
-
-class Moments:
-    """Mean and variance per channel, merged strip by strip: fp32 within a strip, fp64 between them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor | None = None
-        self.m2: Tensor | None = None
-
-    def add(self, strip: Tensor) -> None:
-        """Take in a strip (1, C, n, W)."""
-        count = strip.shape[2] * strip.shape[3]
-        mean = _wide(strip.sum((0, 2, 3), dtype=torch.float32)) / count
-        pivot = mean.to(strip.device, strip.dtype)  # or a channel far from 0 would lose its variance to rounding
-        centred = strip - pivot[:, None, None]
-        squares = _wide(_sum_of_squares(centred))
-        m2 = (squares - count * (mean - _wide(pivot)).square()).clamp(min=0)
-        if self.mean is None or self.m2 is None:
-            self.count, self.mean, self.m2 = count, mean, m2
-            return
-        merged = self.count + count
-        delta = mean - self.mean
-        self.m2 = self.m2 + m2 + delta.square() * (self.count * count / merged)
-        self.mean = self.mean + delta * (count / merged)
-        self.count = merged
-
-
-class Stored:
-    """A map in memory, with its moments."""
-
-    def __init__(self, tensor: Tensor, moments: Moments | None = None) -> None:
-        self.tensor, self.moments = tensor, moments
-        self.height = tensor.shape[2]
-
-    def rows(self, top: int, bottom: int) -> Tensor:
-        return self.tensor[:, :, top:bottom]
-
-
-class Computed:
-    """A map that is computed row by row, each time it is asked for; with ``keep``, unless the last rows hold it."""
-
-    def __init__(self, height: int, compute: Callable[[int, int], Tensor], *, keep: bool = False) -> None:
-        self.height, self.compute, self.keep = height, compute, keep
-        self._kept: tuple[int, Tensor] | None = None
-
-    def rows(self, top: int, bottom: int) -> Tensor:
-        if self._kept is not None:
-            first, strip = self._kept
-            if first <= top and bottom <= first + strip.shape[2]:
-                return strip[:, :, top - first : bottom - first]
-            self._kept = None
-            del strip
-        strip = self.compute(top, bottom)
-        if self.keep:
-            self._kept = (top, strip)
-        return strip
-
-
-class Affine:
-    """GroupNorm and SiLU of a strip, from the whole map's moments; no fp32 copy of the strip."""
-
-    def __init__(self, norm: nn.GroupNorm, moments: Moments) -> None:
-        assert moments.mean is not None and moments.m2 is not None
-        mean, m2 = (t.view(norm.num_groups, -1) for t in (moments.mean, moments.m2))
-        group = mean.mean(1, keepdim=True)
-        variance = (m2 / moments.count + (mean - group).square()).mean(1, keepdim=True)
-        self.mean, self.variance = (t.expand_as(mean).flatten().float() for t in (group, variance))
-        self.weight, self.bias = (p.detach().float() for p in (norm.weight, norm.bias))
-        self.eps = norm.eps
-
-    def __call__(self, strip: Tensor) -> Tensor:
-        if self.mean.device != strip.device or self.weight.device != strip.device:
-            parts = (self.mean, self.variance, self.weight, self.bias)
-            self.mean, self.variance, self.weight, self.bias = (t.to(strip.device) for t in parts)
-        given = strip if strip.device.type in _FULL_DEVICES else strip.float()
-        normed = F.batch_norm(given, self.mean, self.variance, self.weight, self.bias, False, 0.0, self.eps)
-        return F.silu(normed.to(strip.dtype), inplace=True)
-
-
-def with_halo(source: Rows, top: int, bottom: int, apply: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
-    """Rows top-1 .. bottom+1, as far as they exist, through ``apply``; and how many precede ``top``.
-
-    At the picture's edges the convolution's own zero padding stands in, as in the plain pass.
-    """
-    first, last = max(0, top - 1), min(source.height, bottom + 1)
-    return apply(source.rows(first, last)), top - first
-
-
-def convolved(source: Rows, conv: nn.Conv2d, apply: Callable[[Tensor], Tensor]) -> Callable[[int, int], Tensor]:
-    """Rows of a 3x3 convolution, padding 1, of ``apply`` of the source."""
-
-    def compute(top: int, bottom: int) -> Tensor:
-        strip, before = with_halo(source, top, bottom, apply)
-        return conv(strip)[:, :, before : before + bottom - top]
-
-    return compute
-
-
-def fold_upsampling(conv: nn.Conv2d, like: Tensor) -> tuple[Tensor, Tensor]:
-    """nearest 2x then a 3x3 convolution, as one 2x2 convolution with four times the outputs.
-
-    Output pixel (2i + p, 2j + q) sees two source rows: i - 1 + p with the taps that fall on it, and
-    i + p with the rest. Summed in fp32. Returns weight (4 C, C_in, 2, 2), ordered (p, q, C), and bias.
-    """
-    weight = conv.weight.detach().to(like.device, torch.float32)
-
-    def pairs(taps: Tensor, axis: int, parity: int) -> Tensor:
-        a, b, c = taps.unbind(axis)
-        return torch.stack((a, b + c) if parity == 0 else (a + b, c), axis)
-
-    parts = [pairs(pairs(weight, 2, p), 3, q) for p in (0, 1) for q in (0, 1)]
-    bias = conv.bias
-    assert bias is not None
-    return torch.cat(parts).to(like.dtype), bias.detach().to(like.device, like.dtype).repeat(4)
-
-
-def upsampled(
-    source: Rows, conv: nn.Conv2d, apply: Callable[[Tensor], Tensor], shift: int = 0
-) -> Callable[[int, int], Tensor]:
-    """Rows of conv(nearest 2x of ``apply`` of the source); top and bottom even, in rows of the output.
-
-    shift 1 gives the plain rows moved 1 px down and right, as the published decoders do.
-    """
-    folded: list[tuple[Tensor, Tensor]] = []
-
-    def compute(top: int, bottom: int) -> Tensor:
-        low, high = top // 2, -(-bottom // 2)
-        strip, before = with_halo(source, low, high, apply)
-        if not folded:
-            folded.append(fold_upsampling(conv, strip))
-        missing_above, missing_below = 1 - before, 1 - (strip.shape[2] - before - (high - low))
-        strip = F.pad(strip, (1, 1, missing_above, missing_below))
-        parts = F.conv2d(strip, *folded[0]).chunk(4, dim=1)
-        count, width = high - low, strip.shape[3] - 2
-        out = _empty_map(parts[0], 2 * count, 2 * width)
-        for index, part in enumerate(parts):
-            p, q = divmod(index, 2)
-            if shift:  # plain pixel y lands on y + 1: parity 1 of the pair before, parity 0 of this one
-                out[:, :, 1 - p :: 2, 1 - q :: 2] = part[:, :, :count, :width]
-            else:
-                out[:, :, p::2, q::2] = part[:, :, p : p + count, q : q + width]
-        return out[:, :, top - 2 * low : bottom - 2 * low]
-
-    return compute
-
-
-def downsampled(source: Rows, conv: nn.Conv2d) -> Callable[[int, int], Tensor]:
-    """Rows of a 3x3 convolution of stride 2 over the source padded by one row and column at the end."""
-
-    def compute(top: int, bottom: int) -> Tensor:
-        last = min(source.height, 2 * bottom + 1)
-        strip = source.rows(2 * top, last)
-        return conv(F.pad(strip, (0, 1, 0, 2 * bottom + 1 - last)))
-
-    return compute
-
-
 class Strips:
-    """One picture's pass: walks the layers, stores what the thrift allows."""
+    """The pass of one picture: takes a map through block after block, and stores what the thrift allows."""
 
     def __init__(self, settings: StripSettings, on_strip: OnStrip | None = None, total: int = 0) -> None:
         self.settings, self.on_strip, self.done, self.total = settings, on_strip, 0, total
@@ -247,7 +80,7 @@ class Strips:
             strip = compute(top, bottom)
             moments.add(strip)
             if tensor is None:
-                tensor = _empty_map(strip, height, strip.shape[3])
+                tensor = empty_map(strip, height, strip.shape[3])
             tensor[:, :, top:bottom] = strip
             del strip
         assert tensor is not None
@@ -263,13 +96,14 @@ class Strips:
         return moments
 
     def block(self, source: Stored | Computed, block: Any, spare: Tensor | None = None) -> tuple[Stored, Tensor | None]:
-        """A residual block; and memory that it is done with, for the next block of the level: new memory is slow.
+        """The map after a residual block, and a map's memory that is free now.
 
-        A stored source of the same width is overwritten.
+        spare: what the block before gave as free, to be used again, as taking new memory is slow. A stored source is
+        overwritten where the block does not change its width.
         """
         inner = convolved(source, block.conv1, Affine(block.norm1, self.moments(source)))
         shortcut = getattr(block, "nin_shortcut", None)
-        carry = _same if shortcut is None else shortcut
+        carry = same if shortcut is None else shortcut
         hidden: Stored | Computed = Computed(source.height, inner)
         carried: Stored | None = None
         if self.settings.thrift != "tiny":
@@ -290,13 +124,13 @@ class Strips:
     def _store_both(
         self, source: Computed, inner: Callable[[int, int], Tensor], carry: Callable[[Tensor], Tensor]
     ) -> tuple[Stored, Stored]:
-        """The inner convolution of a computed map and what the block adds to it, from one computation."""
+        """A computed map's inner convolution, and what the shortcut carries past it: in one pass over the map."""
         carried: list[Tensor] = []
 
         def compute(top: int, bottom: int) -> Tensor:
             strip, rest = inner(top, bottom), carry(source.rows(top, bottom))
             if not carried:
-                carried.append(_empty_map(rest, source.height, rest.shape[3]))
+                carried.append(empty_map(rest, source.height, rest.shape[3]))
             carried[0][:, :, top:bottom] = rest
             return strip
 
@@ -307,7 +141,7 @@ class Strips:
         """The two blocks at the latent's resolution, and the attention between them over the whole map."""
         source = self.block(source, mid.block_1)[0]
         if hasattr(mid, "attn_1"):
-            source = Stored(_dense(mid.attn_1(source.tensor)))
+            source = Stored(dense(mid.attn_1(source.tensor)))
         return self.block(source, mid.block_2)[0]
 
     def _add_in_place(self, source: Stored, hidden: Stored | Computed, outer: Callable[[int, int], Tensor]) -> Stored:
@@ -333,7 +167,7 @@ class Strips:
         return Stored(source.tensor, moments)
 
     def _compact(self, source: Stored, shortcut: nn.Conv2d) -> Stored:
-        """The shortcut's map, in the source's own memory where it is narrower; its moments are not needed."""
+        """The shortcut's map, written over the source where it is narrower than that. Its moments are not gathered."""
         channels, wide = shortcut.out_channels, source.tensor.shape[1]
         if channels > wide:
             return Stored(self.store(source.height, lambda a, b: shortcut(source.rows(a, b))).tensor)
@@ -345,37 +179,23 @@ class Strips:
         return Stored(narrow)
 
 
-def _empty_map(like: Tensor, height: int, width: int) -> Tensor:
-    shape = (1, like.shape[1], height, width)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """channels_last: with one picture, a range of rows is then one block of memory."""
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def _same(strip: Tensor) -> Tensor:
-    return strip
-
-
 def decode_picture(
     decoder: Any, latent: Tensor, settings: StripSettings, out: Tensor, on_strip: OnStrip | None = None
 ) -> None:
-    """One raw latent (1, C, h, w) -> ``out`` (1, 3, H, W), about [-1, 1], strip by strip as they are done.
+    """Decode one raw latent (1, C, h, w) into ``out`` (1, 3, H, W), about [-1, 1], each strip as soon as it is done.
 
     decoder: ours, or any of LDM's layout (the host's own); ``stride`` and ``shift`` are read off it,
     1 and 0 if it has none. out: any device and float dtype.
     """
     strips = Strips(settings, on_strip, _decode_strips(decoder, latent.shape[2], settings))
-    source: Stored | Computed = strips.middle(decoder.mid, Stored(_dense(decoder.conv_in(latent))))
+    source: Stored | Computed = strips.middle(decoder.mid, Stored(dense(decoder.conv_in(latent))))
     for level in reversed(decoder.up):
         spare = None
         for block in level.block:
             source, spare = strips.block(source, block, spare)
         del spare
         if hasattr(level, "upsample"):
-            source = Computed(2 * source.height, upsampled(source, level.upsample.conv, _same), keep=True)
+            source = Computed(2 * source.height, upsampled(source, level.upsample.conv, same), keep=True)
             if settings.thrift == "fast":
                 source = strips.store(source.height, source.compute)
     _last_step(decoder, source, strips, out)
@@ -429,7 +249,7 @@ def _entry(
         first = max(0, stride * (top - 1))  # one output row too many above, so that padding never shows
         last = min(height, stride * bottom + 1)
         before = top - first // stride
-        return conv(_dense(pixels(first, last)))[:, :, before : before + bottom - top]
+        return conv(dense(pixels(first, last)))[:, :, before : before + bottom - top]
 
     return compute
 

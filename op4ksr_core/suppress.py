@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .autocorrelation import BOX, SMALLEST_SIDE, box_mean
 from .errors import OptionError
 from .folding import FEWEST_PERIODS, WIDE_BOX, Folded, Phases, estimate_artifact, phases_of, quietness
+from .jpeg import TO_YCC
 from .periodicity import ALARM_RATE, PeriodicityReport, measure_each, measure_periodicity
 from .resize import resize
 
@@ -29,8 +30,6 @@ SMALLEST_FALL = 1.0
 
 #: Grey levels at which the mask is 1.
 MASK_FULL = 1.0
-
-_TO_OPPONENT = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def find_artifact(
         found.append(best.artifact)
     if len(found) == 1:
         return found[0][None, None].expand_as(image) / 255
-    back = torch.linalg.inv(torch.tensor(_TO_OPPONENT, dtype=torch.float64)).float()
+    back = torch.linalg.inv(torch.tensor(TO_YCC, dtype=torch.float64)).float()
     return torch.einsum("ij,jhw->ihw", back, torch.stack(found))[None] / 255
 
 
@@ -220,4 +219,4 @@ def _opponent(picture: Tensor) -> list[Tensor]:
     picture = picture.detach().cpu().float()[0] * 255
     if len(picture) == 1 or bool((picture[0] == picture[1]).all() and (picture[1] == picture[2]).all()):
         return [picture[0]]
-    return list(torch.einsum("ij,jhw->ihw", torch.tensor(_TO_OPPONENT), picture))
+    return list(torch.einsum("ij,jhw->ihw", torch.tensor(TO_YCC), picture))

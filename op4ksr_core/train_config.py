@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-import sys
-import types
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from .degradation import CLEAN, Degradation
 from .errors import OptionError
 from .frozen import Base
 from .latent import PATCH
+from .ranges import ABOVE_0, DECAY, FROM_0, FROM_1, FROM_32, SHARE, check_ranges
 from .rope import FLUX_TRAIN_TOKENS, Policy, Rfr
 
 Kind = Literal["autoencoder", "one_step", "lora"]
-Config = TypeVar("Config")
 
-#: What the latent steps leave out along a picture's border, where the encoder sees zeros: px, one latent pixel.
+#: Width of the border that latent steps leave out, as the encoder saw zeros beyond it: px, one latent pixel at 16x.
 RIM = 16
 
-#: Stands for the weights that come with the pack, wherever it lies.
+#: In place of a file name: the weights that come with the pack.
 BUNDLED = "bundled"
 
 
@@ -34,7 +30,7 @@ class ModelConfig:
     start: str = ""
     #: The frozen autoencoder of kinds one_step and lora: a file or "bundled".
     autoencoder: str = BUNDLED
-    #: Of an autoencoder: train all of it, or the decoder alone (a transformer trained for it stays valid).
+    #: Of an autoencoder: train all of it, or the decoder alone. A transformer trained for the old one fits that still.
     part: Literal["all", "decoder"] = "all"
     widths: tuple[int, ...] = (24, 48, 96, 96)
     norm_groups: int = 6
@@ -49,16 +45,27 @@ class ModelConfig:
     prompt_tokens: int = 4
     #: Noise level of the one step, in (0, 1]; None: the start file's, or 0.5.
     sigma: float | None = None
-    #: Tokens per side that the run is for; written into the file.
+    #: Tokens per side that the model is trained for; written into its file, and larger pictures are warned of.
     train_tokens: int = 128
     lora_rank: int = 16
     lora_alpha: float = 16.0
-    #: Last words of the module names that get an adapter.
+    #: The blocks' linear layers that get an adapter, by the last word of their names.
     lora_targets: tuple[str, ...] = ("qkv", "proj", "0", "2", "linear1", "linear2")
 
     def __post_init__(self) -> None:
-        if self.lora_rank < 1:
-            raise OptionError(f"model.lora_rank: expected at least 1, got {self.lora_rank}")
+        sizes = ("layers_per_block", "norm_groups", "hidden_size", "num_heads", "depth", "context_in_dim", "vec_in_dim")
+        numbers = ("widths", *sizes, "prompt_tokens", "train_tokens", "lora_rank")
+        check_ranges("model", self, {FROM_1: numbers, FROM_0: ("depth_single_blocks",)})
+        if not self.start and any(width % self.norm_groups for width in self.widths):
+            raise OptionError(
+                f"model.widths: expected multiples of model.norm_groups ({self.norm_groups}), got {self.widths}; "
+                "change one of the two"
+            )
+        if not self.start and self.hidden_size % (32 * self.num_heads):
+            raise OptionError(
+                f"model.hidden_size: expected a multiple of 32 channels for each of the {self.num_heads} heads, got "
+                f"{self.hidden_size}; change one of the two"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class RfrConfig:
     train_tokens: int = FLUX_TRAIN_TOKENS
 
     def rfr(self) -> Rfr:
+        """The policy that ``rope`` takes. Raises OptionError for numbers that it refuses."""
         theta = (self.theta[0], self.theta[-1]) if self.theta else None
         return Rfr(self.policy, theta, self.turns, (self.tokens[0], self.tokens[-1]), self.train_tokens)
 
@@ -96,16 +104,16 @@ class DataConfig:
     picture_side: int = 512
     #: Folder that keeps them; "" is the run's own. Several runs of one seed may share it.
     cache: str = ""
-    #: Side of a crop, px; a multiple of 32. Later in the run (share of the steps) another side and batch.
+    #: Side of a crop, px, a multiple of 32. From the share ``late_from`` of the steps on, another side and batch.
     crop: int = 96
     late_from: float = 1.0
     late_crop: int = 160
     late_batch: int = 4
     #: Share of the crops taken at twice the side and shrunk.
     shrunk: float = 0.5
-    #: Processes that make batches; 0: the training's own.
+    #: Processes that make batches; 0: they are made by the training's own process.
     workers: int = 0
-    #: Of a transformer: so many crops are made, damaged and encoded once, and kept in the cache; 0: new ones each step.
+    #: Of a transformer: how many crops are made, damaged and encoded once and kept in the cache; 0: new ones each step.
     cached: int = 0
 
     def __post_init__(self) -> None:
@@ -113,6 +121,16 @@ class DataConfig:
             side = getattr(self, name)
             if side < 32 or side % 32:
                 raise OptionError(f"data.{name}: expected a multiple of 32 px (one token), got {side}")
+        check_ranges(
+            "data",
+            self,
+            {
+                FROM_0: ("pictures", "workers"),
+                FROM_1: ("late_batch",),
+                FROM_32: ("picture_side",),
+                SHARE: ("late_from", "shrunk"),
+            },
+        )
         if self.cached < 0 or (self.cached and self.late_from < 1):
             raise OptionError(
                 f"data.cached: expected 0 or more, and no later crops beside it, got {self.cached}; "
@@ -124,57 +142,65 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms; 0 leaves a term out. All on pictures in [-1, 1] but ``latent``."""
+    """Weights of the loss's terms; 0 leaves a term out. All but ``latent`` look at pictures in [-1, 1]."""
 
     pixel: float = 1.0
     pixel_kind: Literal["l1", "l2", "charbonnier"] = "l1"
-    #: On horizontal and vertical differences.
+    #: Distance of the differences between neighbouring pixels, across and down.
     gradient: float = 0.5
-    #: Multi-scale frequency supervision.
+    #: Distance of the spectra, at several scales.
     frequency: float = 0.0
     latent: float = 0.1
     latent_kind: Literal["l1", "l2", "charbonnier"] = "l1"
-    #: L_AP.
+    #: L_AP, the paper's periodicity loss (``losses``).
     periodicity: float = 0.0
-    #: Share of the terms on pictures that looks at the output as fidelity 1 leaves it.
+    #: Share of each term on pictures that is taken of the output after back-projection (fidelity 1).
     projected: float = 0.0
-    #: L_AP's margin over chance (standard errors), and the border that it does not look at, px in whole tokens.
+    #: L_AP's margin over chance, in standard errors; and the width of the border it leaves out, px, whole tokens.
     periodicity_margin: float = 0.0
     periodicity_border: int = 32
     perceptual: float = 0.0
     perceptual_kind: Literal["gmsd", "ms_gmsd", "haarpsi", "ssim", "lpips", "dists"] = "gmsd"
     adversarial: float = 0.0
-    #: Share of the run after which the adversarial term counts.
+    #: Share of the run after which the adversarial term begins to count.
     adversarial_from: float = 0.5
 
     @property
     def sees_pictures(self) -> bool:
         """Whether any term looks at the decoded picture; without one a transformer's run decodes nothing."""
-        names = ("pixel", "gradient", "frequency", "periodicity", "perceptual", "adversarial")
+        return self.judges_pictures or bool(self.adversarial)
+
+    @property
+    def judges_pictures(self) -> bool:
+        """Whether a term on pictures counts from the first step on, as the adversarial one does not."""
+        names = ("pixel", "gradient", "frequency", "periodicity", "perceptual")
         return any(getattr(self, name) for name in names)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.projected <= 1:
-            raise OptionError(f"loss.projected: expected 0 to 1, got {self.projected}")
+        weights = ("pixel", "gradient", "frequency", "latent", "periodicity", "perceptual", "adversarial")
+        numbers = (*weights, "periodicity_margin", "periodicity_border")
+        check_ranges("loss", self, {FROM_0: numbers, SHARE: ("projected", "adversarial_from")})
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The optimizer (AdamW, linear warm-up, cosine) and the machine."""
+    """The loop: steps and batches, the optimizer (AdamW, linear warm-up, cosine), the machine, and special steps."""
 
     steps: int = 1000
     batch: int = 8
-    #: Batches per step.
+    #: Batches whose gradients are added up for one step.
     accumulate: int = 1
     rate: float = 1e-3
     warmup: int = 100
-    #: The last step's rate over ``rate``.
+    #: The rate at the last step, as a share of ``rate``.
     final: float = 0.01
     weight_decay: float = 1e-3
+    #: Gradients whose norm is larger are shortened to it.
     clip: float = 1.0
+    #: Decay of the running mean of the weights, which is what is saved.
     ema: float = 0.999
     precision: Literal["fp32", "bf16"] = "bf16"
-    #: Of a LoRA: how the frozen model's blocks are held, as ``precision`` says or in one byte a number (torchao).
+    #: Of a LoRA: how the frozen model's blocks are held: as ``precision`` says, or in one byte a number (torchao).
     base: Base = "plain"
     #: Recompute activations in the backward pass: less memory, a third more time.
     checkpointing: bool = False
@@ -184,26 +210,37 @@ class LoopConfig:
     threads: int = 0
     #: Several GPUs: ``accelerate launch -m op4ksr_core train CONFIG`` (extra: train).
     accelerate: bool = False
-    #: Of an autoencoder: deviation of the noise on processed latents, so that its decoder bears errors.
+    #: Of an autoencoder: deviation of the noise added to processed latents, so that its decoder learns to bear errors.
     latent_noise: float = 0.05
-    #: A new autoencoder: the steps at the beginning that train the linear map through its trunk alone.
+    #: Of a new autoencoder: how many steps at the beginning train only the linear map through its trunk (linear_start).
     linear_steps: int = 0
-    #: Their own rate, with a warm-up and a cosine of its own; their only loss is the mean squared error.
+    #: The rate of those steps, with its own warm-up and cosine. Their only loss is the mean squared error.
     linear_rate: float = 2e-3
-    #: A new autoencoder: share of the run after which its latents are scaled to unit deviation; where there
-    #: are linear steps, at the end.
+    #: Of a new autoencoder: share of the run after which its latents are scaled to unit deviation. Where there are
+    #: linear steps, that is done at the end.
     unit_at: float = 0.7
-    #: Of a transformer: the steps at the beginning that look at latents alone, those of the grid's pictures.
+    #: Of a transformer: how many steps at the beginning use latents alone, cut from those of ``grid_pictures``.
     latent_steps: int = 0
-    #: Of a transformer: every so many steps a latent step on a grid of 4K's size; 0 never.
+    #: Of a transformer: one step in so many is on a large grid of latents, put together from whole pictures; 0: none.
     grid_every: int = 0
+    #: The grids' sides in tokens, taken in turn. 128 are 4096 px.
     grid_tokens: tuple[int, ...] = (64, 128)
+    #: How many pictures are encoded for grids and latent steps before the run.
     grid_pictures: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        amounts = ("rate", "linear_rate", "final", "warmup", "weight_decay", "threads", "latent_noise", "grid_every")
+        check_ranges(
+            "train",
+            self,
+            {
+                FROM_1: ("steps", "batch", "accumulate", "grid_tokens"),
+                FROM_0: amounts,
+                ABOVE_0: ("clip",),
+                SHARE: ("unit_at",),
+                DECAY: ("ema",),
+            },
+        )
         for name in ("linear_steps", "latent_steps"):
             if not 0 <= getattr(self, name) < self.steps:
                 raise OptionError(
@@ -225,25 +262,31 @@ class OutputConfig:
     log_every: int = 10
     #: Weights and the state to go on from: a crash loses at most this many steps.
     save_every: int = 200
-    #: Files of weights kept beside the last.
+    #: How many files of weights are kept besides the last.
     keep: int = 3
     sample_every: int = 200
     samples: int = 3
     sample_side: int = 256
-    #: Pictures to sample; "": procedural ones that are never trained on.
+    #: Folder of the pictures that are shown; "": procedural ones that are never trained on.
     sample_folder: str = ""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"output.{name}: expected at least 1, got {getattr(self, name)}")
+        check_ranges(
+            "output",
+            self,
+            {
+                FROM_1: ("log_every", "save_every"),
+                FROM_0: ("keep", "sample_every", "samples"),
+                FROM_32: ("sample_side",),
+            },
+        )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. ``run`` is the folder that is written."""
+    """One training run. ``run`` is the folder that it writes."""
 
     kind: Kind
     run: str
@@ -258,12 +301,12 @@ class TrainConfig:
 
     @property
     def linear_steps(self) -> int:
-        """Those of a new autoencoder; a model that is gone on with has no linear start."""
+        """``train.linear_steps`` where they apply: for a new autoencoder. One that has a start is no longer linear."""
         return 0 if self.model.start or self.kind != "autoencoder" else self.train.linear_steps
 
     @property
     def latent_steps(self) -> int:
-        """Those of a transformer; an autoencoder has none."""
+        """``train.latent_steps`` where they apply: for a transformer."""
         return 0 if self.kind == "autoencoder" else self.train.latent_steps
 
     @property
@@ -272,6 +315,13 @@ class TrainConfig:
         return Path(self.data.cache) if self.data.cache else Path(self.run) / "cache"
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise OptionError(f"seed: expected a whole number from 0 up, got {self.seed}; change it")
+        if not self.loss.judges_pictures and (self.kind == "autoencoder" or not self.loss.latent):
+            raise OptionError(
+                f'loss: no term that kind "{self.kind}" has in every step is above 0; give loss.pixel, or another, '
+                "a weight"
+            )
         if self.train.base != "plain" and self.kind != "lora":
             raise OptionError(
                 f'train.base: "{self.train.base}" cannot be trained, and kind "{self.kind}" trains every weight; '
@@ -302,127 +352,3 @@ class TrainConfig:
                     f"train.grid_tokens: {wrong[0]} tokens are no whole number of pictures "
                     f"of {self.data.picture_side} px; change one of the two"
                 )
-
-
-# --- TOML -------------------------------------------------------------------------------------
-
-
-def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
-    """The run that a TOML file describes. Raises OptionError: no such file, bad TOML, wrong keys or values."""
-    return parse_config(read_text(path), str(path), changes)
-
-
-def read_text(path: str | Path) -> str:
-    """A config file's text. Raises OptionError."""
-    try:
-        return Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path}: cannot be read ({error}); name a TOML file") from error
-
-
-def parse_config(text: str, name: str = "config", changes: Sequence[str] = ()) -> TrainConfig:
-    """``read_config`` of a text; ``name`` is for the errors. changes: ``section.key=value``, value as in TOML."""
-    found = _table(text, name)
-    for change in changes:
-        key, equals, value = (part.strip() for part in change.partition("="))
-        if not equals:
-            raise OptionError(f"change {change!r}: expected KEY=VALUE, such as train.steps=500")
-        new = _table(f"{key} = {value}", f"change {change!r}")
-        for section, content in new.items():
-            old = found.get(section)
-            found[section] = {**old, **content} if isinstance(old, dict) and isinstance(content, dict) else content
-    try:
-        return build(TrainConfig, found)
-    except OptionError as error:
-        raise OptionError(f"{name}: {error}") from error
-
-
-def _table(text: str, name: str) -> dict[str, Any]:
-    toml = _toml()
-    try:
-        return toml.loads(text)
-    except toml.TOMLDecodeError as error:
-        raise OptionError(f"{name}: is no TOML ({error}); texts need quotes") from error
-
-
-def _toml() -> Any:
-    """The standard library's parser; before Python 3.11 tomli (extra: train), which is the same."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-
-        return tomllib
-    try:
-        import tomli  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise OptionError("Python 3.10 reads TOML with tomli: pip install tomli") from error
-    return tomli  # pyright: ignore
-
-
-def build(cls: type[Config], table: dict[str, Any], where: str = "") -> Config:
-    """A dataclass from a table of its fields' names. Raises OptionError, with the nearest right name."""
-    hints = get_type_hints(cls)
-    names = [f.name for f in fields(cls)]  # pyright: ignore
-    for key in table:
-        if key not in names:
-            raise OptionError(f"unknown key {where + key!r}{_nearest(key, where, names)}")
-    missing = [f.name for f in fields(cls) if f.name not in table and _required(f)]  # pyright: ignore
-    if missing:
-        raise OptionError(f"key {where + missing[0]!r} is missing; add it")
-    return cls(**{key: _value(hints[key], value, where + key) for key, value in table.items()})
-
-
-def _required(f: Any) -> bool:
-    from dataclasses import MISSING
-
-    return f.default is MISSING and f.default_factory is MISSING
-
-
-def _nearest(key: str, where: str, names: list[str]) -> str:
-    here = difflib.get_close_matches(key, names, 1, 0.6)
-    if here:
-        return f"; did you mean {where + here[0]!r}?"
-    elsewhere = {f"{section}.{name}": name for section, name in _all_keys()}
-    found = [full for full, name in elsewhere.items() if name == key]
-    found = found or [full for full, name in elsewhere.items() if difflib.get_close_matches(key, [name], 1, 0.8)]
-    return f"; did you mean {found[0]!r}?" if found else f"; known here: {', '.join(names)}"
-
-
-def _all_keys() -> list[tuple[str, str]]:
-    hints = get_type_hints(TrainConfig)
-    sections = [(name, hint) for name, hint in hints.items() if is_dataclass(hint)]
-    return [(section, f.name) for section, hint in sections for f in fields(hint)]
-
-
-def _value(hint: Any, value: Any, key: str) -> Any:
-    """``value`` as TOML gave it -> what the field wants; OptionError where it does not fit."""
-    origin, args = get_origin(hint), get_args(hint)
-    if is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise OptionError(f"{key}: expected a table [{key}], got {value!r}")
-        return build(hint, value, key + ".")  # pyright: ignore
-    if origin is Literal:
-        if value not in args:
-            near = difflib.get_close_matches(str(value), [str(a) for a in args], 1, 0.5)
-            raise OptionError(
-                f"{key}: expected one of {', '.join(map(repr, args))}; got {value!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-        return value
-    if origin in (Union, types.UnionType):
-        return _value(next(a for a in args if a is not type(None)), value, key)
-    if origin is tuple:
-        return _tuple(args, value, key)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise OptionError(f"{key}: expected {hint.__name__}, got {value!r}")
-    return value
-
-
-def _tuple(args: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        value = [value]
-    if args[-1] is not Ellipsis and len(args) != len(value):
-        raise OptionError(f"{key}: expected {len(args)} values, got {value!r}")
-    kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
-    return tuple(_value(kind, item, key) for kind, item in zip(kinds, value, strict=True))

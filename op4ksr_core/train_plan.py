@@ -1,6 +1,6 @@
 """What one training step needs, before it begins: bytes by part, work, and which cards it fits.
 
-The step that is counted is the trainer's own (``train_tasks``), forward and backward, on tensors that have shapes
+The step that is counted is the trainer's own (``one_step_task``), forward and backward, on tensors that have shapes
 and no values (PyTorch's fake tensors, on the meta device underneath): FLUX.1-dev's 12 B parameters take no memory
 here. Counted are live tensors, as ``allocation`` does; what kernels and the allocator take on top is covered by
 ``WORKSPACE``. On a CPU the count is held to a real step's by a test; for CUDA its rules of mixed precision, which
@@ -9,8 +9,6 @@ differ, are followed, and nothing was measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,44 +16,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
-from .allocation import AllocationTracker
 from .autoencoder import AutoEncoder, AutoEncoderParams
-from .checkpoint import describe_autoencoder, describe_flux
+from .description import describe_autoencoder, describe_flux
 from .errors import OptionError, OutOfMemoryError
 from .flux import Flux, FluxParams, OneStepSettings
 from .frozen import freeze_blocks, shapes_of
+from .full_size import LONGEST_PROMPT, Geometry
 from .header import PROMPT_KEYS
 from .memory import WORKSPACE
 from .model_source import Files
+from .one_step_task import LoraTask, OneStepTask
 from .plan import GIGABYTE
+from .step_meter import StepStages, by_cuda_rules, bytes_of
+from .task import BLOCKS
 from .train_config import TrainConfig
-from .train_tasks import BLOCKS, LoraTask, OneStepTask
 
 #: Memory of the cards that a plan names, GB; a card of 24 "GB" has 25.8e9 bytes, of which its driver takes some.
 CARDS = (24, 48, 80)
 
-#: The prompt embedding of ``Geometry`` "flux": the longest that FLUX.1-dev takes, tokens.
-LONGEST_PROMPT = 512
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Models that need no file: both networks' shapes, and the tokens of the prompt embedding."""
-
-    flux: FluxParams
-    autoencoder: AutoEncoderParams
-    prompt_tokens: int
-
-
-#: By name: FLUX.1-dev with the public F16 VAE, and something of the bundled models' kind.
+#: What can be planned without a file: FLUX.1-dev with the public F16 VAE, and something of the bundled models' kind.
 GEOMETRIES = {
     "flux": Geometry(FluxParams(), AutoEncoderParams(shift=1), LONGEST_PROMPT),
     "small": Geometry(
-        FluxParams(256, 2, 1, 2, context_in_dim=64, vec_in_dim=32, guidance_embed=False),
+        FluxParams(
+            hidden_size=256,
+            num_heads=2,
+            depth=1,
+            depth_single_blocks=2,
+            context_in_dim=64,
+            vec_in_dim=32,
+            guidance_embed=False,
+        ),
         AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False),
         4,
     ),
@@ -83,7 +75,7 @@ class Shapes:
         self.config, self.geometry = config, geometry
 
     def _ruled(self, model: nn.Module) -> None:
-        """Blocks that are computed again, in the backward pass, need the rules brought along."""
+        """Let blocks bring CUDA's rules along: in the backward pass they are computed again, outside ``CudaRules``."""
         for module in model.modules() if self.config.train.device == "cuda" else ():
             if isinstance(module, BLOCKS):
                 module.forward = partial(by_cuda_rules, module.forward)  # pyright: ignore
@@ -98,7 +90,7 @@ class Shapes:
 
     def flux(self, dtype: torch.dtype | None) -> Flux:
         params = self.geometry.flux
-        txt = torch.empty(self.geometry.prompt_tokens, params.context_in_dim)
+        txt = torch.empty(self.geometry.text_tokens, params.context_in_dim)
         settings = OneStepSettings(txt=txt, vec=torch.empty(params.vec_in_dim))
         flux = Flux(params, settings, dtype=dtype).eval().requires_grad_(False)
         freeze_blocks(flux, self.config.train.base, shapes_of)
@@ -106,12 +98,12 @@ class Shapes:
         return flux
 
 
-# --- the count --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class StepPlan:
-    """One step. held: bytes that stay between steps, by part; peaks: bytes on top of them, by stage; flops too."""
+    """What one step needs. held: bytes that stay between steps, by part. peaks: bytes on top of them, by stage.
+
+    flops: of the batch, by stage.
+    """
 
     held: dict[str, int]
     peaks: dict[str, int]
@@ -135,6 +127,7 @@ class StepPlan:
         return sum(self.flops.values())
 
     def fits(self, free: float) -> bool:
+        """Whether so many bytes are enough."""
         return self.need <= free
 
     def text(self) -> str:
@@ -188,7 +181,7 @@ def plan_step(config: TrainConfig, geometry: Geometry, device: str = "cuda") -> 
         if config.data.cached:
             latents = _latents(task, shape)
             task.encode = lambda pictures: latents  # pyright: ignore
-        stages = Stages(task, device)
+        stages = StepStages(task, device)
         stages.run(torch.empty(shape), torch.empty(shape), accumulated)
         stages.peaks["optimizer"] = _at_work(task, device)
     if not accumulated:  # they come while activations go: the stages have them
@@ -206,7 +199,7 @@ def largest_batch(config: TrainConfig) -> tuple[int, int, int, int]:
 
 
 def _at_work(task: OneStepTask, device: str) -> int:
-    """Bytes that AdamW takes for its step: a root of every moment on CUDA, of one at a time on the CPU (two copies)."""
+    """Bytes that AdamW takes during its step: on CUDA a root of every moment, on the CPU two copies of one."""
     sizes = [bytes_of(parameter) for parameter in task.trained().values()]
     return sum(sizes) if device == "cuda" else 2 * max(sizes)
 
@@ -214,12 +207,6 @@ def _at_work(task: OneStepTask, device: str) -> int:
 def _latents(task: OneStepTask, shape: tuple[int, ...]) -> Tensor:
     ratio = task.autoencoder.params.ratio
     return torch.empty(shape[0], task.autoencoder.params.latent_channels, shape[2] // ratio, shape[3] // ratio)
-
-
-def bytes_of(*tensors: Tensor) -> int:
-    """Of the tensors' storages, each once."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}  # pyright: ignore
-    return sum(storages.values())
 
 
 def held_bytes(task: OneStepTask, config: TrainConfig) -> dict[str, int]:
@@ -237,121 +224,6 @@ def held_bytes(task: OneStepTask, config: TrainConfig) -> dict[str, int]:
         "optimizer (two moments)": 2 * size,
         "running mean": size,
     }
-
-
-class StepMeter(AllocationTracker):
-    """Bytes as ``AllocationTracker`` counts them, and FLOPs of products, convolutions and attention.
-
-    By the formulas of PyTorch's ``FlopCounterMode``, which itself keeps alive what a checkpointed block recomputes
-    (seen on 2.13: the peak grew with every block).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        formula = _FLASH_ON_CPU.get(func.overloadpacket) or flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
-class Stages:
-    """Runs a task's step under the counters; peaks (above what lived before) and FLOPs by stage."""
-
-    def __init__(self, task: OneStepTask, device: str) -> None:
-        self.task, self.device = task, device
-        self.peaks: dict[str, int] = {}
-        self.flops: dict[str, float] = {}
-        self._stage, self._done = "", 0.0
-        self.meter = StepMeter()
-
-    def begin(self, stage: str) -> None:
-        """End the stage before, and count for this one."""
-        meter = self.meter
-        if self._stage:
-            self.peaks[self._stage] = meter.peak
-            self.flops[self._stage] = meter.flops - self._done
-        self._stage, self._done = stage, meter.flops
-        meter.peak = meter.live
-
-    def run(self, high: Tensor, low: Tensor, accumulated: bool) -> None:
-        """Forward and backward on pictures (B, 3, H, W). accumulated: gradients are there from the batch before."""
-        for parameter in self.task.trained().values():
-            parameter.grad = torch.empty_like(parameter) if accumulated else None
-        rules = CudaRules() if self.device == "cuda" else nullcontext()
-        with rules, self._told(), self.meter:
-            self.begin("encode")
-            judged = self.task(high, low, 0, (0, 0, 0))
-            loss = torch.stack(list(judged.terms.values())).sum()
-            self.begin("backward")
-            loss.backward()
-            self.begin("")
-
-    @contextmanager
-    def _told(self) -> Generator[None, None, None]:
-        """Stages begin where the transformer and the decoder do."""
-
-        def before(stage: str) -> Callable[..., None]:
-            return lambda *_: self.begin(stage)
-
-        hooks = [
-            self.task.flux.register_forward_pre_hook(before("transformer")),
-            self.task.autoencoder.decoder.register_forward_pre_hook(before("decode and losses")),
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-
-class CudaRules(TorchFunctionMode):
-    """Under autocast on the CPU, what CUDA's autocast does besides: these in float32, whatever comes in.
-
-    The products are cast to half precision alike on both. Source: PyTorch 2.13, ATen/autocast_mode.h,
-    AT_FORALL_FP32, of which these are in our networks.
-    """
-
-    IN_FLOAT32: frozenset[Any] = frozenset({F.layer_norm, F.group_norm, F.rms_norm, F.interpolate})
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.IN_FLOAT32 and torch.is_autocast_enabled("cpu"):
-            args = tuple(_in_float32(value) for value in args)
-            kwargs = {name: _in_float32(value) for name, value in (kwargs or {}).items()}
-        return func(*args, **(kwargs or {}))
-
-
-def _in_float32(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) else value
-
-
-def by_cuda_rules(run: Callable[..., Any], *args: Any) -> Any:
-    """``run(*args)`` under ``CudaRules``."""
-    with CudaRules():
-        return run(*args)
-
-
-@shape_wrapper
-def _flash(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-@shape_wrapper
-def _flash_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kw: Any) -> int:
-    return sdpa_backward_flop_count(grad, query, key, value)
-
-
-#: PyTorch has formulas for the GPU's attention alone.
-_FLASH_ON_CPU: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward,
-}
-
-
-# --- before a run -----------------------------------------------------------------------------
 
 
 def refuse_if_hopeless(plan: StepPlan, free: int | None, device: str) -> None:

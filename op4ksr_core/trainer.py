@@ -7,213 +7,43 @@ process), so that a run that is gone on with is, on a CPU, the run that was neve
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from .batches import Batches
+from .engines import Accelerated, Engine, OneProcess
 from .errors import Op4ksrError, OptionError
-from .image_io import Picture, load_image, save_image
 from .latent_cache import EncodedBatch
-from .leaves import picture as procedural_picture
-from .metrics import psnr
 from .objectives import PatchDiscriminator, fool, judge_loss
-from .paths import gather
-from .periodicity import measure_periodicity
+from .one_step_task import OneStepTask
+from .optimization import Ema, adamw, rate_at
 from .run_folder import CsvLog, RunFolder, pack_optimizer, unpack_optimizer
-from .sources import HELD_OUT, ShardSource, Source, open_source
+from .run_samples import open_samples, show_samples
+from .sources import ShardSource, Source, open_source
 from .train_config import TrainConfig
-from .train_tasks import CROPS, OneStepTask, degraded, make_task
-
-log = logging.getLogger(__name__)
+from .train_tasks import make_task
 
 #: (steps done, of how many, one line for people).
 OnStep = Callable[[int, int, str], None]
 
-#: The warm-up after the linear steps, against the first: so many branches begin to learn at once.
-SECOND_WARMUP = 5
-
-#: A latent step looks at so many times as many crops as another.
-LATENT_BATCH = 4
-
-#: The adversarial judge learns at this share of the model's rate.
+#: The adversarial judge's learning rate, as a share of the model's.
 JUDGE_RATE = 0.5
-
-
-class Engine(Protocol):
-    """One process, or one of several."""
-
-    device: torch.device
-    rank: int
-    world: int
-
-    def prepare(self, module: nn.Module) -> nn.Module: ...
-    def backward(self, loss: Tensor) -> None: ...
-    def apart(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]: ...
-    def wait(self) -> None: ...
-
-
-class OneProcess:
-    """No library."""
-
-    rank, world = 0, 1
-
-    def __init__(self, device: str) -> None:
-        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self.device = torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:
-            raise OptionError(
-                f'train.device: {name!r} cannot be used ({str(error).splitlines()[0]}); try "cpu"'
-            ) from error
-
-    def prepare(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def apart(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext()
-
-    def wait(self) -> None:
-        pass
-
-
-class Accelerated:
-    """Several GPUs, as ``accelerate launch`` started us."""
-
-    def __init__(self, device: str) -> None:
-        try:
-            from accelerate import Accelerator  # pyright: ignore
-        except ImportError as error:
-            raise OptionError("train.accelerate: needs accelerate: pip install accelerate") from error
-        self.inner: Any = Accelerator(cpu=device == "cpu", mixed_precision="no")
-        self.device: torch.device = self.inner.device
-        self.rank: int = self.inner.process_index
-        self.world: int = self.inner.num_processes
-
-    def prepare(self, module: nn.Module) -> nn.Module:
-        return self.inner.prepare_model(module)
-
-    def backward(self, loss: Tensor) -> None:
-        self.inner.backward(loss)
-
-    def apart(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        return self.inner.no_sync(module)
-
-    def wait(self) -> None:
-        self.inner.wait_for_everyone()
-
-
-class Ema:
-    """A running mean of the trained parameters, with a short memory at the beginning."""
-
-    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay = parameters, decay
-        self.mean: dict[str, Tensor] = {}
-        self.steps = 0
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget everything but the present weights."""
-        self.mean = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.steps = 0
-
-    @torch.no_grad()
-    def update(self) -> None:
-        self.steps += 1
-        weight = 1 - min(self.decay, self.steps / (self.steps + 10))
-        for name, parameter in self.parameters.items():
-            self.mean[name].lerp_(parameter, weight)
-
-    @contextlib.contextmanager
-    def applied(self) -> Generator[None]:
-        """The mean in the parameters' place, for saving and showing; what is done to it there stays with it."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.data, self.mean[name] = self.mean[name], parameter.data
-
-
-class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Batch number i of a run, (sharp, degraded and enlarged): the same whoever asks, and when.
-
-    fresh: the pictures that ``data.cached`` keeps, one batch after the other.
-    """
-
-    def __init__(self, config: TrainConfig, source: Source, rank: int, pairs: bool, fresh: bool = False) -> None:
-        self.config, self.source, self.rank, self.pairs = config, source, rank, pairs
-        self.begun, self.fresh = False, fresh
-
-    def shape(self, step: int) -> tuple[int, int]:
-        """(pictures, side) of a batch of that step; side 0 where the task has its latents already."""
-        data, train = self.config.data, self.config.train
-        if self.fresh:
-            return train.batch, data.crop
-        if step < self.config.latent_steps:
-            return LATENT_BATCH * train.batch, 0
-        if data.cached:
-            return train.batch, 0
-        late = step >= data.late_from * train.steps
-        return (data.late_batch, data.late_crop) if late else (train.batch, data.crop)
-
-    def __len__(self) -> int:
-        return self.config.train.steps * self.config.train.accumulate
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not self.begun and isinstance(self.source, ShardSource):
-            shapes = (self.shape(i // self.config.train.accumulate) for i in range(index))
-            self.source.skip(sum(count for count, side in shapes if side))
-        self.begun = True
-        count, side = self.shape(index // self.config.train.accumulate)
-        if not side:
-            return torch.empty(count, 3, 0, 0), torch.empty(0)
-        seed = (self.config.seed, CROPS, index, self.rank)
-        high = self.source.crops(seed, count, side)
-        if self.pairs:
-            return high, degraded(high, self.config, seed)
-        half = count // 2
-        if half:
-            high = torch.cat([degraded(high[:half], self.config, seed), high[half:]])
-        return high, high[:0]
-
-
-def rate_at(step: int, config: TrainConfig) -> float:
-    """Learning rate: linear warm-up, then a cosine down to ``final``; first so for the linear steps, if any."""
-    train, first = config.train, config.linear_steps
-    if step < first:
-        return _cycle(step, first, train.warmup, train.linear_rate, train.final)
-    warmup = SECOND_WARMUP * train.warmup if first else train.warmup
-    return _cycle(step - first, train.steps - first, warmup, train.rate, train.final)
-
-
-def _cycle(step: int, steps: int, warmup: int, rate: float, final: float) -> float:
-    """Of ``steps`` steps the first ``warmup`` rise to ``rate``, the others fall to ``final`` of it."""
-    if step < warmup:
-        return rate * (step + 1) / warmup
-    share = (step - warmup) / max(1, steps - warmup)
-    return rate * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
 @contextlib.contextmanager
 def held_interrupts() -> Generator[Callable[[], bool]]:
-    """Ctrl-C waits for whoever asks whether there was one: a step in its middle is no state to go on from.
+    """Inside, Ctrl-C does nothing but make the function that is given answer True, so that a step is never cut in two.
 
-    Elsewhere than in the main thread, which alone gets signals, nothing is held.
+    Only the main thread gets signals; in any other nothing is held, and the answer is False.
     """
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -227,7 +57,11 @@ def held_interrupts() -> Generator[Callable[[], bool]]:
 
 
 class Trainer:
-    """One run. Built ready to go (or to go on); ``run`` does it."""
+    """One run of a config. Making it reads models and pictures, and with ``resume`` the state; ``run`` trains.
+
+    text: the config as it is copied into the run's folder. on_step: told of every report, of the first process only.
+    Raises what models, sources and the folder raise, and OptionError where the state is another run's.
+    """
 
     def __init__(self, config: TrainConfig, text: str, resume: bool = False, on_step: OnStep | None = None) -> None:
         self.config, self.on_step = config, on_step
@@ -241,24 +75,24 @@ class Trainer:
         self.task = make_task(config).to(self.engine.device)
         self.source = self._open_source()
         self.parameters = self.task.trained()
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            self.parameters.values(), train.rate, betas=(0.9, 0.99), weight_decay=train.weight_decay
-        )
+        self.optimizer = adamw(self.parameters.values(), train)
         self.ema = Ema(self.parameters, train.ema)
         self.judge, self.judge_optimizer = self._make_judge()
         self.step, self.seconds = 0, 0.0
         if going_on:
             self._load()
         self.net = self.engine.prepare(self.task)
-        self.samples = self._open_samples()
+        self.samples = open_samples(config.output) if self.main else []
         self.log = CsvLog(self.folder.log, self.columns(), self.step) if self.main else None
         self.board = self._open_board()
 
     @property
     def main(self) -> bool:
+        """Whether this process is the one that writes files and speaks."""
         return self.engine.rank == 0
 
     def columns(self) -> list[str]:
+        """Of the log."""
         terms = self.task.term_names()
         shown = ["sample_psnr", "sample_periodicity"]
         return ["step", "seconds", "pictures_per_second", "rate", "loss", *terms, *shown]
@@ -284,16 +118,6 @@ class Trainer:
         judge = PatchDiscriminator().to(self.engine.device)
         return judge, torch.optim.AdamW(judge.parameters(), self.config.train.rate * JUDGE_RATE, betas=(0.5, 0.99))
 
-    def _open_samples(self) -> list[Tensor]:
-        output = self.config.output
-        if not self.main or not output.sample_every:
-            return []
-        if output.sample_folder:
-            paths = gather([Path(output.sample_folder)])[: output.samples]
-            return [centre(load_image(path).image, output.sample_side) for path in paths]
-        made = [procedural_picture(HELD_OUT + i, *(output.sample_side,) * 2) for i in range(output.samples - 1)]
-        return [_slope(output.sample_side)] + [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in made]
-
     def _open_board(self) -> Any:
         if not (self.config.output.tensorboard and self.main):
             return None
@@ -306,7 +130,11 @@ class Trainer:
     # --- the run ---
 
     def run(self) -> Path:
-        """Train to the end; the last weights' file. On Ctrl-C the state is saved first, then it is let through."""
+        """Train to the end and return the file of the last weights.
+
+        On Ctrl-C the step is finished and the state saved, then KeyboardInterrupt is raised. Raises Op4ksrError for a
+        loss that is not finite, OutputError where the folder cannot be written to.
+        """
         config, train = self.config, self.config.train
         self.task.prepare(self.source)
         self._encode_once()
@@ -340,7 +168,7 @@ class Trainer:
         return self._finished()
 
     def _finished(self) -> Path:
-        """The last weights, finished. The state is not: a run that gets more steps goes on from what was trained."""
+        """Save the last weights with the task's finishing touch. The state keeps what was trained, to go on from."""
         with self.ema.applied():
             self.task.finish()
             return self._save_weights()
@@ -449,22 +277,8 @@ class Trainer:
     def _sample_and_log(self, row: dict[str, Any]) -> None:
         if self.samples:
             with self.ema.applied():
-                row |= self._show()
+                row |= show_samples(self.task, self.samples, self.folder.samples, self.step)
         self._write(row)
-
-    def _show(self) -> dict[str, float]:
-        """Write the samples (input enlarged, output, sharp); mean PSNR and highest periodicity of the outputs."""
-        scores: list[tuple[float, float]] = []
-        for i, high in enumerate(self.samples):
-            enlarged, output, low = self.task.show(high, i)
-            views = torch.cat([enlarged, output, high], dim=-1)
-            save_image(self.folder.samples / f"step_{self.step:07d}_{i}.png", Picture(views))
-            scores.append((psnr(output, high), measure_periodicity(output, low).score))
-        count = len(scores)
-        return {
-            "sample_psnr": sum(s[0] for s in scores) / count,
-            "sample_periodicity": max(s[1] for s in scores),
-        }
 
     def _write(self, row: dict[str, Any]) -> None:
         if self.log is None:
@@ -523,31 +337,16 @@ class Trainer:
                 f"{self.folder.path}: its run has kind {facts['kind']} and seed {facts['seed']}; "
                 "the config has others: name another run folder"
             )
-        own = {f"model.{name}" for name in self.parameters}
-        if own != {name for name in tensors if name.startswith("model.")}:
+        own = {f"model.{name}": parameter.shape for name, parameter in self.parameters.items()}
+        if own != {name: tensor.shape for name, tensor in tensors.items() if name.startswith("model.")}:
             raise OptionError(f"{self.folder.path}: its run trains another model; name another run folder")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"model.{name}"])
                 self.ema.mean[name].copy_(tensors[f"ema.{name}"])
         unpack_optimizer(self.optimizer, tensors, "optimizer")
-        if self.judge is not None and self.judge_optimizer is not None:
-            self.judge.load_state_dict(
-                {n.removeprefix("judge."): t for n, t in tensors.items() if n.startswith("judge.")}
-            )
+        judge = {name.removeprefix("judge."): t for name, t in tensors.items() if name.startswith("judge.")}
+        if judge and self.judge is not None and self.judge_optimizer is not None:  # else it begins here
+            self.judge.load_state_dict(judge)
             unpack_optimizer(self.judge_optimizer, tensors, "judge_optimizer")
         self.step, self.ema.steps, self.seconds = facts["step"], facts["ema_steps"], facts["seconds"]
-
-
-def _slope(side: int) -> Tensor:
-    """(1, 3, side, side): a soft, slightly warm slope from dark to light, where a mesh shows first."""
-    ramp = torch.linspace(0.3, 0.7, side)
-    plane = (ramp[:, None] + ramp[None]) / 2
-    return torch.stack([plane + 0.02, plane, plane - 0.02])[None]
-
-
-def centre(image: Tensor, side: int) -> Tensor:
-    """(1, 3, H, W) -> its middle, at most ``side`` px and whole tokens of 32 px."""
-    height, width = (min(side, length) // 32 * 32 or length for length in image.shape[-2:])
-    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
-    return image[..., top : top + height, left : left + width].contiguous()

@@ -13,8 +13,8 @@ import torch
 from op4ksr_core import Flux, OptionError, cli_ablation, save_autoencoder
 from op4ksr_core.ablation import THETAS, VARIANTS, Ablation, Measure, jobs, mesh, run_ablation, smooth_picture, summed
 from op4ksr_core.ablation_figure import draw
-from op4ksr_core.checkpoint import describe_flux
 from op4ksr_core.cli import main
+from op4ksr_core.description import describe_flux
 from op4ksr_core.image_io import Picture, save_image
 
 
@@ -110,6 +110,10 @@ def test_means_are_over_the_seeds() -> None:
 def test_sizes_that_cannot_be_are_refused(tiny: Ablation) -> None:
     with pytest.raises(OptionError, match="heads of 128"):
         replace(tiny, heads=2)
+    with pytest.raises(OptionError, match="ablation.heads: expected at least 1, got 0"):
+        replace(tiny, heads=0)
+    with pytest.raises(OptionError, match="ablation.large_tokens: expected at least 0, got -1"):
+        replace(tiny, large_tokens=-1)
     with pytest.raises(OptionError, match="at least one seed"):
         replace(tiny, seeds=())
 

@@ -126,6 +126,9 @@ def test_none_is_an_empty_cell() -> None:
     [
         ([], "no object"),
         ({**REPORT, "command": 3}, "command is missing"),
+        ({**REPORT, "command": "python 'x"}, "its command cannot be split into words: No closing quotation"),
+        ({**REPORT, "kind": 5}, "kind is something else"),
+        ({**REPORT, "left_out": 3}, "left_out is something else"),
         ({**REPORT, "tables": {"a": []}}, "table a has no rows"),
         ({**REPORT, "tables": {"a": [{"x": 1}, {"y": 1}]}}, "different columns"),
     ],

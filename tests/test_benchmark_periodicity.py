@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from op4ksr_core import OptionError, benchmark_periodicity, cli
-from op4ksr_core.benchmark_periodicity import crops_of, detection_table, half_of, interval, loss_table, measure_cost
+from op4ksr_core import ImageError, OptionError, benchmark_periodicity, cli, periodicity_cases
+from op4ksr_core.benchmark_periodicity import detection_table, half_of, interval, loss_table, measure_cost
 from op4ksr_core.calibration import ALONE, BESIDE
 from op4ksr_core.image_io import Picture, save_image
+from op4ksr_core.periodicity_cases import crops_of
 
 
 @pytest.fixture
@@ -61,13 +62,20 @@ def test_detection_table_counts() -> None:
     assert table["reference", "clean"]["alarms"] == 0
 
 
+def test_a_photo_that_is_too_small_is_named(tmp_path: Path, natural) -> None:
+    path = tmp_path / "small.png"
+    save_image(path, Picture(natural(88, 200, 0)))
+    with pytest.raises(ImageError, match=r"small\.png: 200x88 px, shrunk by 0\.72, are fewer than the 64 px"):
+        next(crops_of(0, path, 1))
+
+
 def test_loss_table_tells_who_rises() -> None:
     rows = [{"photo": "a", "loss at 0": 0.0, "loss at 1": 1.0}, {"photo": "b", "loss at 0": 0.0, "loss at 1": 0.0}]
     assert loss_table(rows)[1]["rises from the one before"] == 0.5
 
 
 def test_the_command_writes_its_tables(photos, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(benchmark_periodicity, "GREY_LEVELS", {"white32": (2,)})
+    monkeypatch.setattr(periodicity_cases, "GREY_LEVELS", {"white32": (2,)})
     monkeypatch.setattr(benchmark_periodicity, "SUPPRESSED", {"white32": (4,)})
     monkeypatch.setattr(benchmark_periodicity, "CLEAN_CROPS", 2)
     out = tmp_path / "out"

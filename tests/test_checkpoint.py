@@ -30,7 +30,7 @@ from op4ksr_core import (
     save_autoencoder,
     save_flux,
 )
-from op4ksr_core.checkpoint import axes_of_head, describe_autoencoder, describe_flux
+from op4ksr_core.description import axes_of_head, describe_autoencoder, describe_flux
 from op4ksr_core.header import read_header
 from op4ksr_core.layouts import common_prefix
 

@@ -381,6 +381,10 @@ def test_wrong_files(
     flat = {f"{base}.lora_A.weight": noise(320), f"{base}.lora_B.weight": noise(64, 4)}
     flat_lora = lora_file(tmp_path / "f.safetensors", flat)
     assert "model of another size" in refused(capsys, flux_file, "-o", out, "--merge-lora", flat_lora)
+    pair = {f"{base}.lora_A.weight": noise(4, 320), f"{base}.lora_B.weight": noise(64, 4)}
+    odd = lora_file(tmp_path / "a.safetensors", {**pair, f"{base}.alpha": noise(3)})
+    told = refused(capsys, flux_file, "-o", out, "--merge-lora", odd)
+    assert f"{base}.alpha: expected a single number, got the shape (3,)" in told
     save_file({"txt": noise(2, 7, 24), "vec": noise(2, 12)}, prompt)
     told = refused(capsys, flux_file, "-o", out, "--prompt-embedding", prompt)
     assert f"{prompt}: txt: expected 2 axes, got the shape (2, 7, 24); save one prompt's embedding" in told

@@ -15,10 +15,11 @@ from torch.nn import Linear
 from op4ksr_core import OptionError, frozen, load_flux
 from op4ksr_core.allocation import AllocationTracker
 from op4ksr_core.cli import main
+from op4ksr_core.config_file import parse_config
 from op4ksr_core.frozen import DTYPES, FrozenLinear, freeze_blocks, quantized, shapes_of
 from op4ksr_core.lora import attach, merge
-from op4ksr_core.train_config import parse_config
-from op4ksr_core.train_tasks import LoraTask, make_task
+from op4ksr_core.one_step_task import LoraTask
+from op4ksr_core.train_tasks import make_task
 
 #: Root mean square error of a product over its own, seeded normal or uniform weights: measured 2.6 % and 0.4 to 0.8 %.
 TOLERANCE = {"fp8": 0.03, "int8": 0.01}

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from op4ksr_core import OutputError, cli
-from op4ksr_core.checkpoint import describe_flux, load_autoencoder, load_flux
+from op4ksr_core.checkpoint import load_autoencoder, load_flux
+from op4ksr_core.description import describe_flux
 from op4ksr_core.full_size import GEOMETRIES, random_flux
 from op4ksr_core.full_size_files import write_random
 from op4ksr_core.header import read_header

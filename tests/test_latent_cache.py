@@ -12,9 +12,10 @@ from test_trainer import StoppedError, config, folder, killed_at, rows, same_fil
 
 from op4ksr_core import BUNDLED_AUTOENCODER, OptionError, UnsupportedCheckpointError, load_flux, save_flux
 from op4ksr_core.autoencoder_layers import Decoder, Encoder
+from op4ksr_core.config_file import parse_config
 from op4ksr_core.latent_cache import PER_FILE, LatentCache
-from op4ksr_core.train_config import parse_config
-from op4ksr_core.train_tasks import LoraTask, make_task
+from op4ksr_core.one_step_task import LoraTask
+from op4ksr_core.train_tasks import make_task
 from op4ksr_core.trainer import Trainer
 
 #: Crops that keep the 8 bits they came with.

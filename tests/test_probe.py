@@ -21,7 +21,7 @@ from op4ksr_core import (
     load_autoencoder,
     save_autoencoder,
 )
-from op4ksr_core.checkpoint import describe_autoencoder
+from op4ksr_core.description import describe_autoencoder
 from op4ksr_core.metrics import psnr
 from op4ksr_core.probe import GEOMETRIES, Fit, doubt, probe, procedural_picture, set_geometry, verdict
 from op4ksr_core.resize import resize

@@ -12,19 +12,9 @@ from PIL import ImageDraw
 from torch import Tensor
 
 from op4ksr_core.artifacts import inject, to_8_bit
+from op4ksr_core.drawing import PANEL, colours
 from op4ksr_core.periodicity import PeriodicityReport, measure_periodicity
-from op4ksr_core.report import (
-    GAP,
-    HEIGHT,
-    MARGIN,
-    PANEL,
-    WIDTH,
-    _best_seen,
-    _marks,
-    _what_repeats,
-    colours,
-    draw_report,
-)
+from op4ksr_core.report import GAP, HEIGHT, MARGIN, WIDTH, _best_seen, _marks, _what_repeats, draw_report
 from op4ksr_core.resize import resize
 
 
@@ -100,7 +90,7 @@ def words(monkeypatch) -> Callable[..., str]:
 @pytest.fixture
 def rings(monkeypatch) -> list[tuple[float, float]]:
     found: list[tuple[float, float]] = []
-    monkeypatch.setattr("op4ksr_core.report._ring", lambda draw, x, y, radius: found.append((x, y)))
+    monkeypatch.setattr("op4ksr_core.report.draw_ring", lambda draw, x, y, radius: found.append((x, y)))
     return found
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import Conv2d, GroupNorm
 from torch.nn import functional as F
 
-from op4ksr_core import AutoEncoder, strips
-from op4ksr_core.strips import THRIFTS, Affine, Moments, StripSettings, Thrift, fold_upsampling
+from op4ksr_core import AutoEncoder, strip_maps
+from op4ksr_core.strip_maps import Affine, Moments, fold_upsampling
+from op4ksr_core.strips import THRIFTS, StripSettings, Thrift
 
 Make = Callable[..., AutoEncoder]
 
@@ -241,7 +242,7 @@ def test_devices_without_float64_give_the_same(
     latent = torch.randn(1, 16, 4, 6, generator=generator).to(dtype)
     usual = model.decode_strips(latent)
     batch_norm, halves = F.batch_norm, []
-    monkeypatch.setattr(strips, "_FULL_DEVICES", ())
+    monkeypatch.setattr(strip_maps, "_FULL_DEVICES", ())
     monkeypatch.setattr(F, "batch_norm", lambda x, *rest: (halves.append(x.dtype), batch_norm(x, *rest))[1])
     other = model.decode_strips(latent)
     assert set(halves) == {torch.float32} and near(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from op4ksr_core import OptionError
-from op4ksr_core.train_config import TrainConfig, parse_config, read_config
+from op4ksr_core.config_file import parse_config, read_config
+from op4ksr_core.train_config import TrainConfig
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.toml"))
 START = 'kind = "one_step"\nrun = "r"\n'
@@ -64,6 +65,27 @@ def test_values_are_what_the_file_says() -> None:
         ("[output]\nsave_every = 0", "output.save_every: expected at least 1, got 0"),
         ("[train]\nlinear_steps = 5\naccelerate = true", "train.linear_steps: .* set it to 0, or train.accelerate to"),
         ("[train]\naccelerate = true\n[loss]\nadversarial = 1", "loss.adversarial: .* set it to 0, or train.accel"),
+        ("seed = -1", "seed: expected a whole number from 0 up, got -1"),
+        ("[model]\nnum_heads = 0", "model.num_heads: expected at least 1, got 0"),
+        ("[model]\nnum_heads = 3", "model.hidden_size: expected a multiple of 32 channels for each of the 3 heads"),
+        ("[model]\nhidden_size = 160", "model.hidden_size: .* got 160"),
+        ("[model]\nwidths = []", r"model.widths: expected at least 1, got \(\)"),
+        ("[model]\nwidths = [8, -8]", "model.widths: expected at least 1"),
+        ("[model]\nnorm_groups = 5", r"model.widths: expected multiples of model.norm_groups \(5\)"),
+        ("[data]\npicture_side = 0", "data.picture_side: expected at least 32 px"),
+        ("[data]\nworkers = -1", "data.workers: expected at least 0, got -1"),
+        ("[data]\nshrunk = 3.0", "data.shrunk: expected 0 to 1, got 3.0"),
+        ("[data]\nshrunk = nan", "data.shrunk: expected 0 to 1, got nan"),
+        ("[loss]\nperiodicity_border = -3", "loss.periodicity_border: expected at least 0"),
+        ("[loss]\npixel = 0\ngradient = 0\nlatent = 0", 'loss: no term that kind "one_step" has'),
+        ("[loss]\npixel = 0\ngradient = 0\nlatent = 0\nadversarial = 1", "loss: no term"),
+        ("[train]\nclip = 0", "train.clip: expected above 0, got 0.0"),
+        ("[train]\nema = 1", "train.ema: expected 0 to less than 1, got 1.0"),
+        ("[train]\ngrid_tokens = []", "train.grid_tokens: expected at least 1"),
+        ("[train]\nrate = -1", "train.rate: expected at least 0, got -1.0"),
+        ("[output]\nkeep = -2", "output.keep: expected at least 0, got -2"),
+        ("[output]\nsample_side = 0", "output.sample_side: expected at least 32 px"),
+        ("[degradation]\nsinc_cutoff = [0, 0]", "degradation.sinc_cutoff: expected low <= high within 0.01 to 3.15"),
         ("[train", "is no TOML"),
     ],
 )

@@ -18,19 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from op4ksr_core import OptionError, OutOfMemoryError, cli_train, frozen
 from op4ksr_core.benchmark_train import Step, train_rows
 from op4ksr_core.cli import main
+from op4ksr_core.config_file import parse_config, read_config
 from op4ksr_core.cost import flux_flops
 from op4ksr_core.model_source import Files
-from op4ksr_core.train_config import LossConfig, TrainConfig, parse_config, read_config
-from op4ksr_core.train_plan import (
-    CARDS,
-    GEOMETRIES,
-    CudaRules,
-    StepMeter,
-    geometry_of,
-    largest_batch,
-    plan_step,
-    refuse_if_hopeless,
-)
+from op4ksr_core.step_meter import CudaRules, StepMeter
+from op4ksr_core.train_config import LossConfig, TrainConfig
+from op4ksr_core.train_plan import CARDS, GEOMETRIES, geometry_of, largest_batch, plan_step, refuse_if_hopeless
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

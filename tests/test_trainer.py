@@ -18,19 +18,22 @@ from host_support import free_port
 from PIL import Image
 
 from op4ksr_core import Op4ksrError, OptionError, cli_train, load_autoencoder, load_flux, save_autoencoder, save_flux
-from op4ksr_core.checkpoint import describe_flux
 from op4ksr_core.cli import main
 from op4ksr_core.color import back_project
+from op4ksr_core.config_file import parse_config
+from op4ksr_core.description import describe_flux
 from op4ksr_core.header import read_header, read_tensors
 from op4ksr_core.latent import process_in
 from op4ksr_core.leaves import picture
 from op4ksr_core.lora import merge
+from op4ksr_core.one_step_task import OneStepTask
+from op4ksr_core.optimization import rate_at
 from op4ksr_core.resize import resize
 from op4ksr_core.rope import fit_theta
 from op4ksr_core.sources import open_source
-from op4ksr_core.train_config import parse_config
-from op4ksr_core.train_tasks import UNIT, OneStepTask, make_task, projected
-from op4ksr_core.trainer import Trainer, rate_at
+from op4ksr_core.task import UNIT, projected
+from op4ksr_core.train_tasks import make_task
+from op4ksr_core.trainer import Trainer
 
 TINY_FLUX = "hidden_size = 64\nnum_heads = 2\ndepth = 1\ndepth_single_blocks = 1\ncontext_in_dim = 8\nvec_in_dim = 8\n"
 
@@ -280,21 +283,55 @@ def test_a_state_that_is_none_is_refused_by_name(folder: Path, capsys, damage: s
     assert told.endswith("); begin anew in another folder\n")
 
 
-@pytest.mark.parametrize(
-    ("place", "remedy"), [("log.csv", "choose another run folder"), ("config.toml.part", "choose another folder")]
-)
-def test_a_full_disk_is_told_with_the_file(folder: Path, capsys, place: str, remedy: str) -> None:
+def test_a_full_disk_is_told_with_the_file(folder: Path, capsys) -> None:
     """/dev/full takes nothing, and says so when the file is closed."""
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    path, run = folder / "c.toml", folder / "run"
+    path, log = folder / "c.toml", folder / "run" / "log.csv"
     path.write_text(config(folder))
-    run.mkdir()
-    (run / place).symlink_to("/dev/full")
+    log.parent.mkdir()
+    log.symlink_to("/dev/full")
     assert main(["train", str(path), "--resume"]) == 1
-    whole = run / place.removesuffix(".part")
     told = capsys.readouterr().err.splitlines()
-    assert told[-1] == f"error: {whole}: cannot be written (No space left on device); {remedy}"
+    assert told[-1] == f"error: {log}: cannot be written (No space left on device); choose another run folder"
+
+
+def test_a_config_that_cannot_be_copied_is_told(folder: Path, capsys) -> None:
+    path, copy = folder / "c.toml", folder / "run" / "config.toml"
+    path.write_text(config(folder))
+    copy.mkdir(parents=True)
+    assert main(["train", str(path)]) == 1
+    told = capsys.readouterr().err
+    assert told == f"error: {copy}: cannot be written (Is a directory); choose another folder\n"
+    assert sorted(p.name for p in copy.parent.iterdir()) == ["checkpoints", "config.toml", "samples"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("lora", "model.lora_rank = 2"),
+        ("one_step", "model.hidden_size = 128"),
+        ("autoencoder", "model.widths = [8, 16, 16, 32]"),
+    ],
+)
+def test_a_run_of_another_shape_is_not_gone_on_with(folder: Path, kind: str, changed: str) -> None:
+    text = config(folder, kind)
+    train(text)
+    found = parse_config(text, changes=[changed, "train.steps = 8"])
+    with pytest.raises(OptionError, match="its run trains another model; name another run folder"):
+        Trainer(found, text, resume=True)
+
+
+def test_a_judge_may_join_a_run_that_had_none(folder: Path) -> None:
+    text = config(folder)
+    train(text)
+    found = parse_config(text, changes=["train.steps = 8", "loss.adversarial = 0.1", "loss.adversarial_from = 0.0"])
+    assert Trainer(found, text, resume=True).run().name.endswith("0000008.safetensors")
+
+
+def test_no_samples_are_none(folder: Path) -> None:
+    train(config(folder).replace("samples = 1", "samples = 0"))
+    assert not list((folder / "run" / "samples").iterdir())
 
 
 def test_the_command(folder: Path, capsys) -> None:
@@ -306,6 +343,8 @@ def test_the_command(folder: Path, capsys) -> None:
     assert "flux_0000002.safetensors" in told.out and "step 2 of 2" in told.err and "pictures/s" in told.err
     assert "# changed by the command: train.batch=1\n" in (folder / "named" / "config.toml").read_text()
     assert read_header(folder / "named/checkpoints/flux_0000002.safetensors").dtype == "BF16"
+    assert main(["train", str(path), "--steps", "0"]) == 1
+    assert "train.steps: expected at least 1, got 0" in capsys.readouterr().err
     path.write_text(config(folder).replace("steps", "stepps"))
     assert main(["train", str(path)]) == 1
     assert "did you mean 'train.steps'" in capsys.readouterr().err

@@ -11,8 +11,8 @@ import torch
 from weights import difference, picture, prompt, write_flux, write_vae
 
 from op4ksr_core import OneStepOptions, Target, load_autoencoder, load_flux, upscale
+from op4ksr_core.config_file import parse_config
 from op4ksr_core.lora import merge
-from op4ksr_core.train_config import parse_config
 from op4ksr_core.trainer import Trainer
 
 VAE, FLUX, LORA = "f16.safetensors", "flux.safetensors", "trained.safetensors"
