@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from op4ksr_core.image_io import Picture, integer_rows, save_image, to_pil
+from op4ksr_core.image_io import Picture, integer_rows, levels, save_image, to_pil
 from op4ksr_core.png_writer import BAND, PngOptions, combined_adler, filtered, write_png
 
 HEIGHTS = [1, 7, BAND, BAND + 1, 2 * BAND + 9]
@@ -128,3 +128,15 @@ def test_half_precision_and_batches(tmp_path: Any) -> None:
         save_image(tmp_path / "a.png", Picture(image.to(dtype)))
         wanted = image[0].to(dtype).float().mul(255).round().to(torch.uint8).movedim(0, -1).numpy()
         assert (np.asarray(Image.open(tmp_path / "a.png")) == wanted).all()
+
+
+@pytest.mark.parametrize(("name", "bits"), [("a.png", 8), ("a.png", 16), ("a.webp", 8)])
+def test_levels_are_written_as_the_picture_they_are_of(tmp_path: Any, name: str, bits: int) -> None:
+    """What a device sends in place of floats; with transparency, which may be floats still."""
+    image = 1.1 * torch.rand(1, 3, 9, 8, generator=torch.Generator().manual_seed(0)) - 0.05
+    alpha = image[:, :1].clamp(0, 1)
+    save_image(tmp_path / name, Picture(image, alpha), bits)
+    expected = (tmp_path / name).read_bytes()
+    save_image(tmp_path / name, Picture(levels(image, bits), alpha), bits)
+    assert (tmp_path / name).read_bytes() == expected
+    assert levels(image, bits).max() == 2**bits - 1 and not levels(image, bits).is_floating_point()
