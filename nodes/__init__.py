@@ -11,6 +11,7 @@ from .plan import PlanRun
 from .rope import ApplyRFR
 from .sample import SamplePicture
 from .sampling import FluxShift16x
+from .save import SavePicture
 from .upscale import OneStepUpscale
 
 NODES: list[type[io.ComfyNode]] = [
@@ -27,6 +28,7 @@ NODES: list[type[io.ComfyNode]] = [
     EmptyLatent16x,
     LoadSRLoRA,
     FluxShift16x,
+    SavePicture,
 ]
 
 

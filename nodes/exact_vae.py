@@ -70,8 +70,8 @@ def on_strip() -> OnStrip:
 
 
 def is_oom(error: BaseException) -> bool:
-    host = getattr(comfy.model_management, "is_oom", None)
-    return is_out_of_memory(error) or (host is not None and host(error))
+    host = getattr(comfy.model_management, "is_oom", None)  # asked first: it also clears what CUDA left behind
+    return (host is not None and host(error)) or is_out_of_memory(error)
 
 
 def check_vae(vae: Any) -> None:

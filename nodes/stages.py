@@ -90,7 +90,7 @@ class HostStages:
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
         with strips_told(tell):
-            return self.vae.encode(image_to_host(image))
+            return self.vae.encode(image.movedim(1, -1))  # a view: the host turns it back, and nothing is copied
 
     def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
         guider = comfy.samplers.CFGGuider(self.model)

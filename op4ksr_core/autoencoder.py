@@ -77,14 +77,19 @@ class AutoEncoder(nn.Module):
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise ImageError(f"image: expected (B, 3, H, W), got {tuple(image.shape)}")
-        return self._encode(image, lambda strip: strip.to(self.device, self.dtype) * 2 - 1, on_strip)
+        return self._encode(image, self._prepared, on_strip)
+
+    def _prepared(self, strip: Tensor) -> Tensor:
+        """A strip in [0, 1] -> [-1, 1]. Rounded last: bfloat16 would lose half a grey level of the bright tones."""
+        exact = torch.promote_types(self.dtype, torch.float32)
+        return (strip.to(self.device, exact) * 2 - 1).to(self.dtype)
 
     def decode(self, latent: Tensor, on_strip: OnStrip | None = None, out: Tensor | None = None) -> Tensor:
         """Raw latent (B, C, h, w) -> image (B, 3, h*ratio, w*ratio) clamped to [0, 1].
 
         Computed in the weights' dtype on the weights' device; the result is in ``out`` (any device and
-        float dtype) if given. ``on_strip`` as in ``encode``. Raises ImageError for another shape,
-        OutOfMemoryError when even the thriftiest way fails.
+        float dtype) if given, else float32 there, so that no grey levels are lost to bfloat16. ``on_strip``
+        as in ``encode``. Raises ImageError for another shape, OutOfMemoryError when even the thriftiest way fails.
         """
         if latent.ndim != 4 or latent.shape[1] != self.params.latent_channels:
             raise ImageError(f"latent: expected (B, {self.params.latent_channels}, h, w), got {tuple(latent.shape)}")

@@ -76,14 +76,15 @@ class BoundedAutoEncoder:
     def decode(self, latent: Tensor, out: Tensor | None = None, on_strip: OnStrip | None = None) -> Tensor:
         """Raw latent (B, C, h, w) -> (B, 3, H, W), about [-1, 1], each strip written as it is done.
 
-        out: where to, any device and float dtype; None: a new tensor beside the latent. Raises
-        OutOfMemoryError when even the thriftiest way fails, OptionError as ``encode``.
+        out: where to, any device and float dtype; None: a new tensor beside the latent, float32 at least.
+        Raises OutOfMemoryError when even the thriftiest way fails, OptionError as ``encode``.
         """
         height, width = (length * self.params.ratio for length in latent.shape[2:])
         self._check()
         with torch.no_grad(), out_of_memory_told("VAE decode", self.is_oom):
             if out is None:
-                out = latent.new_empty((len(latent), 3, height, width))
+                exact = torch.promote_types(latent.dtype, torch.float32)
+                out = latent.new_empty((len(latent), 3, height, width), dtype=exact)
             for one, place in zip(latent.split(1), out.split(1), strict=True):
 
                 def run(settings: StripSettings, one: Tensor = one, place: Tensor = place) -> None:

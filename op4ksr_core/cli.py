@@ -164,7 +164,10 @@ def _pictures_ahead(device: torch.device) -> int:
 def _begin(
     compute: Callable[[], Callable[[], dict[str, Any]]], writer: ThreadPoolExecutor | None
 ) -> Future[dict[str, Any]]:
-    """Compute now; write, and report, in the writer's thread, or now as well. Errors of ours are the job's."""
+    """Compute now; write, and report, in the writer's thread, or now as well. Errors of ours are the job's.
+
+    Without the frames they came through, which hold the picture's tensors: the next one is computed while they wait.
+    """
     job: Future[dict[str, Any]] = Future()
     try:
         write = compute()
@@ -172,6 +175,7 @@ def _begin(
             return writer.submit(write)
         job.set_result(write())
     except Op4ksrError as error:
+        error.__traceback__ = error.__context__ = None
         job.set_exception(error)
     return job
 

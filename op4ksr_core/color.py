@@ -92,10 +92,9 @@ def _lab_statistics(image: Tensor) -> tuple[Tensor, Tensor]:
     count = image.shape[-2] * image.shape[-1]
 
     def mean_of(change: Callable[[Tensor], Tensor]) -> Tensor:
-        sums = [
-            change(rgb_to_lab(image[..., i : i + _BAND, :])).sum((-2, -1), keepdim=True).cpu().double() for i in bands
-        ]
-        return (torch.stack(sums).sum(0) / count).to(image.device, torch.float32)
+        sums = [change(rgb_to_lab(image[..., i : i + _BAND, :])).sum((-2, -1), keepdim=True) for i in bands]
+        total = torch.stack(sums).cpu().double().sum(0)  # at once: each way to the CPU waits for the device
+        return (total / count).to(image.device, torch.float32)
 
     mean = mean_of(lambda lab: lab)
     return mean, mean_of(lambda lab: (lab - mean).square()).sqrt()

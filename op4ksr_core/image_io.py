@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from .errors import ImageError, OutputError
 from .icc import to_srgb
-from .png16 import is_png16, open_low_bytes, write_png16
+from .png16 import is_png16, open_low_bytes
+from .png_writer import PngOptions, Rows, write_png
 from .whole_file import written_whole
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,14 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 #: Those of them that cannot hold transparency, or that few programs read it from.
 _OPAQUE_FORMATS = ("JPEG", "BMP")
 
-#: Rows that are made integers at a time.
+#: Pillow's options by format.
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}}
+
+#: Rows that are made integers at a time where a whole array is wanted.
 _BAND = 256
+
+#: Bits per colour -> the integers of a picture.
+_INTEGERS: dict[int, type[Any]] = {8: np.uint8, 16: np.uint16}
 
 
 @dataclass(frozen=True)
@@ -124,49 +132,86 @@ def from_array(pixels: NDArray[np.uint8]) -> Tensor:
 
 def to_pil(picture: Picture) -> Image.Image:
     """The first picture of a batch -> 8-bit RGB or RGBA."""
-    return Image.fromarray(_to_array(picture, 255, np.uint8))
+    rows, (height, width) = integer_rows(picture, 8), picture.size
+    out = np.empty((height, width, channels_of(picture)), np.uint8)
+    for top in range(0, height, _BAND):  # no copy of the whole picture in float
+        out[top : top + _BAND] = rows(top, min(height, top + _BAND))
+    return Image.fromarray(out)
 
 
-def _to_array(picture: Picture, top: int, dtype: type[Any]) -> NDArray[Any]:
-    """The first picture of a batch -> (H, W, 3 or 4) integers from 0 to ``top``."""
-    planes = [picture.image] if picture.alpha is None else [picture.image, picture.alpha]
-    height, width = picture.size
-    out = np.empty((height, width, sum(plane.shape[1] for plane in planes)), dtype)
-    for start in range(0, height, _BAND):  # no copy of the whole picture in float, and a device sends integers
-        band = torch.cat(
-            [plane[0, :, start : start + _BAND].to(picture.image.device, torch.float32) for plane in planes]
-        )
-        whole = band.clamp_(0, 1).mul_(top).round_().permute(1, 2, 0).to(torch.uint8 if top < 256 else torch.int32)
-        out[start : start + _BAND] = whole.cpu().numpy()
-    return out
+def channels_of(picture: Picture) -> int:
+    """3, or 4 with transparency."""
+    return 3 if picture.alpha is None else 4
 
 
-def save_image(path: str | Path, picture: Picture, bits: int = 8, compression: int | None = None) -> None:
+def integer_rows(picture: Picture, bits: int) -> Rows:
+    """The first picture of a batch as integers, made when asked for: rows (top, bottom) -> (n, W, 3 or 4).
+
+    A picture on a device is made integers there and fetched whole, a quarter of its bytes at 8 bits. NumPy does the
+    rest, for the threads that ask share no pool of PyTorch's.
+    """
+    top_level, kind = 2**bits - 1, _INTEGERS[bits]
+    planes = [_plane(plane, top_level) for plane in (picture.image, picture.alpha) if plane is not None]
+
+    def rows(top: int, bottom: int) -> NDArray[Any]:
+        out = np.empty((bottom - top, planes[0].shape[2], sum(map(len, planes))), kind)
+        first = 0
+        for plane in planes:
+            band = plane[:, top:bottom]
+            if band.dtype == np.float32:
+                band = np.clip(band, 0, 1)
+                band *= top_level
+                np.rint(band, out=band)
+            for index, channel in enumerate(band, first):
+                out[..., index] = channel
+            first += len(band)
+        return out
+
+    return rows
+
+
+def _plane(plane: Tensor, top_level: int) -> NDArray[Any]:
+    """(B, C, H, W) -> the first as (C, H, W): float32, or integers where they come from a device."""
+    own = plane[0].detach()
+    if own.device.type == "cpu":
+        return own.float().numpy()
+    whole = torch.uint8 if top_level < 256 else torch.int32
+    return own.float().clamp(0, 1).mul_(top_level).round_().to(whole).cpu().numpy()
+
+
+def save_image(
+    path: str | Path,
+    picture: Picture,
+    bits: int = 8,
+    compression: int | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Write the first picture of a batch, sRGB, in the format of the name's ending; whole or not at all.
 
     bits: per colour, 8 or (PNG only) 16. Formats without transparency get the colours alone. compression, of
-    PNG: 0 to 9 as zlib counts; None: run lengths alone, on photos as small as 6 and four times as fast (our choice,
-    docs/speed.md). Raises OutputError: unknown ending, 16 bits elsewhere than in PNG, no such folder, not writable,
-    disk full; a file that was there is then untouched.
+    PNG: 0 to 9 as zlib counts; None: run lengths alone, on photos as small as 6 and far faster (our choice,
+    docs/speed.md). texts: keyword -> text, in PNG only. Raises OutputError: unknown ending, 16 bits elsewhere than
+    in PNG, no such folder, not writable, disk full; a file that was there is then untouched.
     """
     path = Path(path)
     kind = check_bits(path, bits)
     picture = Picture(picture.image) if kind in _OPAQUE_FORMATS else picture
-    level, strategy = (6, zlib.Z_RLE) if compression is None else (compression, zlib.Z_DEFAULT_STRATEGY)
-    options = {
-        "PNG": {"compress_level": level, "compress_type": strategy},
-        "JPEG": {"quality": 95, "subsampling": 0},
-    }.get(kind, {})
     try:
         with written_whole(path, path.suffix) as temporary:
-            if bits == 16:
+            if kind == "PNG":
+                options = PngOptions(*_zlib_choice(compression), texts or {})
                 with temporary.open("wb") as file:
-                    write_png16(file, _to_array(picture, 65535, np.uint16), level, strategy)
+                    write_png(file, picture.size, channels_of(picture), bits, integer_rows(picture, bits), options)
             else:
-                to_pil(picture).save(temporary, **options)  # pyright: ignore
+                to_pil(picture).save(temporary, **_SAVE_OPTIONS.get(kind, {}))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path}: cannot be written ({reason}); choose another folder or name") from error
+
+
+def _zlib_choice(compression: int | None) -> tuple[int, int]:
+    """zlib's level and strategy."""
+    return (6, zlib.Z_RLE) if compression is None else (compression, zlib.Z_DEFAULT_STRATEGY)
 
 
 def check_bits(path: str | Path, bits: int) -> str:

@@ -44,6 +44,10 @@ def release_memory() -> None:
     """Give freed blocks back to the device, between a failed try and the next."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+    elif torch.xpu.is_available():
+        torch.xpu.empty_cache()
 
 
 def wait_for(device: torch.device) -> None:
@@ -52,6 +56,8 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+    elif device.type == "xpu":
+        torch.xpu.synchronize(device)
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from .color import BACK_PROJECTIONS, COLOR_FIXES, ColorFix, back_project, color_
 from .errors import ImageError, Op4ksrError, OptionError
 from .flux import Flux, FluxParams, OnProgress, check_sigma
 from .latent import MARGIN, PATCH, process_in, process_out
+from .metrics import is_finite
 from .resize import Target, mirror_frame, resize
 from .rope import Rfr, parse_theta
 
@@ -180,19 +181,22 @@ def _one_picture(
     def place(compute: Callable[[torch.device], Tensor]) -> Tensor:
         return placing(lambda device: compute(device).to(home), home, PICTURES_AT_ONCE * 12 * height * width)
 
-    enlarged = place(lambda device: resize(low.to(device), height, width).clamp(0, 1))
-    raw = stages.encode(mirror_frame(enlarged, stages.ratio * PATCH, margin), meter.part("encode"))
+    def enlarge(device: torch.device) -> Tensor:
+        return mirror_frame(resize(low.to(device), height, width).clamp(0, 1), stages.ratio * PATCH, margin)
+
+    framed = place(enlarge)
+    raw = stages.encode(framed, meter.part("encode"))
     _check_finite("VAE", raw)
     if not options.vae_only:
         raw = _transform_inner(raw, stages, meter.part("transform"))
         _check_finite("model", raw)
-    output = stages.decode(raw, meter.part("decode"))[..., margin : margin + height, margin : margin + width]
-    output = output.to(home, torch.float32)
+    output = stages.decode(raw, meter.part("decode")).to(home, torch.float32)
     del raw
     _check_finite("VAE", output)
+    inner = (..., slice(margin, margin + height), slice(margin, margin + width))
     factor = max(height / low.shape[-2], width / low.shape[-1])
-    output = place(partial(_fix_colors, output, enlarged, options.color, factor))
-    del enlarged
+    output = place(partial(_fix_colors, output, framed, inner, options.color, factor))
+    del framed
     finish = meter.part("finish")
     finish(0, BACK_PROJECTIONS)
 
@@ -207,13 +211,16 @@ def _one_picture(
     return output
 
 
-def _fix_colors(output: Tensor, enlarged: Tensor, kind: ColorFix, factor: float, device: torch.device) -> Tensor:
-    return color_fix(output.to(device), enlarged.to(device), kind, factor)
+def _fix_colors(
+    output: Tensor, framed: Tensor, inner: tuple[Any, ...], kind: ColorFix, factor: float, device: torch.device
+) -> Tensor:
+    """Cut out on the device: what is sent there is one block, and needs no copy beforehand."""
+    return color_fix(output.to(device)[inner], framed.to(device)[inner], kind, factor)
 
 
 def _check_finite(part: str, output: Tensor) -> None:
     """Raise Op4ksrError rather than go on to a black picture."""
-    if not output.isfinite().all():
+    if not is_finite(output):
         raise Op4ksrError(f"the {part}'s output is not finite (NaN); run it in float32 or bfloat16 instead of float16")
 
 
@@ -243,7 +250,7 @@ def check_image(image: Tensor) -> None:
         raise ImageError(f"image: is empty, {tuple(image.shape)}; check what comes before it")
     if not image.is_floating_point():
         raise ImageError(f"image: expected floats from 0 to 1, got {image.dtype}; divide 8-bit values by 255")
-    if not image.isfinite().all():
+    if not is_finite(image):
         raise ImageError("image: holds NaN or infinite values; check the model or node that made it")
     if (largest := image.max().item()) > _WHITE:
         log.warning("image: has values up to %g; those above 1 become white, so divide 8-bit values by 255", largest)

@@ -50,9 +50,9 @@ def set_geometry(model: AutoEncoder, stride: int, shift: int) -> None:
 
 
 def probe(model: AutoEncoder, image: Tensor) -> list[Fit]:
-    """Round trips of the picture's middle at every geometry. image (1, 3, H, W) in [0, 1]."""
+    """Round trips of the picture's middle at every geometry. image (1, 3, H, W) in [0, 1], on any device."""
     own = model.params.stride, model.params.shift
-    image = _middle(image)
+    image = _middle(image).float().cpu()
     fits: list[Fit] = []
     try:
         for stride, shift in GEOMETRIES:

@@ -104,11 +104,24 @@ def mirror_frame(image: Tensor, multiple: int, margin: int = 0) -> Tensor:
     be extended to any other; the edge itself is not doubled.
     """
     height, width = image.shape[-2:]
-    for axis, side in zip((-2, -1), framed_size(height, width, multiple, margin), strict=True):
-        length = image.shape[axis]
-        if side != length:
-            image = image.index_select(axis, _mirrored_index(length, -margin, side - margin, image.device))
-    return image
+    size = framed_size(height, width, multiple, margin)
+    if size == (height, width):
+        return image
+    out = image.new_empty((*image.shape[:-2], *size))
+    rows = out.narrow(-2, margin, height)
+    rows.narrow(-1, margin, width).copy_(image)  # once, and only the frame by index: that is slow on a CPU
+    _frame(rows, image, -1, margin)
+    _frame(out, rows, -2, margin)
+    return out
+
+
+def _frame(out: Tensor, inner: Tensor, axis: int, margin: int) -> None:
+    """Fill in what lies before and after ``inner``, which begins at ``margin``, on one axis of ``out``."""
+    length, side = inner.shape[axis], out.shape[axis]
+    for start, stop in ((0, margin), (margin + length, side)):
+        if stop > start:
+            index = _mirrored_index(length, start - margin, stop - margin, out.device)
+            out.narrow(axis, start, stop - start).copy_(inner.index_select(axis, index))
 
 
 def _mirrored_index(length: int, start: int, stop: int, device: torch.device) -> Tensor:

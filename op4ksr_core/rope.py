@@ -23,6 +23,9 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 FLUX_THETA = 10000.0
 
+#: Devices that are known to have float64.
+_WITH_FLOAT64 = ("cpu", "cuda", "meta")
+
 #: Tokens per side that FLUX.1 saw in training (1024 px at 16 px a token).
 FLUX_TRAIN_TOKENS = 64
 
@@ -177,9 +180,9 @@ def _ultraflux_mask(turns: tuple[float, float], theta: float, dim: int) -> Tenso
 def rotation_table(positions: Tensor, rotation: AxisRotation) -> Tensor:
     """positions (..., N) -> (..., N, d/2, 2, 2) float32: [[cos, -sin], [sin, cos]] per pair.
 
-    Computed in float64, on the CPU where the device has none (MPS), like the host's ``rope``.
+    Computed in float64, on the CPU where the device may have none (MPS, XPU, DirectML), like the host's ``rope``.
     """
-    device = torch.device("cpu") if positions.device.type == "mps" else positions.device
+    device = positions.device if positions.device.type in _WITH_FLOAT64 else torch.device("cpu")
     angles = torch.einsum("...n,d->...nd", positions.to(device, torch.float32), rotation.omega.to(device))
     cos, sin = angles.cos() * rotation.magnitude, angles.sin() * rotation.magnitude
     table = torch.stack([cos, -sin, sin, cos], dim=-1)

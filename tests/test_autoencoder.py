@@ -163,6 +163,18 @@ def test_other_dtypes_of_input_are_cast_to_the_weights(make_autoencoder: Make, g
     assert near(half.encode(image).float(), exact, 0.05)
 
 
+def test_half_precision_rounds_pictures_once(make_autoencoder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scaled in float32 on both ways: in bfloat16, bright tones would lose up to half a grey level each time."""
+    half, image = make_autoencoder().to(torch.bfloat16), torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    given: list[Tensor] = []
+    monkeypatch.setattr(half.bounded, "encode", lambda pixels, prepare, *_: given.append(prepare(pixels)) or pixels)
+    half.encode(image)
+    assert torch.equal(given[0], (image * 2 - 1).to(torch.bfloat16))
+    half.decoder.conv_out.weight.zero_()
+    half.decoder.conv_out.bias.fill_(0.30078125)
+    assert set(half.decode(torch.zeros(1, 16, 2, 2, dtype=torch.bfloat16)).flatten().tolist()) == {0.650390625}
+
+
 def test_methods_keep_no_graph(make_autoencoder: Make, generator: torch.Generator) -> None:
     model = make_autoencoder().requires_grad_(True)
     latent = model.encode(torch.rand(1, 3, 32, 32, generator=generator))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,27 @@ def test_no_more_pictures_wait_to_be_written_than_said(
     sources = [photo(tmp_path / f"{name}.png") for name in "abcd"]
     assert run("upscale", *sources, "-o", tmp_path / "out", "--scale", 1) == 0
     assert len(written) == 4 and max(waiting) == ahead
+
+
+def test_a_picture_that_failed_leaves_its_memory_to_the_next(
+    tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error waits to be told while the next picture is computed; what the device held for it must not."""
+    held, alive, compute = [], [], cli.upscale
+
+    def computing(*args: Any, **kwargs: Any) -> Any:
+        alive.extend(tensor() is not None for tensor in held)
+        if held:
+            return compute(*args, **kwargs)
+        activations = torch.zeros(8)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cli, "_pictures_ahead", lambda device: 1)
+    monkeypatch.setattr(cli, "upscale", computing)
+    sources = [photo(tmp_path / f"{name}.png") for name in "ab"]
+    assert run("upscale", *sources, "-o", tmp_path / "out", "--scale", 1) == 1
+    assert alive == [False]
 
 
 def test_several_inputs_files_and_folders_become_a_folder(tmp_path: Path, run: Callable[..., int]) -> None:

@@ -42,6 +42,36 @@ def test_the_largest_value_becomes_the_largest_of_fp8() -> None:
     assert scaled_to_fp8(torch.zeros(3))[0].float().tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rounding_to_fp8_makes_nothing_larger_or_smaller_as_a_whole(
+    generator: torch.Generator, dtype: torch.dtype
+) -> None:
+    """Of a largest value whose scale bfloat16 rounds by 0.3 %; and nothing but zeros is no reason for NaN."""
+    values = ((torch.rand(512, 512, generator=generator) * 2 - 1) * 1.7578125).to(dtype)
+    values[0, 0] = 1.7578125
+    small, scale = scaled_to_fp8(values)
+    back, values = small.double() * scale.double(), values.double()
+    assert abs(float((back * values).sum() / values.square().sum()) - 1) < 1e-3
+    zeros, scale = scaled_to_fp8(torch.zeros(16, 16, dtype=dtype))
+    assert scale > 0 and not zeros.float().any()
+
+
+@needs_scaled_mm
+def test_a_float32_product_gets_its_bias_afterwards(
+    layer: Linear, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's product refuses it."""
+    multiply = torch._scaled_mm
+
+    def strict(*args: Tensor, bias: Tensor | None, out_dtype: torch.dtype, **how: object) -> Tensor:
+        assert bias is None or out_dtype != torch.float32
+        return multiply(*args, bias=bias, out_dtype=out_dtype, **how)
+
+    monkeypatch.setattr(torch, "_scaled_mm", strict)
+    x, small = torch.randn(20, 64, generator=generator), of(layer, "scaled")
+    assert relative(small(x), layer(x)) < 0.06
+
+
 @needs_scaled_mm
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_scaled_product_is_the_product_of_the_rounded_numbers(

@@ -61,6 +61,11 @@ def test_then_one_sentence_and_never_tiles(exact: Cases, case: str, words: str) 
     assert found["message"].startswith(words) and "smaller target" in found["message"]
 
 
+def test_the_host_is_asked_first_whether_that_was_out_of_memory(exact: Cases) -> None:
+    """Its answer also clears the error that CUDA keeps for the next call."""
+    assert exact["out_of_memory"]["host_is_asked"] == ["OutOfMemoryError"]
+
+
 def test_tiles_on_request_still_work(exact: Cases) -> None:
     assert exact["out_of_memory"]["tiles_on_request"] == [1, 96, 128, 3]
 

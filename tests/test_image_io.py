@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from op4ksr_core import ImageError, OutputError
+from op4ksr_core import ImageError, OutputError, image_io
 from op4ksr_core.image_io import Picture, check_output, from_pil, load_image, save_image, to_pil
 
 
@@ -318,20 +318,31 @@ def test_check_output_leaves_no_trace(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("odd mode")])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    path = tmp_path / "a.png"
-    save_image(path, Picture(torch.zeros(1, 3, 2, 2)))
-    before = path.read_bytes()
+def fail_in_the_middle(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Whoever writes the file, ours or Pillow's, ends with this error after the half."""
 
-    def fail(self: Any, target: str, **options: Any) -> None:
+    def ours(file: Any, *given: Any) -> None:
+        file.write(b"half")
+        raise error
+
+    def pillows(self: Any, target: str, **options: Any) -> None:
         Path(target).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OutputError, match=r"a\.png: cannot be written \((No space left on device|odd mode)\)"):
+    monkeypatch.setattr(image_io, "write_png", ours)
+    monkeypatch.setattr(Image.Image, "save", pillows)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("odd mode")])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, name: str
+) -> None:
+    path = tmp_path / name
+    save_image(path, Picture(torch.zeros(1, 3, 2, 2)))
+    before = path.read_bytes()
+    fail_in_the_middle(monkeypatch, error)
+    with pytest.raises(OutputError, match=rf"{name}: cannot be written \((No space left on device|odd mode)\)"):
         save_image(path, Picture(torch.ones(1, 3, 2, 2)))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -344,14 +355,11 @@ def test_a_folder_in_the_files_place(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(self: Any, target: str, **options: Any) -> None:
-        Path(target).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Image.Image, "save", interrupt)
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    fail_in_the_middle(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        save_image(tmp_path / "a.png", Picture(torch.ones(1, 3, 2, 2)))
+        save_image(tmp_path / name, Picture(torch.ones(1, 3, 2, 2)))
     assert not list(tmp_path.iterdir())
 
 

@@ -69,6 +69,7 @@ ORDER = [
     "suppress",
     "icc",
     "png16",
+    "png_writer",
     "image_io",
     "artifacts",
     "paths",

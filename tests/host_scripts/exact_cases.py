@@ -143,6 +143,14 @@ def out_of_memory() -> dict[str, Any]:
         found["encode"] = difference(plain[0], vae.encode(image))
     with Failing(2):
         found["decode"] = difference(plain[1], vae.decode(raw))
+    host, asked = getattr(comfy.model_management, "is_oom", None), list[BaseException]()
+    comfy.model_management.is_oom = lambda error: asked.append(error) or False
+    try:
+        with Failing(1):
+            vae.decode(raw)
+    finally:
+        comfy.model_management.is_oom = host
+    found["host_is_asked"] = [type(error).__name__ for error in asked]
     with Failing(10**6):
         found["nothing_helps"] = harness.refusal(lambda: vae.decode(raw))
         found["nothing_helps_encode"] = harness.refusal(lambda: vae.encode(image))

@@ -1,0 +1,112 @@
+"""Saving pictures: rounded, 8 or 16 bits per colour, as fast as all cores compress; the workflow is in the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.cli_args
+import comfy.model_management
+import folder_paths
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..op4ksr_core.image_io import Picture, save_image
+from ..op4ksr_core.one_step import check_image
+from .schema import advanced, schema
+from .stages import image_to_core
+from .upscale import enlarge_mask
+from .widgets import chosen
+
+_BITS = {"8": 8, "16": 16}
+
+#: The dropdown's values -> zlib's level; None: run lengths alone.
+_COMPRESSION: dict[str, int | None] = {"fast": None, **{str(level): level for level in range(10)}}
+
+
+class SavePicture(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="OP4KSR_SavePicture",
+            display_name="Save Picture, 8 or 16 Bit (OP4KSR)",
+            found_as="Save Picture, 16 bit PNG (OP4KSR)",
+            category="image",
+            description="Saves PNG files as Save Image does, workflow included, but compressed by all cores at once "
+            "(4096 x 4096 px in a fraction of the time), rounded and not cut off, in 16 bits per colour if you like, "
+            "and with transparency.",
+            search_aliases=["save", "save image", "png", "16 bit", "export", "transparency", "alpha"],
+            inputs=[
+                io.Image.Input("images", tooltip="The picture(s) to save."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="ComfyUI",
+                    tooltip="As in Save Image: a name, folders before it if you like; %year%, %width% and so on work.",
+                ),
+                io.Combo.Input(
+                    "bits",
+                    options=list(_BITS),
+                    default="8",
+                    tooltip="Per colour. 16 keeps what editing afterwards needs; the file is larger.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Transparency (1 = transparent), as One-Step Upscale gives it; left out of the file where "
+                    "nothing is transparent.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "compression",
+                        optional=True,
+                        options=list(_COMPRESSION),
+                        default="fast",
+                        tooltip="fast: run lengths alone; photos are as small as with 6. 0 to 9: zlib's levels, for "
+                        "drawings and screenshots.",
+                    )
+                ),
+            ],
+            outputs=[],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, images: Tensor, filename_prefix: str, bits: str, mask: Tensor | None = None, compression: str = "fast"
+    ) -> io.NodeOutput:
+        depth, level = chosen("bits", bits, _BITS), chosen("compression", compression, _COMPRESSION)
+        if mask is None and images.shape[-1] == 4:
+            mask = 1 - images[..., 3]
+        colors = image_to_core(images)
+        check_image(colors)
+        height, width = colors.shape[-2:]
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory(), width, height
+        )
+        saved: list[Any] = []
+        texts = _texts(cls.hidden)
+        for index, picture in enumerate(_pictures(colors, mask)):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            file = f"{name.replace('%batch_num%', str(index))}_{counter + index:05}_.png"
+            save_image(Path(folder) / file, picture, depth, level, texts)
+            saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
+        return io.NodeOutput(ui=ui.SavedImages(saved))
+
+
+def _pictures(colors: Tensor, mask: Tensor | None) -> Iterator[Picture]:
+    """One by one; the last mask counts for the pictures that have none of their own."""
+    alphas = None if mask is None else 1 - enlarge_mask(mask, colors)
+    for index, one in enumerate(colors.split(1)):
+        alpha = None if alphas is None else alphas[min(index, len(alphas) - 1)][None, None]
+        yield Picture(one, None if alpha is None or bool((alpha >= 1).all()) else alpha)
+
+
+def _texts(hidden: Any) -> dict[str, str]:
+    """What Save Image writes into a file, so that it opens as a workflow; nothing with --disable-metadata."""
+    if comfy.cli_args.args.disable_metadata or hidden is None:
+        return {}
+    texts = {"prompt": hidden.prompt} if hidden.prompt else {}
+    return {key: json.dumps(value) for key, value in {**texts, **(hidden.extra_pnginfo or {})}.items()}
