@@ -15,6 +15,7 @@ from torch import Tensor
 
 from op4ksr_core import AutoEncoder, Flux, save_autoencoder, save_flux, upscale
 from op4ksr_core.color import COLOR_FIXES, back_project, color_fix
+from op4ksr_core.config_file import parse_config
 from op4ksr_core.degradation import Degradation, degrade
 from op4ksr_core.fp8 import store_in_fp8
 from op4ksr_core.image_io import Picture, to_pil
@@ -27,7 +28,6 @@ from op4ksr_core.resize import Target, resize
 from op4ksr_core.rope import POLICIES, Rfr
 from op4ksr_core.strips import THRIFTS, StripSettings
 from op4ksr_core.suppress import suppress_with_report
-from op4ksr_core.train_config import parse_config
 from op4ksr_core.trainer import Trainer
 
 Send = Callable[[Any], Any]
