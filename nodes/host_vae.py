@@ -91,6 +91,6 @@ def _build_vae(
     vae.latent_channels, vae.output_channels, vae.latent_dim = params.latent_channels, 3, 2
     vae.downscale_ratio = vae.upscale_ratio = params.ratio
     vae.disable_offload, vae.size = False, None
-    for fact, reason in found.why.items():
-        log.info("%s: %s %s (%s)", path.name, fact, getattr(params, fact), reason)
+    for line in found.facts():
+        log.info("%s: %s", path.name, line)
     return vae

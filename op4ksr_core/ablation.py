@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from . import ablation_figure
-from .artifacts import to_8_bit
 from .autocorrelation import high_pass
 from .autoencoder import AutoEncoder
 from .benchmark import Row, write_report
 from .checkpoint import BUNDLED_AUTOENCODER, load_autoencoder, load_flux
 from .errors import OptionError
 from .flux import Flux
-from .image_io import from_array, load_image
+from .image_io import from_array, load_image, to_8_bit
 from .latent import PATCH
 from .leaves import picture
 from .losses import PeriodicityLoss, lattice_correlation, periods_nearby

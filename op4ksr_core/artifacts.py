@@ -121,11 +121,6 @@ def inject(clean: Tensor, kind: str, grey_levels: float, seed: int = 0) -> Tenso
     return (clean + pattern(kind, clean, seed) * (grey_levels / 255)).clamp(0, 1)
 
 
-def to_8_bit(image: Tensor) -> Tensor:
-    """Rounded to multiples of 1/255."""
-    return image.clamp(0, 1).mul(255).round().div(255)
-
-
 def jpeg(image: Tensor, quality: int) -> Tensor:
     """(1, 3, H, W) written as JPEG and read again (chroma halved, as cameras do)."""
     buffer = io.BytesIO()

@@ -19,6 +19,9 @@ from .version import __version__
 
 Row = dict[str, Any]
 
+#: The output's side over the input's, where a benchmark names the output's sides.
+FACTOR = 4
+
 
 def machine() -> dict[str, str]:
     """What a figure depends on: processor, threads, GPU, versions and system, as words."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .benchmark import FACTOR
 from .benchmark_pipeline import meanings, photo
 from .ceiling import fp8_ceiling, matmul_ceiling
 from .cost import autoencoder_flops, flux_flops, image_tokens
@@ -36,9 +37,6 @@ from .stage_times import Way, core_way, measure, plan_of
 from .strips import StripSettings
 
 log = logging.getLogger(__name__)
-
-#: The input's side is the output's over this.
-FACTOR = 4
 
 #: What a case is expected to take, where --minutes asks: runs at this share of the ceiling, and so many seconds
 #: for torch.compile. Guesses until a GPU has been seen.

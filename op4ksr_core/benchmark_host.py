@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .benchmark import Row
+from .benchmark import FACTOR, Row
 from .benchmark_pipeline import photo, told_rows
 from .errors import Op4ksrError, OptionError
 from .host_client import HostClient, Run, RunFailedError
 
 log = logging.getLogger(__name__)
-
-FACTOR = 4
 
 #: GB that the whole pipeline shall take at 4096 px at most: by what is named.
 AIMS = {"weights in fp8": 16.0, "weights offloaded": 8.0}

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .artifacts import KINDS, inject, jpeg, to_8_bit
+from .artifacts import KINDS, inject, jpeg
 from .benchmark import Row
 from .calibration import fit
 from .detection import gather_evidence
 from .errors import OptionError
+from .image_io import to_8_bit
 from .losses import PeriodicityLoss
 from .metrics import psnr
 from .periodicity import PeriodicityReport, enlarged_plane, grey_plane, measure_periodicity

@@ -14,13 +14,12 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from .artifacts import to_8_bit
 from .autoencoder import AutoEncoder
 from .benchmark import Row
 from .color import back_project
 from .degradation import Degradation, degrade
 from .flux import Flux
-from .image_io import Picture, from_pil, load_image, to_pil
+from .image_io import Picture, from_pil, load_image, to_8_bit, to_pil
 from .metrics import fidelity_scores, load_piq, psnr
 from .one_step import OneStepOptions, upscale
 from .periodicity import measure_periodicity

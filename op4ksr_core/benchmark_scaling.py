@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from .autoencoder import AutoEncoder
-from .benchmark import Row
+from .benchmark import FACTOR, Row
 from .benchmark_pipeline import Tables, meanings, photo, spread, told_rows, turns_table
 from .errors import OptionError
 from .flux import Flux
@@ -30,12 +30,8 @@ SIDES = (512, 1024, 2048, 4096, 8192)
 CPU_SIDES = SIDES[:-1]
 QUICK_SIDES = (64, 96, 128, 192)
 
-#: The input's side is the output's over this.
-FACTOR = 4
-
 #: How many of the largest sides are fitted by themselves.
 UPPER = 3
-
 
 #: Stages whose work and memory have closed forms.
 _STAGES = ("encode", "transformer", "decode")

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .artifacts import to_8_bit
 from .autoencoder import AutoEncoder
 from .benchmark import Row
 from .benchmark_quality import BASE, Method, methods_of
 from .errors import ImageError, OptionError
 from .flux import Flux
+from .image_io import to_8_bit
 from .machine import dtype_name, wait_for
 from .metrics import fidelity_scores, load_piq
 from .perceptual import METRICS, Perceptual

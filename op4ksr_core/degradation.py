@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import OptionError
+from .image_io import to_8_bit
 from .jpeg import jpeg
 from .resize import resize
 
@@ -165,7 +166,7 @@ class _Run:
         factor = float(low * (high / low) ** rng.random())
         height, width = (max(1, round(side / factor)) for side in image.shape[-2:])
         if rng.random() < params.clean:
-            return Degraded(_levels(resize(image, height, width)), factor, [("shrink", {"factor": factor})])
+            return Degraded(to_8_bit(resize(image, height, width)), factor, [("shrink", {"factor": factor})])
         x = image
         for turn in range(params.order):
             last = turn == params.order - 1
@@ -175,7 +176,7 @@ class _Run:
             if not last:
                 x = self.compressed(x, turn)
         x = self.ended(x, params.order - 1, height, width)
-        return Degraded(_levels(x), factor, self.steps)
+        return Degraded(to_8_bit(x), factor, self.steps)
 
     def told(self, name: str, **numbers: Any) -> None:
         """Note a step and the numbers that were drawn for it."""
@@ -259,8 +260,3 @@ def _resampled(x: Tensor, height: int, width: int, mode: str) -> Tensor:
     if mode == "area":
         return F.interpolate(x, (height, width), mode="area")
     return F.interpolate(x, (height, width), mode="bilinear", antialias=True, align_corners=False)
-
-
-def _levels(x: Tensor) -> Tensor:
-    """Rounded to 8 bit, still in [0, 1]."""
-    return (x.clamp(0, 1) * 255).round() / 255

@@ -182,6 +182,11 @@ def levels(image: Tensor, bits: int) -> Tensor:
     return image.float().clamp(0, 1).mul_(2**bits - 1).round_().to(whole).cpu()
 
 
+def to_8_bit(image: Tensor) -> Tensor:
+    """The picture that a file of 8 bits gives back: rounded to multiples of 1/255, still float, in [0, 1]."""
+    return image.clamp(0, 1).mul(255).round().div(255)
+
+
 def _plane(plane: Tensor, bits: int) -> NDArray[Any]:
     """(B, C, H, W) -> the first as (C, H, W): float32, or levels where they are that already or come from a device."""
     own = plane[:1].detach()

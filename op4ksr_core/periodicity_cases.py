@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .artifacts import inject, jpeg, real_texture, to_8_bit
+from .artifacts import inject, jpeg, real_texture
 from .autocorrelation import SMALLEST_SIDE
 from .errors import ImageError
-from .image_io import load_image
+from .image_io import load_image, to_8_bit
 from .resize import resize
 
 #: Grey levels (RMS) at which each kind is injected.

@@ -15,10 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .artifacts import to_8_bit
 from .degradation import Degradation, degrade
 from .errors import ImageError, OptionError, OutputError
-from .image_io import Picture, load_image, save_image
+from .image_io import Picture, load_image, save_image, to_8_bit
 from .paths import gather, make_folder, output_paths
 
 LOW, HIGH = "LR", "HR"

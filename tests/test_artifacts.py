@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from op4ksr_core.artifacts import KINDS, inject, jpeg, pattern, real_texture, to_8_bit
+from op4ksr_core.artifacts import KINDS, inject, jpeg, pattern, real_texture
 from op4ksr_core.errors import OptionError
+from op4ksr_core.image_io import to_8_bit
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "region32"])

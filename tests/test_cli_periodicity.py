@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from op4ksr_core import cli, suppress_periodicity
-from op4ksr_core.artifacts import inject, to_8_bit
+from op4ksr_core.artifacts import inject
 from op4ksr_core.cli_periodicity import ALARMED
-from op4ksr_core.image_io import Picture, load_image, save_image
+from op4ksr_core.image_io import Picture, load_image, save_image, to_8_bit
 from op4ksr_core.report import HEIGHT, WIDTH
 from op4ksr_core.resize import resize
 

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from op4ksr_core import measure_periodicity
-from op4ksr_core.artifacts import random_tile, tiled, to_8_bit
+from op4ksr_core.artifacts import random_tile, tiled
 from op4ksr_core.autocorrelation import from_power, high_pass, local_energy, mean_power
 from op4ksr_core.coherence import coherence, is_mesh
 from op4ksr_core.detection import gather_evidence
+from op4ksr_core.image_io import to_8_bit
 from op4ksr_core.periodicity import grey_plane
 from op4ksr_core.periods import FoundPeriod, comb_period, tile_period
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from op4ksr_core import ImageError, OptionError, measure_periodicity
-from op4ksr_core.artifacts import inject, jpeg, random_tile, real_texture, tiled, to_8_bit
+from op4ksr_core.artifacts import inject, jpeg, random_tile, real_texture, tiled
 from op4ksr_core.blocks import block_map
 from op4ksr_core.calibration import ALONE, BESIDE, STRETCH, evidence_scores, false_alarm_rate, fit, score_of, split_name
+from op4ksr_core.image_io import to_8_bit
 from op4ksr_core.periodicity import measure_each
 from op4ksr_core.resize import resize
 

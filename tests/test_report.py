@@ -11,8 +11,9 @@ import torch
 from PIL import ImageDraw
 from torch import Tensor
 
-from op4ksr_core.artifacts import inject, to_8_bit
+from op4ksr_core.artifacts import inject
 from op4ksr_core.drawing import PANEL, colours
+from op4ksr_core.image_io import to_8_bit
 from op4ksr_core.periodicity import PeriodicityReport, measure_periodicity
 from op4ksr_core.report import GAP, HEIGHT, MARGIN, WIDTH, _best_seen, _marks, _what_repeats, draw_report
 from op4ksr_core.resize import resize

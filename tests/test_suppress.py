@@ -10,8 +10,9 @@ import torch
 
 import op4ksr_core
 from op4ksr_core import OptionError, measure_periodicity, suppress_periodicity
-from op4ksr_core.artifacts import inject, random_tile, real_texture, to_8_bit
+from op4ksr_core.artifacts import inject, random_tile, real_texture
 from op4ksr_core.folding import Folded, fold, phases_of, unfold
+from op4ksr_core.image_io import to_8_bit
 from op4ksr_core.metrics import psnr
 from op4ksr_core.resize import resize
 from op4ksr_core.suppress import (
