@@ -46,6 +46,7 @@ NODES = (
     "OP4KSR_EmptyLatent16x",
     "OP4KSR_LoadSRLoRA",
     "OP4KSR_FluxShift16x",
+    "OP4KSR_SavePicture",
 )
 
 #: What a Python must be able to import to run any ComfyUI.

@@ -87,6 +87,21 @@ def finished(server: Server, prompt: dict[str, Any]) -> Run:
     return run
 
 
+def test_save_picture_shows_what_it_wrote_and_the_prompt_is_in_it(server: Server, photo: str) -> None:
+    save = {"images": ["1", 0], "filename_prefix": "ours/deep", "bits": "16", "mask": ["1", 1], "compression": "fast"}
+    prompt = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": photo}},
+        "2": {"class_type": "OP4KSR_SavePicture", "inputs": save},
+    }
+    run = finished(server, prompt)
+    picture: Any = server.picture(run, "2")
+    assert picture.size == (96, 64) and json.loads(picture.text["prompt"]) == prompt
+    (shown,) = run.outputs["2"]["images"]
+    assert (shown["subfolder"], shown["type"]) == ("ours", "output")
+    address = "/view?filename={filename}&subfolder={subfolder}&type={type}".format(**shown)
+    assert server.get_bytes(address)[24:26] == bytes([16, 2])  # of the header: bits, and RGB: nothing is transparent
+
+
 # --- what the browser is told -----------------------------------------------------------------
 
 
