@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ HALVES = (torch.arange(256).view(1, 16, 16, 1).expand(-1, -1, -1, 3) + 0.5) / 25
 def save(images: Any, prefix: str = "a", bits: str = "8", **more: Any) -> list[Path]:
     """The files that the node says it wrote, run as the host runs it, with what it hides."""
     hidden = {io.Hidden.prompt: PROMPT, io.Hidden.extra_pnginfo: EXTRA}
-    node: Any = nodes.NODE_CLASS_MAPPINGS["OP4KSR_SavePicture"].PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
+    prepare = nodes.NODE_CLASS_MAPPINGS["OP4KSR_SavePicture"].PREPARE_CLASS_CLONE
+    bare = "hidden_inputs" in inspect.signature(prepare).parameters  # ComfyUI 0.3
+    node: Any = prepare(hidden if bare else {"hidden_inputs": hidden})
     shown = node.execute(images, prefix, bits, **more).ui.as_dict()["images"]
     assert all(one["type"] == "output" for one in shown)
     return [OUTPUT / one["subfolder"] / one["filename"] for one in shown]
