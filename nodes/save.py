@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,8 @@ class SavePicture(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="ComfyUI",
-                    tooltip="As in Save Image: a name, folders before it if you like; %year%, %width% and so on work.",
+                    tooltip="As in Save Image: a name, folders before it if you like, and %date:yyyy-MM-dd%, %width%, "
+                    "%height% or %batch_num%; not other nodes' values.",
                 ),
                 io.Combo.Input(
                     "bits",
@@ -64,7 +67,7 @@ class SavePicture(io.ComfyNode):
                         options=list(_COMPRESSION),
                         default="fast",
                         tooltip="fast: run lengths alone; photos are as small as with 6. 0 to 9: zlib's levels, for "
-                        "drawings and screenshots.",
+                        "drawings, screenshots, and pictures of 8 bits saved in 16.",
                     )
                 ),
             ],
@@ -84,16 +87,33 @@ class SavePicture(io.ComfyNode):
         check_image(colors)
         height, width = colors.shape[-2:]
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), width, height
+            dated(filename_prefix, datetime.now()), folder_paths.get_output_directory(), width, height
         )
         saved: list[Any] = []
         texts = _texts(cls.hidden)
         for index, picture in enumerate(_pictures(colors, mask)):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            file = f"{name.replace('%batch_num%', str(index))}_{counter + index:05}_.png"
+            start = name.replace("%batch_num%", str(index))
+            while (Path(folder) / (file := f"{start}_{counter + index:05}_.png")).exists():
+                counter += 1  # the host looks for names with %batch_num% as it is, and counts none
             save_image(Path(folder) / file, picture, depth, level, texts)
             saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
         return io.NodeOutput(ui=ui.SavedImages(saved))
+
+
+#: %date:FORMAT%, or %date% alone; and what stands for a part of the date, as ComfyUI's page has it.
+_DATE, _PART = re.compile(r"%date(?::([^%]*))?%"), re.compile(r"yyyy|yy|MM?|dd?|hh?|mm?|ss?")
+
+
+def dated(prefix: str, now: datetime) -> str:
+    """The prefix with its dates filled in: for Save Image the page does it, for other nodes nobody."""
+    values = {"y": now.year, "M": now.month, "d": now.day, "h": now.hour, "m": now.minute, "s": now.second}
+
+    def part(found: re.Match[str]) -> str:
+        word, value = found.group(), values[found.group()[0]]
+        return f"{value % 100:02}" if word == "yy" else f"{value:0{len(word)}}"
+
+    return _DATE.sub(lambda found: _PART.sub(part, found.group(1) or "yyyyMMddhhmmss"), prefix)
 
 
 def _pictures(colors: Tensor, mask: Tensor | None) -> Iterator[Picture]:

@@ -29,8 +29,9 @@ def open_samples(output: OutputConfig) -> list[Tensor]:
     if output.sample_folder:
         paths = gather([Path(output.sample_folder)])[: output.samples]
         return [centre(load_image(path).image, output.sample_side) for path in paths]
-    made = [procedural_picture(HELD_OUT + i, *(output.sample_side,) * 2) for i in range(output.samples - 1)]
-    return [_slope(output.sample_side), *map(from_array, made)][: output.samples]
+    side = output.sample_side // 32 * 32  # whole tokens, as ``centre`` leaves them
+    made = [procedural_picture(HELD_OUT + i, side, side) for i in range(output.samples - 1)]
+    return [_slope(side), *map(from_array, made)][: output.samples]
 
 
 def show_samples(task: Task, samples: list[Tensor], folder: Path, step: int) -> dict[str, float]:

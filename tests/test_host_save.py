@@ -38,6 +38,21 @@ def test_names_are_those_of_save_image(saved: Cases) -> None:
     assert saved["batches"]["names"] == [*numbers, "sub/b0_00002_.png"]
 
 
+def test_dates_in_names_are_those_that_the_page_fills_in_for_save_image(saved: Cases) -> None:
+    assert saved["names"]["written"] == {
+        "a_%date:yyyy-MM-dd%": "a_2026-03-09",
+        "%date:yy/M/d%/b": "26/3/9/b",
+        "%date%": "20260309040506",
+        "%date:hhmmss%_%date:h.m.s%": "040506_4.5.6",
+        "%width%_100%": "%width%_100%",
+    }
+
+
+def test_the_number_within_a_batch_overwrites_nothing(saved: Cases) -> None:
+    numbers = [(0, 1), (1, 2), (0, 2), (1, 3)]
+    assert saved["names"]["twice"] == [f"n{index}_{counter:05}_.png" for index, counter in numbers]
+
+
 def test_transparency_is_there_where_something_is_transparent(saved: Cases) -> None:
     found = saved["transparency"]
     assert found["modes"] == ["RGB", "RGBA", "RGBA", "RGBA", "RGBA"]

@@ -329,6 +329,12 @@ def test_a_judge_may_join_a_run_that_had_none(folder: Path) -> None:
     assert Trainer(found, text, resume=True).run().name.endswith("0000008.safetensors")
 
 
+def test_samples_are_whole_tokens_whatever_side_is_asked_for(folder: Path) -> None:
+    train(config(folder).replace("samples = 1", "samples = 2").replace("sample_side = 64", "sample_side = 70"))
+    with Image.open(next((folder / "run" / "samples").glob("*_1.png"))) as sample:
+        assert sample.height == 64
+
+
 def test_no_samples_are_none(folder: Path) -> None:
     train(config(folder).replace("samples = 1", "samples = 0"))
     assert not list((folder / "run" / "samples").iterdir())

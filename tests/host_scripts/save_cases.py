@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,18 @@ def batches() -> dict[str, Any]:
     return {"names": [str(path.relative_to(OUTPUT).as_posix()) for path in first + second]}
 
 
+def names() -> dict[str, Any]:
+    """Dates as ComfyUI's page fills them in for Save Image alone; the number within the batch does not overwrite."""
+    module = sys.modules[nodes.NODE_CLASS_MAPPINGS["OP4KSR_SavePicture"].__module__]
+    then = datetime(2026, 3, 9, 4, 5, 6)
+    written = {
+        text: module.dated(text, then)
+        for text in ("a_%date:yyyy-MM-dd%", "%date:yy/M/d%/b", "%date%", "%date:hhmmss%_%date:h.m.s%", "%width%_100%")
+    }
+    twice = [save(WAVE.expand(2, -1, -1, -1), "n%batch_num%") for _ in range(2)]
+    return {"written": written, "twice": [path.name for files in twice for path in files]}
+
+
 def transparency() -> dict[str, Any]:
     mask = torch.zeros(1, 12, 16)
     opaque = save(WAVE, "opaque", mask=mask)[0]
@@ -120,4 +134,4 @@ def full_size() -> dict[str, Any]:
     return {"shape": list(found.shape), "same": bool((found == np.tile(wanted, (64, 64, 1))).all())}
 
 
-CASES = [eight_bits, sixteen_bits, batches, transparency, compression, without_metadata, refused, full_size]
+CASES = [eight_bits, sixteen_bits, batches, names, transparency, compression, without_metadata, refused, full_size]
