@@ -191,7 +191,9 @@ def doubtful_vae() -> dict[str, Any]:
 def foreign_choices() -> dict[str, Any]:
     """Every dropdown of every node with a value that it does not offer, as a string from another node may be."""
     files()
-    given = {"model": harness.load_model(FLUX), "vae": harness.load_vae(VAE), "image": picture(32, 32)}
+    given = {"model": harness.load_model(FLUX), "vae": harness.load_vae(VAE)} | dict.fromkeys(
+        ("image", "images"), picture(32, 32)
+    )
     files_of = {"vae_name": VAE, "model_name": FLUX, "lora_name": "no_such_file.safetensors"}
     found: dict[str, Any] = {}
     for name, cls in our_nodes().items():
