@@ -19,7 +19,7 @@ from ..op4ksr_core.image_io import Picture, save_image
 from ..op4ksr_core.one_step import check_image
 from .schema import advanced, schema
 from .stages import image_to_core
-from .upscale import enlarge_mask
+from .upscale import enlarge_mask, own_mask
 from .widgets import chosen
 
 _BITS = {"8": 8, "16": 16}
@@ -81,10 +81,9 @@ class SavePicture(io.ComfyNode):
         cls, images: Tensor, filename_prefix: str, bits: str, mask: Tensor | None = None, compression: str = "fast"
     ) -> io.NodeOutput:
         depth, level = chosen("bits", bits, _BITS), chosen("compression", compression, _COMPRESSION)
-        if mask is None and images.shape[-1] == 4:
-            mask = 1 - images[..., 3]
         colors = image_to_core(images)
         check_image(colors)
+        mask = own_mask(images) if mask is None else mask
         height, width = colors.shape[-2:]
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             dated(filename_prefix, datetime.now()), folder_paths.get_output_directory(), width, height

@@ -115,8 +115,7 @@ class OneStepUpscale(io.ComfyNode):
         max_megapixels: float = DEFAULT_CEILING_MEGAPIXELS,
     ) -> io.NodeOutput:
         check_choice("color_fix", color_fix, COLOR_FIXES)
-        if mask is None and image.shape[-1] == 4:  # an RGBA picture brings its own transparency
-            mask = 1 - image[..., 3]
+        mask = own_mask(image) if mask is None else mask
         low = image_to_core(image)
         check_image(low)
         options = OneStepOptions(
@@ -140,6 +139,11 @@ def announce(low: torch.Tensor, options: OneStepOptions, stages: HostStages) -> 
     for warning in plan.warnings:
         log.warning("%s", warning)
     plan.refuse_if_hopeless()
+
+
+def own_mask(image: torch.Tensor) -> torch.Tensor | None:
+    """The MASK (B, H, W) of an IMAGE (B, H, W, 4), which brings its own transparency; None for other IMAGEs."""
+    return 1 - image[..., 3] if image.shape[-1] == 4 else None
 
 
 def enlarge_mask(mask: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
