@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .flux_shift import FluxShift16x
 from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR, LoadSRLoRA
+from .one_step_sampler import EmptyLatent16x, OneStepSamplerNode
 from .periodicity import PeriodicityDiagnostic, SuppressPeriodicity
-from .pieces import EmptyLatent16x, OneStepSamplerNode
 from .plan import PlanRun
 from .rope import ApplyRFR
-from .sample import SamplePicture
-from .sampling import FluxShift16x
+from .sample_picture import SamplePicture
 from .save import SavePicture
 from .upscale import OneStepUpscale
 

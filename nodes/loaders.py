@@ -6,13 +6,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .exact_vae import ExactVAE, memory_widget, wish_of
-from .files import check_file, file_options, file_path
-from .host_lora import load_lora
-from .host_model import WEIGHT_DTYPES, load_model, prompt_conditioning
-from .host_vae import load_vae
-from .schema import advanced, schema
-from .widgets import chosen
+from .host.exact_vae import ExactVAE, memory_widget, wish_of
+from .host.files import check_file, file_options, file_path
+from .host.lora import load_lora
+from .host.model import WEIGHT_DTYPES, load_model, prompt_conditioning
+from .host.schema import advanced, schema
+from .host.vae import load_vae
+from .host.widgets import chosen
 
 _STRIDES = {"auto": None, "16x": 2, "8x": 1}
 _SHIFTS = {"auto": None, "0": 0, "1": 1}

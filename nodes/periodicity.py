@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..op4ksr_core.drawing import colours
-from ..op4ksr_core.periodicity import ALARM_RATE, PeriodicityReport, measure_each
-from ..op4ksr_core.report import draw_report
-from ..op4ksr_core.suppress import for_8_bit, suppress_with_report
-from .schema import advanced, schema
-from .stages import image_to_core, image_to_host
+from ..op4ksr_core.periodicity.drawing import colours
+from ..op4ksr_core.periodicity.meter import ALARM_RATE, PeriodicityReport, measure_each
+from ..op4ksr_core.periodicity.report_picture import draw_report
+from ..op4ksr_core.periodicity.suppress import for_8_bit, suppress_with_report
+from .host.schema import advanced, schema
+from .host.stages import image_to_core, image_to_host
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ import comfy.model_management
 from comfy_api.latest import io, ui
 
 from ..op4ksr_core.errors import OptionError
-from ..op4ksr_core.flux import FluxParams
-from ..op4ksr_core.memory import Stage
-from ..op4ksr_core.plan import Machine, Models, Plan, Weights, make_plan
-from ..op4ksr_core.resize import DEFAULT_CEILING_MEGAPIXELS, Target
-from .exact_vae import ExactVAE
-from .host_model import settings_of
-from .schema import schema
-from .stages import HostStages
-from .widgets import ceiling_widget, size_widgets, target_of
+from ..op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
+from ..op4ksr_core.models.flux import FluxParams
+from ..op4ksr_core.planning.plan import Machine, Models, Plan, Weights, make_plan
+from ..op4ksr_core.vae.forecast import Stage
+from .host.exact_vae import ExactVAE
+from .host.model import settings_of
+from .host.schema import schema
+from .host.stages import HostStages
+from .host.widgets import ceiling_widget, size_widgets, target_of
 
 log = logging.getLogger(__name__)
 

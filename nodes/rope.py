@@ -8,10 +8,10 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..op4ksr_core.errors import OptionError
-from ..op4ksr_core.rope import FLUX_TRAIN_TOKENS, POLICIES, RescaledEmbedND, Rfr
-from .positions import describe, own_positions, patch_positions
-from .schema import advanced, schema
-from .widgets import check_choice
+from ..op4ksr_core.models.rope import FLUX_TRAIN_TOKENS, POLICIES, RescaledEmbedND, Rfr
+from .host.positions import describe, own_positions, patch_positions
+from .host.schema import advanced, schema
+from .host.widgets import check_choice
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..op4ksr_core.image_io import Picture, save_image
+from ..op4ksr_core.images.io import Picture, save_image
 from ..op4ksr_core.one_step import check_image
-from .schema import advanced, schema
-from .stages import image_to_core
+from .host.schema import advanced, schema
+from .host.stages import image_to_core
+from .host.widgets import chosen
 from .upscale import enlarge_mask, own_mask
-from .widgets import chosen
 
 _BITS = {"8": 8, "16": 16}
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..op4ksr_core.color import COLOR_FIXES
+from ..op4ksr_core.images.color import COLOR_FIXES
+from ..op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS
 from ..op4ksr_core.one_step import OneStepOptions, check_image, run, upscale_alpha
-from ..op4ksr_core.resize import DEFAULT_CEILING_MEGAPIXELS
-from .exact_vae import ExactVAE
+from .host.exact_vae import ExactVAE
+from .host.schema import advanced, schema
+from .host.stages import HostStages, image_to_core, image_to_host, on_free_device, progress_bar
+from .host.widgets import ceiling_widget, check_choice, sigma_widget, size_widgets, target_of
 from .plan import host_plan
-from .schema import advanced, schema
-from .stages import HostStages, image_to_core, image_to_host, on_free_device, progress_bar
-from .widgets import ceiling_widget, check_choice, sigma_widget, size_widgets, target_of
 
 log = logging.getLogger(__name__)
 

@@ -5,31 +5,18 @@ Images are (B, 3, H, W) float in [0, 1]. The public names below are stable; impo
 
 from __future__ import annotations
 
-from .autoencoder import AutoEncoder, AutoEncoderParams
-from .checkpoint import (
-    BUNDLED_AUTOENCODER,
-    BUNDLED_FLUX,
-    load_autoencoder,
-    load_flux,
-    save_autoencoder,
-    save_flux,
-)
-from .errors import (
-    ImageError,
-    Op4ksrError,
-    OptionError,
-    OutOfMemoryError,
-    OutputError,
-    UnsupportedCheckpointError,
-)
-from .flux import Flux, FluxParams, OneStepSettings
-from .losses import PeriodicityLoss
+from .bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX
+from .errors import ImageError, Op4ksrError, OptionError, OutOfMemoryError, OutputError, UnsupportedCheckpointError
+from .images.resize import Target
+from .models.flux import Flux, FluxParams, OneStepSettings
+from .models.rope import RescaledEmbedND, Rfr
 from .one_step import OneStepOptions, upscale
-from .periodicity import PeriodicityReport, measure_periodicity
-from .resize import Target
-from .rope import RescaledEmbedND, Rfr
-from .suppress import suppress_periodicity
+from .periodicity.loss import PeriodicityLoss
+from .periodicity.meter import PeriodicityReport, measure_periodicity
+from .periodicity.suppress import suppress_periodicity
+from .vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .version import __version__
+from .weights.checkpoint import load_autoencoder, load_flux, save_autoencoder, save_flux
 
 __all__ = [
     "BUNDLED_AUTOENCODER",

@@ -17,14 +17,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .autoencoder import AutoEncoder, AutoEncoderParams
-from .color import BACK_PROJECTIONS, COLOR_FIXES, ColorFix, back_project, color_fix
 from .errors import ImageError, Op4ksrError, OptionError
-from .flux import Flux, FluxParams, OnProgress, check_sigma
-from .latent import MARGIN, PATCH, process_in, process_out
-from .metrics import is_finite
-from .resize import Target, mirror_frame, resize
-from .rope import Rfr, parse_theta
+from .images.color import BACK_PROJECTIONS, COLOR_FIXES, ColorFix, back_project, color_fix
+from .images.metrics import is_finite
+from .images.resize import Target, mirror_frame, resize
+from .models.flux import Flux, FluxParams, OnProgress, check_sigma
+from .models.latent import MARGIN, PATCH, process_in, process_out
+from .models.rope import Rfr, parse_theta
+from .vae.autoencoder import AutoEncoder, AutoEncoderParams
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from host_support import find_host, run_cases
+from scenes import scene
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,7 +18,6 @@ if str(ROOT) not in sys.path:  # at the end: our nodes/ must not shadow a host's
     sys.path.append(str(ROOT))
 
 from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, FluxParams, OneStepSettings  # noqa: E402
-from op4ksr_core.procedural import scene  # noqa: E402
 
 torch.set_num_threads(1)  # the tensors are tiny, and spinning threads wait for each other on a busy machine
 

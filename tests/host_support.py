@@ -29,7 +29,7 @@ import pytest
 from PIL import Image
 
 PACK = Path(__file__).resolve().parent.parent
-SCRIPTS = Path(__file__).resolve().parent / "host_scripts"
+SCRIPTS = Path(__file__).resolve().parent / "host" / "scripts"
 
 #: The pack's nodes, by id.
 NODES = (

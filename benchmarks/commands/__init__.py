@@ -1,0 +1,1 @@
+"""``python -m benchmarks``: one module per kind of benchmark. Its face: ``main.main``."""

@@ -1,0 +1,1 @@
+"""The 12 B geometry with random weights: seconds and memory on a GPU, never quality."""

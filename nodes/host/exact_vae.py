@@ -1,0 +1,270 @@
+"""Strips for the host's VAEs: the plain pass's picture in bounded memory, and never tiles in its stead."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...op4ksr_core.errors import OptionError, OutOfMemoryError
+from ...op4ksr_core.vae.bounded import BoundedAutoEncoder, StripWish, check_size
+from ...op4ksr_core.vae.forecast import MARGIN, Stage, choose_strips, is_out_of_memory, peak_bytes
+from ...op4ksr_core.vae.layers import AutoEncoderParams
+from ...op4ksr_core.vae.strips import OnStrip, StripSettings, Thrift
+from .schema import advanced
+from .widgets import chosen
+
+#: Share of the device's memory that the manager is asked for at most, before a thriftier way is planned.
+SHARE = 0.8
+
+_MEMORY: dict[str, Thrift | None] = {"auto": None, "fast": "fast", "lean": "lean", "tiny": "tiny"}
+
+#: Where strips are reported; None: to a progress bar of their own.
+_listener: ContextVar[OnStrip | None] = ContextVar("op4ksr_strips", default=None)
+#: What is being encoded or decoded whole, in words; None: nothing, and tiles are the user's wish.
+_whole: ContextVar[str | None] = ContextVar("op4ksr_whole", default=None)
+#: Where an encoder in strips computes.
+_target: ContextVar[torch.device] = ContextVar("op4ksr_target")
+
+
+@contextmanager
+def strips_told(on_strip: OnStrip) -> Generator[None, None, None]:
+    """Strips run inside report to ``on_strip`` instead of a bar of their own."""
+    with _told(_listener, on_strip):
+        yield
+
+
+@contextmanager
+def _told(variable: ContextVar[Any], value: Any) -> Generator[None, None, None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def on_strip() -> OnStrip:
+    """What a run calls before each strip: the user's cancel, then the progress."""
+    tell = _listener.get()
+    bar: list[Any] = []
+
+    def call(done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if tell is not None:
+            tell(done, total)
+            return
+        if not bar:
+            bar.append(comfy.utils.ProgressBar(total))
+        bar[0].update_absolute(done + 1, total)
+
+    return call
+
+
+def is_oom(error: BaseException) -> bool:
+    host = getattr(comfy.model_management, "is_oom", None)  # asked first: it also clears what CUDA left behind
+    return (host is not None and host(error)) or is_out_of_memory(error)
+
+
+def check_vae(vae: Any) -> None:
+    """Raise OptionError where a switch, or a checkpoint without one, hands on nothing; else the host's own error."""
+    if vae is None:
+        raise OptionError("VAE: is nothing; the checkpoint or switch it comes from has none, so choose one in a loader")
+    vae.throw_exception_if_invalid()
+
+
+#: How the host's memory enters the core's strips.
+HOST_MEMORY: dict[str, Callable[..., Any]] = {
+    "free_memory": lambda device: int(comfy.model_management.get_free_memory(device)),
+    "release_memory": lambda: comfy.model_management.soft_empty_cache(),
+    "is_oom": is_oom,
+}
+
+
+def wish_of(memory: str) -> StripWish:
+    """The node's dropdown -> settings for both stages; nothing for auto."""
+    thrift = chosen("memory", memory, _MEMORY)
+    return {} if thrift is None else {"encode": StripSettings(thrift=thrift), "decode": StripSettings(thrift=thrift)}
+
+
+def memory_widget() -> Any:
+    return advanced(
+        io.Combo.Input(
+            "memory",
+            optional=True,  # prompts saved before it existed still run
+            options=list(_MEMORY),
+            default="auto",
+            tooltip="auto: the fastest way that fits the free memory. fast, lean, tiny: how much is kept, how much is "
+            "computed twice. The picture is the same.",
+        )
+    )
+
+
+class WholeVAE(comfy.sd.VAE):
+    """The host's VAE, less its silent fall to approximate tiles; tiles that are asked for still work."""
+
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        """As the host's, which crops to whole latent pixels first: nothing may be left, but in words of the picture."""
+        check_size(pixel_samples.shape[-3], pixel_samples.shape[-2], self.spacial_compression_encode())
+        with _told(_whole, f"VAE encode of {pixel_samples.shape[2]}x{pixel_samples.shape[1]} px"):
+            return super().encode(pixel_samples)
+
+    def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        ratio = self.spacial_compression_decode()
+        with _told(_whole, f"VAE decode of {samples_in.shape[-1] * ratio}x{samples_in.shape[-2] * ratio} px"):
+            return super().decode(samples_in, *args, **kwargs)
+
+    def encode_tiled_(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._demand_wish()
+        return super().encode_tiled_(*args, **kwargs)
+
+    def decode_tiled_(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._demand_wish()
+        return super().decode_tiled_(*args, **kwargs)
+
+    def _demand_wish(self) -> None:
+        """Tiles inside encode() or decode() are the host's answer to out of memory, not the user's wish."""
+        if (what := _whole.get()) is not None:
+            raise OutOfMemoryError(
+                f"{what}: out of memory while the weights were loaded or room was made for the result; ask for "
+                "a smaller target or batch, close what else uses the memory, or use the VAE's tiled nodes"
+            )
+
+
+_OWN = {"given", "ratio", "bounded", "engine"}
+
+
+class StripEngine:
+    """The host's autoencoder over the same weights, with its encoder and decoder run in strips.
+
+    Everything else (quantisation, what follows the encoder, the weights' names) is the engine's own.
+    """
+
+    comfy_has_chunked_io = True
+
+    def __init__(self, given: Any, ratio: int, wish: StripWish) -> None:
+        self.given, self.ratio = given, ratio
+        parts = (getattr(given, name, None) for name in ("encoder", "decoder"))
+        self.bounded = BoundedAutoEncoder(*parts, **HOST_MEMORY)
+        self.bounded.wish = wish
+        self.engine = _twin(given)
+        self.engine.encoder = _twin(given.encoder, _strip_encoder(self.bounded))
+        self.engine.decoder = _twin(given.decoder, _strip_decoder(self.bounded))
+
+    def encode(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1], on any device -> latent on ``device`` (default: the pixels')."""
+        with _told(_target, device or pixels.device):
+            return self.engine.encode(pixels)
+
+    def decode(self, latent: Tensor, output_buffer: Tensor | None = None, **options: Any) -> Tensor:
+        """Latent -> pixels, about [-1, 1]; each strip goes straight into ``output_buffer`` if there is one."""
+        out = self.engine.decode(latent, output_buffer=output_buffer, **options)
+        if output_buffer is not None and out is not output_buffer:
+            output_buffer.copy_(out)
+        return out
+
+    def decode_output_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """Where the host prepares the result: of a latent's shape."""
+        return shape[0], 3, shape[2] * self.ratio, shape[3] * self.ratio
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OWN:  # not there yet: a copy being made
+            raise AttributeError(name)
+        return getattr(self.engine, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What others set is the engine's: a part replaced there is the part that runs, or is refused."""
+        if name in _OWN:
+            self.__dict__[name] = value
+            return
+        setattr(self.given, name, value)
+        self.__init__(self.given, self.ratio, self.bounded.wish)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StripEngine:
+        return StripEngine(copy.deepcopy(self.given, memo), self.ratio, self.bounded.wish)
+
+
+def _twin(module: Any, forward: Callable[..., Tensor] | None = None) -> Any:
+    """A shallow copy: the same submodules and weights, attributes (and ``forward``) of its own."""
+    twin = copy.copy(module)
+    twin.__dict__["_modules"] = dict(module._modules)
+    if forward is not None:
+        twin.forward = forward
+    return twin
+
+
+# Functions, not methods: a model in a circle of references would outlive its last use.
+
+
+def _strip_encoder(bounded: BoundedAutoEncoder) -> Callable[[Tensor], Tensor]:
+    def forward(pixels: Tensor) -> Tensor:
+        device, dtype = _target.get(), pixels.dtype
+        return bounded.encode(pixels, lambda strip: strip.to(device), device, dtype, on_strip())
+
+    return forward
+
+
+def _strip_decoder(bounded: BoundedAutoEncoder) -> Callable[..., Tensor]:
+    def forward(latent: Tensor, output_buffer: Tensor | None = None) -> Tensor:
+        return bounded.decode(latent, output_buffer, on_strip())
+
+    return forward
+
+
+class ExactVAE(WholeVAE):
+    """A VAE in strips. The host may replace its model (Select VAE Device): the new one runs in strips too."""
+
+    wish: StripWish = {}
+
+    @classmethod
+    def of(cls, vae: Any, wish: StripWish) -> ExactVAE:
+        """The same VAE, sharing weights and patcher, in strips. Raises OptionError if it cannot."""
+        check_vae(vae)
+        kind = next(base for base in type(vae).__mro__ if not issubclass(base, WholeVAE))
+        exact = cls.__new__(cls if kind is comfy.sd.VAE else type(cls.__name__, (cls, kind), {}))
+        replaced = ("first_stage_model", "memory_used_encode", "memory_used_decode")
+        exact.__dict__.update({name: value for name, value in vae.__dict__.items() if name not in replaced})
+        exact.wish = wish
+        model = vae.first_stage_model
+        exact.first_stage_model = model.given if isinstance(model, StripEngine) else model
+        return exact
+
+    @property
+    def first_stage_model(self) -> Any:
+        return self.__dict__["strip_engine"]
+
+    @first_stage_model.setter
+    def first_stage_model(self, model: Any) -> None:
+        self.__dict__["strip_engine"] = StripEngine(model, self.spacial_compression_decode(), self.wish)
+
+    def params_of(self, stage: Stage) -> AutoEncoderParams:
+        return self.first_stage_model.bounded.params_of(stage)
+
+    def planned(self, stage: Stage, height: int, width: int, dtype: torch.dtype) -> StripSettings:
+        """The strips that the manager is asked to make room for: the wish, else the fastest that this device holds."""
+        total = comfy.model_management.get_total_memory(self.device)
+        return self.wish.get(stage) or choose_strips(
+            self.params_of(stage), stage, height, width, dtype, int(total * SHARE)
+        )
+
+    def _room(self, stage: Stage, height: int, width: int, dtype: torch.dtype) -> float:
+        """Bytes to ask for: with the margin that the choice of strips leaves, so that what is asked for is chosen."""
+        settings = self.planned(stage, height, width, dtype)
+        return peak_bytes(self.params_of(stage), stage, height, width, dtype, settings) / (1 - MARGIN)
+
+    def memory_used_encode(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
+        """Bytes, for pixels (B, C, H, W): the host's manager makes that much room, and no more."""
+        return self._room("encode", shape[2], shape[3], dtype)
+
+    def memory_used_decode(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
+        """Bytes, for a latent (B, C, h, w)."""
+        ratio = self.spacial_compression_decode()
+        return self._room("decode", shape[2] * ratio, shape[3] * ratio, dtype)

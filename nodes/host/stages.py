@@ -1,0 +1,153 @@
+"""The host's VAE and MODEL as the core's three stages; pictures and progress between the two."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...op4ksr_core.errors import OptionError
+from ...op4ksr_core.models.flux import OnProgress
+from .exact_vae import ExactVAE, check_vae, is_oom, strips_told
+from .model import check_conditioning, check_flow, prompt_conditioning, settings_of
+
+log = logging.getLogger(__name__)
+
+#: Bytes that must be free on the device over those that pictures need there.
+_ROOM = 1.2
+
+
+def image_to_core(image: Tensor) -> Tensor:
+    """ComfyUI's IMAGE (B, H, W, 1, 3 or 4) -> (B, 3, H, W). Raises OptionError for another shape."""
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
+        raise OptionError(
+            f"IMAGE: expected (batch, height, width, 3) or 4 channels, got {tuple(image.shape)}; check the node before"
+        )
+    return image[..., :3].movedim(-1, 1).expand(-1, 3, -1, -1)
+
+
+def image_to_host(image: Tensor) -> Tensor:
+    """(B, 3, H, W) -> the host's IMAGE (B, H, W, 3), contiguous."""
+    return image.movedim(1, -1).contiguous()
+
+
+class OneStepSampler(comfy.samplers.Sampler):
+    """One call of the model on the latent as it is: no noise, x0 = x - sigma v.
+
+    Where a mask (1 = change) is given, the latent stays what it is outside it.
+    """
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        result = model_wrap(latent_image, sigmas[0] * latent_image.new_ones(len(latent_image)), **extra_args)
+        if denoise_mask is not None:
+            result = torch.lerp(latent_image, result, denoise_mask.to(result.dtype))
+        if callback is not None:
+            callback(0, result, latent_image, 1)
+        return result
+
+
+class HostStages:
+    """The host's VAE and MODEL as the core's ``Stages``: its memory manager loads and evicts."""
+
+    def __init__(
+        self, model: Any, vae: Any, conditioning: list[Any] | None, sigma: float | None, guidance: float | None
+    ) -> None:
+        check_flow(model)
+        check_vae(vae)
+        channels = model.get_model_object("latent_format").latent_channels
+        if getattr(vae, "latent_channels", channels) != channels:
+            raise OptionError(
+                f"VAE: has {vae.latent_channels} latent channels, but the model takes {channels}; "
+                "choose a Flux-type VAE (16 channels)"
+            )
+        if getattr(vae, "latent_dim", 2) != 2:
+            raise OptionError("VAE: is a video VAE; choose a Flux-type picture VAE (16 channels)")
+        settings = settings_of(model)
+        self.model, self.vae = model, in_strips(vae)
+        self.sigma = settings.sigma if sigma is None else sigma
+        if conditioning is not None:
+            check_conditioning(model, conditioning)
+        given = prompt_conditioning(model) if conditioning is None else conditioning
+        typed = {} if guidance is None else {"guidance": guidance}
+        self.conditioning = [[c, {"guidance": settings.guidance, **extra, **typed}] for c, extra in given]
+        self.ratio = int(vae.spacial_compression_encode())
+
+    def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
+        with strips_told(tell):
+            return self.vae.encode(image.movedim(1, -1))  # a view: the host turns it back, and nothing is copied
+
+    def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        guider = comfy.samplers.CFGGuider(self.model)
+        guider.inner_set_conds({"positive": self.conditioning})
+        guider.set_cfg(1.0)
+        sigmas = torch.tensor([self.sigma, 0.0])
+        result = guider.sample(torch.zeros_like(raw), raw, OneStepSampler(), sigmas, disable_pbar=True, seed=0)
+        tell(1, 1)
+        return result.to(raw.device)
+
+    def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        with strips_told(tell):
+            return image_to_core(self.vae.decode(raw))
+
+
+def on_free_device(compute: Callable[[torch.device], Tensor], home: torch.device, size: int) -> Tensor:
+    """Enlarge or fix pictures, which ComfyUI keeps in ordinary memory, on a GPU with room for it as it is.
+
+    No model is moved out of the way for it. Out of memory there, it is done at home.
+    """
+    device = comfy.model_management.get_torch_device()
+    if device.type != "cuda" or comfy.model_management.get_free_memory(device) < _ROOM * size:
+        return compute(home)
+    return with_retreat(compute, device, home)
+
+
+def with_retreat(compute: Callable[[torch.device], Tensor], device: torch.device, home: torch.device) -> Tensor:
+    """``compute(device)``, or ``compute(home)`` where that runs out of memory."""
+    try:
+        return compute(device)
+    except (RuntimeError, MemoryError) as error:  # PyTorch's out of memory is a RuntimeError
+        if not is_oom(error):
+            raise
+        log.info("colours and pixels are fixed on %s: %s is out of memory", home, device)
+    comfy.model_management.soft_empty_cache()
+    return compute(home)
+
+
+def in_strips(vae: Any) -> Any:
+    """The VAE in strips, as which it is always exact; itself where it cannot (another kind of VAE)."""
+    if isinstance(vae, ExactVAE):
+        return vae
+    try:
+        return ExactVAE.of(vae, {})
+    except OptionError as reason:
+        log.info("%s; it runs as ComfyUI runs it", reason)
+        return vae
+
+
+def progress_bar() -> Callable[[int, int], None]:
+    """A callback (done, total) that moves the node's bar and raises when the user cancels."""
+    bar: list[Any] = []
+
+    def on_progress(done: int, total: int) -> None:
+        if not bar:
+            bar.append(comfy.utils.ProgressBar(total))
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar[0].update_absolute(done, total)
+
+    return on_progress

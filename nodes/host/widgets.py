@@ -1,0 +1,103 @@
+"""Widgets that several nodes share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from comfy_api.latest import io
+
+from ...op4ksr_core.errors import OptionError
+from ...op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
+from ...op4ksr_core.models.latent import PATCH
+from .schema import advanced
+
+#: Pixels per latent row or column of a 16x VAE.
+RATIO = 16
+
+Chosen = TypeVar("Chosen")
+
+_TARGETS = ("long edge", "short edge", "factor", "megapixels")
+
+
+def check_choice(widget: str, value: str, options: Iterable[str]) -> None:
+    """Raise OptionError for a dropdown's value that it does not offer.
+
+    The host checks only typed values, and 0.3 not even those: a string from another node comes through.
+    """
+    if value not in options:
+        raise OptionError(f"{widget}: expected one of {', '.join(options)}; got {value!r}")
+
+
+def chosen(widget: str, value: str, options: Mapping[str, Chosen]) -> Chosen:
+    """What a dropdown's value stands for. Raises OptionError for one that it does not offer."""
+    check_choice(widget, value, options)
+    return options[value]
+
+
+def target_of(kind: str, pixels: int, factor: float, megapixels: float, ceiling: float) -> Target:
+    """The node's four widgets -> ``Target``."""
+    check_choice("target", kind, _TARGETS)
+    return Target(
+        scale=factor if kind == "factor" else None,
+        long_edge=pixels if kind == "long edge" else None,
+        short_edge=pixels if kind == "short edge" else None,
+        megapixels=megapixels if kind == "megapixels" else None,
+        ceiling_megapixels=ceiling,
+    )
+
+
+def size_widgets() -> list[Any]:
+    """How large the output shall be."""
+    return [
+        io.Combo.Input(
+            "target", options=list(_TARGETS), default="long edge", tooltip="How the output's size is given."
+        ),
+        io.Int.Input(
+            "pixels",
+            default=4096,
+            min=16,
+            max=32768,
+            step=16,
+            tooltip="Length of the long or short edge of the output, in px.",
+        ),
+        io.Float.Input("factor", default=4.0, min=0.1, max=64.0, step=0.1, tooltip="Enlargement, for target factor."),
+        io.Float.Input(
+            "megapixels",
+            default=16.0,
+            min=0.01,
+            max=1024.0,
+            step=0.5,
+            tooltip="Area of the output, for target megapixels; 1 MP = 1024 x 1024 px.",
+        ),
+    ]
+
+
+def ceiling_widget(tooltip: str) -> Any:
+    """How large an output may be at most, in megapixels."""
+    return advanced(
+        io.Float.Input(
+            "max_megapixels", default=DEFAULT_CEILING_MEGAPIXELS, min=0.1, max=1024.0, step=0.1, tooltip=tooltip
+        )
+    )
+
+
+def side_widgets(tooltip: str) -> list[Any]:
+    """Width and height, in px and whole tokens, of what a 16x VAE makes. "{}" in the tooltip is the side's name."""
+    token = RATIO * PATCH
+    return [
+        io.Int.Input(side, default=4096, min=token, max=32768, step=token, tooltip=tooltip.format(side))
+        for side in ("width", "height")
+    ]
+
+
+def sigma_widget() -> Any:
+    """The point of the flow; 0 leaves it to the model."""
+    return io.Float.Input(
+        "sigma",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="0: the model's own. Else the point of the flow at which the picture enters.",
+    )

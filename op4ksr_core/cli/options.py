@@ -1,0 +1,96 @@
+"""Options that several commands share, and the models and plans they stand for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from ..bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX
+from ..errors import OptionError, UnsupportedCheckpointError
+from ..images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
+from ..machine import default_device
+from ..models.flux import Flux
+from ..vae.autoencoder import AutoEncoder
+from ..vae.strips import THRIFTS, StripSettings
+from ..weights.checkpoint import load_autoencoder, load_flux
+from ..weights.description import describe_autoencoder
+from ..weights.probe import doubt
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """The options that ``target_of`` reads."""
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--scale", type=float, help="factor (default: 4)")
+    size.add_argument("--long-edge", type=int, metavar="PX")
+    size.add_argument("--short-edge", type=int, metavar="PX")
+    size.add_argument("--megapixels", type=float, metavar="MP", help="1 MP = 1024 x 1024 px")
+    parser.add_argument("--max-megapixels", type=float, default=DEFAULT_CEILING_MEGAPIXELS, metavar="MP")
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """The options that ``load_models``, ``parse_device`` and the planner read."""
+    parser.add_argument("--vae", type=Path, default=BUNDLED_AUTOENCODER, help="default: the bundled one")
+    parser.add_argument("--model", type=Path, default=BUNDLED_FLUX, help="default: the bundled one")
+    parser.add_argument(
+        "--stride", type=int, choices=(1, 2), help="of the VAE: 1 = 8x, 2 = 16x; default: as its file says"
+    )
+    parser.add_argument("--shift", type=int, choices=(0, 1), help="of the VAE; default: as its file says")
+    parser.add_argument("--theta", help="RoPE base, one number or ROWS,COLUMNS; default: the model's own")
+    parser.add_argument("--sigma", type=float, help="default: the model's own")
+    parser.add_argument("--vae-only", action="store_true", help="skip the transformer: what does it contribute?")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument(
+        "--strips",
+        type=parse_strips,
+        metavar="THRIFT[:ROWS]",
+        help=f"how the VAE runs: {', '.join(THRIFTS)}, the picture being the same; default: by the free memory",
+    )
+
+
+def parse_strips(text: str) -> StripSettings:
+    """``tiny``, or with rows ``fast:32`` -> StripSettings, for argparse."""
+    thrift, _, rows = text.partition(":")
+    try:
+        return StripSettings(int(rows or StripSettings.rows), thrift)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected {', '.join(THRIFTS)}, with :ROWS or without; got {text!r}"
+        ) from error
+
+
+def target_of(options: argparse.Namespace) -> Target:
+    """The size that is asked for; x4 without any. Raises OptionError."""
+    wishes = (options.scale, options.long_edge, options.short_edge, options.megapixels)
+    scale = 4.0 if all(wish is None for wish in wishes) else options.scale
+    return Target(scale, options.long_edge, options.short_edge, options.megapixels, options.max_megapixels)
+
+
+def parse_device(name: str | None) -> torch.device:
+    """The device of that name, tried out; None: the best there is. Raises OptionError where it cannot be had."""
+    try:
+        device = default_device() if name is None else torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0][:200]
+        raise OptionError(f"--device {name}: not to be had here ({reason}); try --device cpu") from error
+    return device
+
+
+def load_models(
+    options: argparse.Namespace, device: torch.device, dtype: torch.dtype | None
+) -> tuple[AutoEncoder, Flux | None]:
+    """The models that the options name; no transformer with --vae-only.
+
+    Raises UnsupportedCheckpointError, also where nothing states the VAE's stride and a test picture speaks against 16x.
+    """
+    autoencoder = load_autoencoder(options.vae, stride=options.stride, shift=options.shift, device=device, dtype=dtype)
+    if warning := doubt(describe_autoencoder(options.vae, stride=options.stride), autoencoder):
+        raise UnsupportedCheckpointError(options.vae, f"{warning}; say which with --stride 1 or --stride 2")
+    if options.vae_only:
+        return autoencoder, None
+    return autoencoder, load_flux(options.model, theta=options.theta, sigma=options.sigma, device=device, dtype=dtype)

@@ -1,0 +1,122 @@
+"""``plan``: what a run will need, from the files' headers and the picture's size, before anything is computed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..errors import OptionError, OutOfMemoryError
+from ..images.io import load_image
+from ..machine import default_dtype, dtype_name, free_memory
+from ..models.flux import Flux, FluxParams
+from ..one_step import check_pair
+from ..planning.plan import GIGABYTE, Machine, Models, Plan, Weights, make_plan
+from ..vae.autoencoder import AutoEncoder
+from ..vae.bounded import StripWish
+from ..vae.forecast import both
+from ..vae.layers import AutoEncoderParams
+from ..weights.description import describe_autoencoder, describe_flux
+from ..weights.header import PROMPT_KEYS
+from .options import DTYPES, add_models, add_size, parse_device, target_of
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.set_defaults(command=run_plan)
+    parser.add_argument("input", metavar="IN", help="picture, or its size: 1024x768")
+    add_size(parser)
+    add_models(parser)
+    parser.add_argument("--free", type=_gigabytes, metavar="GB", help="plan for this much free memory")
+    parser.add_argument("--json", action="store_true")
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Print the plan; 1 if the run will not fit."""
+    planner = Planner(options)
+    if options.free is not None:
+        planner.machine = replace(planner.machine, free=int(options.free * GIGABYTE))
+    plan = planner.plan(_size_of(options.input))
+    print(json.dumps(plan.report(), indent=2) if options.json else plan.text())
+    return 1 if plan.fits is False else 0
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"expected a number of gigabytes above 0, got {text}")
+    return value
+
+
+def _size_of(text: str) -> tuple[int, int]:
+    """1024x768, or a picture file's size -> (height, width)."""
+    if match := re.fullmatch(r"(\d+)[xX](\d+)", text):
+        width, height = (int(part) for part in match.groups())
+        if not (width and height):
+            raise OptionError(f"{text}: expected a size above 0, as 1024x768")
+        return height, width
+    return load_image(Path(text)).size
+
+
+class Planner:
+    """Plans for any picture with the models and the machine that the options name. Reads headers only."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        device = parse_device(options.device)
+        dtype = DTYPES[options.dtype] if options.dtype else default_dtype(device)
+        self.target = target_of(options)
+        cpu_free = None if device.type == "cpu" else free_memory(torch.device("cpu"))
+        self.machine = Machine(str(device), dtype, free_memory(device), cpu_free=cpu_free)
+        self.models = models_of(options, self.machine)
+
+    def plan(self, size: tuple[int, int]) -> Plan:
+        """The plan for a picture of ``size`` (height, width). Raises OptionError beyond the target's ceiling."""
+        return make_plan(size, self.target, self.models, self.machine)
+
+    def check_weights(self) -> None:
+        """Raise OutOfMemoryError, before they are read, where the weights alone do not fit."""
+        need, free = sum(w.size for w in self.models.weights), self.machine.free
+        if free is None or need <= free:
+            return
+        ways = ["use --dtype bfloat16"] if self.machine.dtype == torch.float32 else []
+        ways += [] if self.machine.device == "cpu" else ["use --device cpu"]
+        ways.append("use the nodes in ComfyUI, which moves weights in and out")
+        raise OutOfMemoryError(
+            f"the models' weights alone need {need / GIGABYTE:.2f} GB, but there are {free / GIGABYTE:.2f} GB on "
+            f"{self.machine.device}; {' or '.join(ways)}"
+        )
+
+
+def models_of(options: argparse.Namespace, machine: Machine) -> Models:
+    """What runs, described by the files' headers. Raises UnsupportedCheckpointError."""
+    found = describe_autoencoder(options.vae, stride=options.stride, shift=options.shift)
+    assert isinstance(found.params, AutoEncoderParams)
+    place, itemsize = f"{machine.device}, {dtype_name(machine.dtype)}", machine.dtype.itemsize
+    weights = [Weights(options.vae.name, _count(AutoEncoder(found.params, device="meta")) * itemsize, place)]
+    flux, text_tokens, train_tokens = None, 1, None
+    if not options.vae_only:
+        described = describe_flux(options.model, theta=options.theta, sigma=options.sigma)
+        flux = described.params
+        assert isinstance(flux, FluxParams) and described.settings is not None
+        check_pair(flux, found.params)
+        text_tokens = described.header.shapes.get(PROMPT_KEYS[0], (1,))[0]
+        train_tokens = described.settings.train_tokens
+        weights.append(Weights(options.model.name, _count(Flux(flux, device="meta")) * itemsize, place))
+    wish: StripWish = {} if options.strips is None else both(options.strips)
+    return Models(
+        found.params,
+        flux=flux,
+        text_tokens=text_tokens,
+        weights=tuple(weights),
+        train_tokens=train_tokens,
+        wish=wish,
+    )
+
+
+def _count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

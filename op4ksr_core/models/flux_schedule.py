@@ -1,0 +1,39 @@
+"""The shift of a rectified flow's time steps: how much of the run is spent at high noise.
+
+sigma = s t / (1 + (s - 1) t) for t from 1 to 0, with a shift s; FLUX.1 writes s = e^mu (Esser et al.,
+"Scaling Rectified Flow Transformers", equation 23, and BFL's ``time_shift``). Both are the same family.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..errors import OptionError
+
+#: What UltraFlux's published script really runs with: see docs/ultraflux.md.
+ULTRAFLUX_SHIFT = 3.0
+
+#: FLUX.1-dev: mu 0.5 at 256 tokens and 1.15 at 4096, and on along that line.
+BASE_SHIFT, MAX_SHIFT = 0.5, 1.15
+_BASE_TOKENS, _MAX_TOKENS = 256, 4096
+
+
+def mu_of_tokens(tokens: int, base_shift: float = BASE_SHIFT, max_shift: float = MAX_SHIFT) -> float:
+    """FLUX.1's mu for a picture of so many tokens (at 16x one token is 32 x 32 px)."""
+    if tokens < 1:
+        raise OptionError(f"tokens: expected at least 1, got {tokens}")
+    slope = (max_shift - base_shift) / (_MAX_TOKENS - _BASE_TOKENS)
+    return base_shift + slope * (tokens - _BASE_TOKENS)
+
+
+def mu_of_shift(shift: float) -> float:
+    """ln s: the mu that ComfyUI's Flux sampling takes for a shift s above 0."""
+    if not shift > 0:
+        raise OptionError(f"shift: expected above 0, got {shift}")
+    return math.log(shift)
+
+
+def shifted_sigmas(steps: int, shift: float) -> list[float]:
+    """The sigmas of ``steps`` steps: t = 1, 1 - 1/steps, ... 1/steps, shifted, and the final 0."""
+    times = [1 - i / steps for i in range(steps)]
+    return [shift * t / (1 + (shift - 1) * t) for t in times] + [0.0]

@@ -1,0 +1,4 @@
+"""Periodic artifacts: the meter that finds them, the remover, and the loss L_AP.
+
+Its face: ``meter.measure_periodicity``, ``suppress.suppress_periodicity``, ``loss.PeriodicityLoss``.
+"""

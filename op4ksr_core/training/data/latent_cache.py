@@ -1,0 +1,125 @@
+"""Batches that were encoded once: sharp picture, and the latents of the damaged and of the sharp one, on disk.
+
+Batch k of the cache is batch k of the run without one, so that the first pass through it is that run, bit for bit
+where pictures have 8 bits; later passes see the same batches in another order each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ...errors import UnsupportedCheckpointError
+from ...images.io import IMAGE_SUFFIXES
+from ...images.paths import make_folder
+from ...weights.checkpoint import save_tensors
+from ..config import TrainConfig
+
+#: Batches in one file.
+PER_FILE = 32
+
+#: Changes whenever the same config would make other batches.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """low, high: processed latents (B, 16, h, w) float32; picture: the sharp one (B, 3, H, W) uint8."""
+
+    low: Tensor
+    high: Tensor
+    picture: Tensor
+
+
+def rounded(picture: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> uint8, which is what is kept."""
+    return (picture * 255).round().to(torch.uint8)
+
+
+class LatentCache:
+    """The encoded batches of one config, in ``config.cache_folder``.
+
+    Their files' names depend on all that the batches depend on, so that several configs may share a folder.
+    autoencoder: the file of the encoder; if it is changed, the batches are made anew.
+    """
+
+    def __init__(self, config: TrainConfig, autoencoder: Path) -> None:
+        self.seed, self.folder = config.seed, config.cache_folder
+        self.batches = -(-config.data.cached // config.train.batch)
+        stat = autoencoder.stat()
+        facts = {
+            "version": VERSION,
+            "seed": config.seed,
+            "batch": config.train.batch,
+            "precision": config.train.precision,
+            "data": {k: v for k, v in asdict(config.data).items() if k not in ("cache", "cached", "workers")},
+            "degradation": asdict(config.degradation),
+            "autoencoder": [str(autoencoder), stat.st_size, stat.st_mtime_ns],
+            "pictures": _state_of(Path(config.data.path)) if config.data.source in ("folder", "shards") else "",
+        }
+        self.name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        self.facts = facts
+
+    def path(self, batch: int) -> Path:
+        """The file that holds a batch."""
+        return self.folder / f"pairs_{self.name}_{batch // PER_FILE:05d}.safetensors"
+
+    def missing(self) -> list[range]:
+        """The batches that are not there yet, file by file."""
+        files = [range(i, min(i + PER_FILE, self.batches)) for i in range(0, self.batches, PER_FILE)]
+        return [file for file in files if not self._holds(file)]
+
+    def _holds(self, file: range) -> bool:
+        if not self.path(file.start).exists():
+            return False
+        with opened(self.path(file.start)) as stored:
+            return f"low.{file[-1]}" in stored.keys()  # noqa: SIM118 - no dict
+
+    def write(self, first: int, batches: Sequence[EncodedBatch]) -> None:
+        """The file that begins with batch ``first``; whole or not at all. Raises OutputError."""
+        make_folder(self.folder)
+        tensors = {f"{k}.{first + i}": t for i, batch in enumerate(batches) for k, t in vars(batch).items()}
+        metadata = {"op4ksr.kind": "pairs", "op4ksr.pairs": json.dumps(self.facts)}
+        save_tensors(self.path(first), tensors, metadata)
+
+    def read(self, index: int) -> EncodedBatch:
+        """Batch number ``index`` of a run. Raises UnsupportedCheckpointError for a damaged file."""
+        turn, place = divmod(index, self.batches)
+        order = np.random.default_rng((self.seed, turn)).permutation(self.batches) if turn else range(self.batches)
+        return self._of(int(order[place]))
+
+    def _of(self, batch: int) -> EncodedBatch:
+        with opened(self.path(batch)) as stored:
+            return EncodedBatch(*(stored.get_tensor(f"{name}.{batch}") for name in ("low", "high", "picture")))
+
+
+def _state_of(path: Path) -> str:
+    """Of the files that a source reads: changes with a name, a size or a time. Of shards, those in their folder."""
+    if path.is_dir():
+        root, files = path, [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
+    else:
+        root, files = path.parent, list(path.parent.glob("*.tar*"))
+    told = [[str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+@contextmanager
+def opened(path: Path) -> Generator[Any, None, None]:
+    """A file of the cache. Raises UnsupportedCheckpointError where it is none, or lacks what is read from it."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UnsupportedCheckpointError(
+            path, f"is no file of encoded pictures ({error}); delete it, and it is made anew"
+        ) from error

@@ -1,0 +1,272 @@
+"""Where training pictures come from: a folder, tar shards, or nothing at all (procedural).
+
+A source answers ``crops(seed, count, side)``: the same for the same seed, so that a run that was
+broken off goes on bit for bit. Shards are a stream and are read on from where the run was.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ...errors import ImageError, OptionError, OutputError
+from ...images.io import BROKEN, IMAGE_SUFFIXES, Picture, from_array, from_pil, load_image, to_pil
+from ...images.resize import resize
+from ...models.flux import OnProgress
+from ..config import DataConfig
+from . import leaves
+
+log = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]
+
+#: Seeds of the procedural pictures that runs show as samples and measure; never trained on.
+HELD_OUT = 1_000_000_000
+
+#: How many pictures of a stream of shards are held, of which one is chosen at random.
+SHUFFLE = 64
+
+
+class Source(Protocol):
+    """Gives crops of pictures to train on."""
+
+    def crops(self, seed: tuple[int, ...], count: int, side: int) -> Tensor:
+        """(count, 3, side, side) in [0, 1], sharp; the same for the same seed (run, step, process).
+
+        A stream of shards: also only where as many were read before.
+        """
+        ...
+
+
+def open_source(
+    data: DataConfig,
+    seed: int,
+    cache: Path,
+    on_progress: OnProgress | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> Source:
+    """The source that the config names. ``cache``: folder for procedural pictures made beforehand.
+
+    share: this process's number and how many there are, which a stream of shards is dealt out to.
+
+    Raises OptionError: no such folder, no pictures in it, webdataset not installed.
+    """
+    if data.source == "folder":
+        return FolderSource(Path(data.path), data.shrunk)
+    if data.source == "shards":
+        return ShardSource(data.path, data.shrunk, share)
+    return ProceduralSource(data, seed, cache, on_progress)
+
+
+def cut(picture: Pixels, rng: np.random.Generator, side: int, shrunk: float) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, side, side) in [0, 1]: a random crop, turned and mirrored.
+
+    A share ``shrunk`` is cut at twice the side, where there is as much, and shrunk. Smaller pictures
+    are enlarged first, which a training set should not need.
+    """
+    reach = side * 2 if rng.random() < shrunk and min(picture.shape[:2]) >= 2 * side else side
+    if min(picture.shape[:2]) < side:
+        scale = side / min(picture.shape[:2])
+        size = max(side, round(picture.shape[1] * scale)), max(side, round(picture.shape[0] * scale))
+        picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    top, left = (int(rng.integers(0, length - reach + 1)) for length in picture.shape[:2])
+    crop = np.rot90(picture[top : top + reach, left : left + reach], int(rng.integers(4)))
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    image = from_array(crop)
+    return resize(image, side, side).clamp(0, 1)
+
+
+# --- procedural -------------------------------------------------------------------------------
+
+
+class ProceduralSource:
+    """Pictures by ``leaves.picture``: made beforehand, kept in one file and cut from, or a new one for each crop."""
+
+    def __init__(self, data: DataConfig, seed: int, cache: Path, on_progress: OnProgress | None = None) -> None:
+        self.data, self.seed = data, seed
+        self.pool: Pixels | None = None
+        self.path = procedural_pool(data, seed, cache, on_progress) if data.pictures else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps the file itself, instead of being sent what is in it."""
+        return {**self.__dict__, "pool": None}
+
+    def crops(self, seed: tuple[int, ...], count: int, side: int) -> Tensor:
+        if self.pool is None and self.path is not None:
+            self.pool = np.load(self.path, mmap_mode="r")
+        found: list[Tensor] = []
+        for i in range(count):
+            rng = np.random.default_rng((*seed, i))
+            if self.pool is None:
+                picture = leaves.picture(int(rng.integers(HELD_OUT)), side, side, stock_seed=self.seed)
+            else:
+                picture = self.pool[int(rng.integers(len(self.pool)))]
+            found.append(cut(picture, rng, side, self.data.shrunk))
+        return torch.cat(found)
+
+
+def procedural_pool(data: DataConfig, seed: int, cache: Path, on_progress: OnProgress | None = None) -> Path:
+    """The file in ``cache`` with (pictures, side, side, 3) uint8; it is made if it is missing. Raises OutputError."""
+    path = cache / f"leaves{leaves.VERSION}_{seed}_{data.pictures}x{data.picture_side}.npy"
+    if not path.exists():
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part.npy")
+            _make_pool(part, data, seed, on_progress)
+            part.replace(path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
+    return path
+
+
+def _make_pool(path: Path, data: DataConfig, seed: int, on_progress: OnProgress | None) -> None:
+    count, side = data.pictures, data.picture_side
+    pool = np.lib.format.open_memmap(path, "w+", np.uint8, (count, side, side, 3))
+    jobs = ((seed, i, side) for i in range(count))
+    if data.workers > 1:
+        with ProcessPoolExecutor(data.workers) as workers:
+            _fill(pool, workers.map(_one_picture, jobs, chunksize=4), on_progress)
+    else:
+        _fill(pool, map(_one_picture, jobs), on_progress)
+    pool.flush()
+
+
+def _fill(pool: Pixels, pictures: Iterator[Pixels], on_progress: OnProgress | None) -> None:
+    for i, picture in enumerate(pictures):
+        pool[i] = picture
+        if on_progress:
+            on_progress(i + 1, len(pool))
+
+
+def _one_picture(job: tuple[int, int, int]) -> Pixels:
+    seed, index, side = job
+    return leaves.picture(index, side, side, stock_seed=seed)
+
+
+# --- a folder ---------------------------------------------------------------------------------
+
+
+class FolderSource:
+    """The pictures in a folder and the folders in it. A broken one is left out, with one warning.
+
+    Raises OptionError for no folder, one without pictures, and (when crops are asked for) one with broken ones only.
+    """
+
+    def __init__(self, folder: Path, shrunk: float) -> None:
+        if not folder.is_dir():
+            raise OptionError(f"data.path: {folder} is no folder; name one that holds pictures")
+        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not self.paths:
+            raise OptionError(f"data.path: {folder} holds no pictures (looked for {', '.join(IMAGE_SUFFIXES)})")
+        self.folder, self.shrunk = folder, shrunk
+        self.broken: set[Path] = set()
+
+    def crops(self, seed: tuple[int, ...], count: int, side: int) -> Tensor:
+        return torch.cat([self._one(np.random.default_rng((*seed, i)), side) for i in range(count)])
+
+    def _one(self, rng: np.random.Generator, side: int) -> Tensor:
+        start = int(rng.integers(len(self.paths)))
+        for offset in range(len(self.paths)):  # a broken picture's place is taken by the next good one
+            path = self.paths[(start + offset) % len(self.paths)]
+            if path in self.broken:
+                continue
+            try:
+                picture = load_image(path)
+            except ImageError as error:
+                self.broken.add(path)
+                log.warning("left out: %s", error)
+                continue
+            return cut(_pixels(picture), rng, side, self.shrunk)
+        raise OptionError(
+            f"data.path: none of the {len(self.paths)} pictures in {self.folder} can be read; see the log for each"
+        )
+
+
+# --- shards -----------------------------------------------------------------------------------
+
+
+class ShardSource:
+    """WebDataset tar shards: a stream, shuffled in a small window, begun again when it ends.
+
+    A run that goes on reads past what it has seen, which takes a while but gives the same pictures.
+    """
+
+    def __init__(self, urls: str, shrunk: float, share: tuple[int, int] = (0, 1)) -> None:
+        self.urls, self.shrunk, self.share = urls, shrunk, share
+        self.stream: Iterator[Pixels] | None = None
+
+    def crops(self, seed: tuple[int, ...], count: int, side: int) -> Tensor:
+        found: list[Tensor] = []
+        for i in range(count):
+            if self.stream is None:
+                self.stream = self._pictures()
+            found.append(cut(next(self.stream), np.random.default_rng((*seed, i)), side, self.shrunk))
+        return torch.cat(found)
+
+    def skip(self, pictures: int) -> None:
+        """Read past so many pictures: those that a run had before it was broken off."""
+        self.stream = self.stream or self._pictures()
+        for _ in range(pictures):
+            next(self.stream)
+
+    def _pictures(self) -> Iterator[Pixels]:
+        rng = np.random.default_rng(0)
+        window: list[Pixels] = []
+        seen = 0
+        while True:
+            before = seen
+            for picture in self._once():
+                seen += 1
+                if seen % self.share[1] == self.share[0]:
+                    window.append(picture)
+                if len(window) > SHUFFLE:
+                    yield window.pop(int(rng.integers(len(window))))
+            if seen == before:
+                raise OptionError(f"data.path: no pictures in the shards {self.urls}; name others")
+            while window:
+                yield window.pop(int(rng.integers(len(window))))
+
+    def _once(self) -> Iterator[Pixels]:
+        """Every readable picture of the shards, in their order."""
+        try:
+            import webdataset  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise OptionError("tar shards are read with webdataset: pip install webdataset") from error
+        dataset: Any = webdataset.WebDataset(self.urls, shardshuffle=False, empty_check=False)  # pyright: ignore
+        try:
+            for sample in dataset:
+                if (picture := _decoded(sample)) is not None:
+                    yield picture
+        except FileNotFoundError as error:
+            raise OptionError(
+                f"data.path: {error.filename or error}: no such shard; check the path and the numbers in braces"
+            ) from error
+
+
+def _decoded(sample: dict[str, Any]) -> Pixels | None:
+    """The first picture of a sample; None where it has none, or where that is broken (one line in the log)."""
+    for key, content in sample.items():
+        if f".{key.rpartition('.')[2].lower()}" not in IMAGE_SUFFIXES:
+            continue
+        try:
+            return _pixels(from_pil(Image.open(io.BytesIO(content))))
+        except (*BROKEN, Image.DecompressionBombError) as error:
+            log.warning("left out: %s.%s in %s (%s)", sample.get("__key__"), key, sample.get("__url__"), error)
+            return None
+    return None
+
+
+def _pixels(picture: Picture) -> Pixels:
+    """(H, W, 3) uint8: the colours alone."""
+    return np.asarray(to_pil(Picture(picture.image)))

@@ -1,0 +1,15 @@
+"""Which task a training config asks for: an autoencoder's, a transformer's, or a LoRA's."""
+
+from __future__ import annotations
+
+from ..config import Kind, TrainConfig
+from .autoencoder import AutoencoderTask
+from .one_step import LoraTask, OneStepTask
+from .task import Task
+
+_TASKS: dict[Kind, type[Task]] = {"autoencoder": AutoencoderTask, "one_step": OneStepTask, "lora": LoraTask}
+
+
+def make_task(config: TrainConfig) -> Task:
+    """The task of the config's kind, on the CPU. Raises UnsupportedCheckpointError for files that do not fit."""
+    return _TASKS[config.kind](config)

@@ -1,0 +1,182 @@
+"""Weights files <-> models: load and save. What a file is, and what it does not say, ``description`` decides."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import OutputError, UnsupportedCheckpointError
+from ..files import written_whole
+from ..machine import default_dtype
+from ..models.flux import Flux, FluxParams
+from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
+from .description import Description, describe_autoencoder, describe_flux, settings_with_prompt, some_names
+from .header import OUR_FORMAT, PROMPT_KEYS, Header, read_tensors
+from .layouts import Layout
+
+log = logging.getLogger(__name__)
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+def load_autoencoder(
+    path: str | Path,
+    *,
+    stride: int | None = None,
+    shift: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    operations: Any = nn,
+) -> AutoEncoder:
+    """Read an F16 (or F8) autoencoder, BFL or diffusers layout.
+
+    stride 2 / 1 and shift 0 / 1 override what the file says (``Description.why`` tells how they are
+    decided otherwise). dtype: default float32 on the CPU, bfloat16 elsewhere. Raises
+    UnsupportedCheckpointError: no such file, not safetensors, not such a model, wrong tensors.
+    """
+    found = describe_autoencoder(path, stride=stride, shift=shift)
+    assert isinstance(found.params, AutoEncoderParams)
+    model = AutoEncoder(found.params, operations=operations, device="meta")
+    _assign(model, found.header, device, dtype)
+    _log_facts(found)
+    return model.eval().requires_grad_(False)
+
+
+def load_flux(
+    path: str | Path,
+    *,
+    theta: float | str | tuple[float, float] | None = None,
+    sigma: float | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    operations: Any = nn,
+) -> Flux:
+    """Read a Flux transformer, BFL or diffusers layout, one file or shards (name any, or the index).
+
+    theta (a number, or rows and columns) and sigma override the file's metadata; without either,
+    10000 and 0.5. dtype: default float32 on the CPU, bfloat16 elsewhere. Raises
+    UnsupportedCheckpointError: no such file, not safetensors, not such a model, wrong tensors.
+    """
+    found = describe_flux(path, theta=theta, sigma=sigma)
+    assert isinstance(found.params, FluxParams) and found.settings is not None
+    if found.quantized:
+        raise UnsupportedCheckpointError(
+            found.header.path,
+            "is quantized with scales, which only ComfyUI's loaders take; take the bf16 or plain fp8 file here",
+        )
+    model = Flux(found.params, settings_with_prompt(found), operations=operations, device="meta")
+    _assign(model, found.header, device, dtype)
+    _log_facts(found)
+    return model.eval().requires_grad_(False)
+
+
+def _log_facts(found: Description) -> None:
+    """Tell, in the log, every fact that was decided, and why."""
+    for line in found.facts():
+        log.info("%s: %s", found.header.path.name, line)
+
+
+# --- saving -----------------------------------------------------------------------------------
+
+
+def save_autoencoder(
+    path: str | Path, model: AutoEncoder, *, dtype: torch.dtype | None = None, training: str = ""
+) -> None:
+    """Write in BFL layout with our metadata; whole or not at all. Raises OutputError."""
+    save_tensors(path, model.state_dict(), autoencoder_metadata(model, training), dtype)
+
+
+def autoencoder_metadata(model: AutoEncoder, training: str) -> dict[str, str]:
+    """What no shape tells of an autoencoder, for its file."""
+    return {
+        "op4ksr.kind": "vae",
+        "op4ksr.vae_stride": str(model.params.stride),
+        "op4ksr.vae_shift": str(model.params.shift),
+        "op4ksr.norm_groups": str(model.params.norm_groups),
+        "op4ksr.training": training,
+    }
+
+
+def save_flux(path: str | Path, model: Flux, *, dtype: torch.dtype | None = None, training: str = "") -> None:
+    """Write in BFL layout with our metadata and the prompt embedding; whole or not at all. Raises OutputError."""
+    tensors = {**model.state_dict(), **prompt_tensors(model)}
+    save_tensors(path, tensors, transformer_metadata(model, training), dtype)
+
+
+def prompt_tensors(model: Flux) -> dict[str, Tensor]:
+    """The model's prompt embedding under the names that it has in files; empty where it has none."""
+    prompt = zip(PROMPT_KEYS, (model.settings.txt, model.settings.vec), strict=True)
+    return {key: tensor for key, tensor in prompt if tensor is not None}
+
+
+def transformer_metadata(model: Flux, training: str) -> dict[str, str]:
+    """The constants of the one step, for a transformer's file or (with another kind) its LoRA's."""
+    settings = model.settings
+    rows, columns = model.params.theta
+    metadata = {
+        "op4ksr.kind": "transformer",
+        "op4ksr.rope_theta": f"{rows!r}" if rows == columns else f"{rows!r},{columns!r}",
+        "op4ksr.sigma": repr(settings.sigma),
+        "op4ksr.guidance": repr(settings.guidance),
+        "op4ksr.training": training,
+    }
+    if settings.train_tokens is not None:
+        metadata["op4ksr.train_tokens"] = str(settings.train_tokens)
+    return metadata
+
+
+def save_tensors(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str], dtype: torch.dtype | None = None
+) -> None:
+    """Write tensors (in ``dtype``, if given) and metadata; whole or not at all. Raises OutputError."""
+    path = Path(path)
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    try:
+        with written_whole(path) as temporary:
+            save_file(tensors, temporary, {**OUR_FORMAT, **metadata})
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path}: cannot be written ({reason}); choose another folder") from error
+
+
+# --- shared -----------------------------------------------------------------------------------
+
+
+def _assign(model: nn.Module, header: Header, device: torch.device | str, dtype: torch.dtype | None) -> None:
+    """Fill a model built on the meta device; refuses missing, unexpected and mismatched tensors by name."""
+    check_tensors(model, header, header.layout())
+    dtype = dtype or default_dtype(torch.device(device))
+    state = {name: tensor.to(device=device, dtype=dtype) for name, tensor in read_state(header).items()}
+    model.load_state_dict(state, strict=True, assign=True)
+
+
+def read_state(header: Header) -> dict[str, Tensor]:
+    """The file's weights under our (BFL) names, in the file's dtypes, on the CPU."""
+    tensors = {name.removeprefix(header.prefix): t for name, t in read_tensors(header).items()}
+    return {name: recipe.make(tensors.__getitem__) for name, recipe in header.layout().items()}
+
+
+def check_tensors(model: nn.Module, header: Header, layout: Layout) -> None:
+    """Raise UnsupportedCheckpointError unless the file holds exactly this model's tensors."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: recipe.shape(header.shape) for name, recipe in layout.items()}
+    problems: list[str] = []
+    if missing := sorted(expected.keys() - found.keys()):
+        problems.append(f"{len(missing)} missing ({some_names(missing)})")
+    if unexpected := sorted(found.keys() - expected.keys()):
+        problems.append(f"{len(unexpected)} unexpected ({some_names(unexpected)})")
+    wrong = [n for n in sorted(expected.keys() & found.keys()) if expected[n] != found[n]]
+    if wrong:
+        name = wrong[0]
+        problems.append(f"{len(wrong)} of another shape ({name}: expected {expected[name]}, got {found[name]})")
+    if problems:
+        raise UnsupportedCheckpointError(
+            header.path, f"its tensors do not fit the model: {'; '.join(problems)}; fetch it again, or take another"
+        )

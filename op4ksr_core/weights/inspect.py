@@ -1,0 +1,84 @@
+"""What a weights file is, and whether it will work, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import OptionError
+from ..images.io import load_image
+from ..models.flux import Flux, FluxParams
+from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
+from .checkpoint import check_tensors, load_autoencoder
+from .description import describe_autoencoder, describe_flux
+from .header import PROMPT_KEYS, Header, read_header
+from .lora import describe_lora
+from .probe import probe, verdict
+
+
+def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str, Any]:
+    """Everything ``inspect`` prints, JSON-ready. ``photo``: round-trip it at every stride and shift.
+
+    Raises UnsupportedCheckpointError where the file is none that we run, with what it is instead.
+    """
+    header = read_header(path)
+    report: dict[str, Any] = {
+        "file": str(path),
+        "shards": [file.name for file in header.files] if len(header.files) > 1 else [],
+        "kind": header.kind,
+        "layout": header.layout_name,
+        "dtype": header.dtype,
+        "tensors": len(header.shapes),
+        "metadata": header.metadata,
+    }
+    if header.kind == "lora":
+        return report | _lora(header)
+    report |= _geometry(header)
+    if photo is not None:
+        if header.kind != "vae":
+            raise OptionError(f"--probe: {path} is a {header.kind}; only a VAE can be probed with a photo")
+        image = load_image(photo).image
+        fits = probe(load_autoencoder(path), image)
+        fit = verdict(fits)
+        report["probe"] = [asdict(fit) for fit in fits]
+        report["probe_says"] = None if fit is None else {"stride": fit.stride, "shift": fit.shift}
+    return report
+
+
+def _lora(header: Header) -> dict[str, Any]:
+    """A one-step LoRA's constants; of any other LoRA, that it is one."""
+    if not all(key in header.shapes for key in PROMPT_KEYS):
+        return {"usable": "yes: with a LoRA loader, on the model it was trained for"}
+    found = describe_lora(header)
+    return {
+        "theta": None if found.theta is None else list(found.theta),
+        "sigma": found.settings.sigma,
+        "guidance": found.settings.guidance,
+        "train_tokens": found.settings.train_tokens,
+        "prompt_embedding": True,
+        "why": found.why,
+        "usable": "yes: with Load SR LoRA, on the model it was trained for; or merged, with 'convert --merge-lora'",
+    }
+
+
+def _geometry(header: Header) -> dict[str, Any]:
+    found = describe_flux(header) if header.kind == "transformer" else describe_autoencoder(header)
+    if isinstance(found.params, FluxParams):
+        if not found.quantized:  # the host's own business
+            check_tensors(Flux(found.params, device="meta"), header, header.layout())
+        settings = found.settings
+        assert settings is not None
+        extra = {
+            "sigma": settings.sigma,
+            "guidance": settings.guidance,
+            "train_tokens": settings.train_tokens,
+            "prompt_embedding": "op4ksr.txt" in header.shapes,
+        }
+    else:
+        assert isinstance(found.params, AutoEncoderParams)
+        check_tensors(AutoEncoder(found.params, device="meta"), header, header.layout())
+        extra = {"ratio": found.params.ratio}
+    usable = "in ComfyUI alone: its weights are quantized with scales" if found.quantized else "yes"
+    assumed = list(found.assumed)
+    return {"dims": asdict(found.params), **extra, "why": found.why, "assumed": assumed, "usable": usable}

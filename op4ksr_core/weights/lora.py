@@ -1,0 +1,158 @@
+"""LoRA files for Flux, in every layout that is in use: what they change, and the constants they carry.
+
+Layouts: kohya (``lora_unet_double_blocks_0_img_attn_qkv.lora_up``), PEFT over diffusers' names
+(``transformer.transformer_blocks.0.attn.to_q.lora_A``) or over BFL's (``double_blocks.0...lora_A``), each
+with or without its usual prefix. ``canonical_name`` makes of each the one that the host's loader maps.
+A one-step LoRA carries, like a checkpoint, ``op4ksr.*`` metadata and its prompt embedding.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedCheckpointError
+from ..models.flux import OneStepSettings
+from .description import constants, with_prompt
+from .export_layouts import Piece, export_flux
+from .header import PROMPT_KEYS, Header, read_header, read_tensors
+from .layouts import Shape
+
+#: How the two factors are called: W + alpha / rank * up @ down.
+_DOWN = (".lora_down.weight", ".lora_A.weight")
+_UP = (".lora_up.weight", ".lora_B.weight")
+
+_BFL_TOP = r"(double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer)\."
+_DIFFUSERS_TOP = (
+    r"(transformer_blocks|single_transformer_blocks|x_embedder|context_embedder|time_text_embed|norm_out)\."
+)
+
+
+@dataclass(frozen=True)
+class LoraDescription:
+    """What a LoRA file is, before a tensor of it is read. theta is None where the file names none."""
+
+    header: Header
+    settings: OneStepSettings
+    theta: tuple[float, float] | None
+    why: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Addition:
+    """strength * alpha / rank * up @ down, added to the rows of ``piece`` of one of our tensors."""
+
+    piece: Piece
+    up: str
+    down: str
+    alpha: str | None
+
+    def product(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """(rows, columns) float32, in our order of rows."""
+        up, down = (tensors[name].float() for name in (self.up, self.down))
+        up, down = up.reshape(len(up), -1), down.reshape(len(down), -1)
+        scale = 1.0 if self.alpha is None else tensors[self.alpha].item() / len(down)
+        product = scale * (up @ down)
+        return torch.cat(product.chunk(2)[::-1]) if self.piece.how == "swap_halves" else product
+
+
+def describe_lora(source: Header | str | Path) -> LoraDescription:
+    """Constants of a LoRA file. Raises UnsupportedCheckpointError if it is none, or its metadata are wrong."""
+    header = source if isinstance(source, Header) else read_header(source)
+    if header.kind != "lora":
+        what = {"vae": "a VAE", "transformer": "a whole Flux transformer: load it as the model"}.get(
+            header.kind, f"something else ({', '.join(sorted(header.names)[:3])})"
+        )
+        raise UnsupportedCheckpointError(
+            header.path, f"holds no LoRA (no lora_A/lora_B or lora_down/lora_up tensors), it is {what}; choose a LoRA"
+        )
+    theta, settings, why = constants(header)
+    return LoraDescription(header, settings, theta if "op4ksr.rope_theta" in header.metadata else None, why)
+
+
+def lora_settings(found: LoraDescription) -> OneStepSettings:
+    """The described constants with the prompt embedding. Raises UnsupportedCheckpointError where it has none."""
+    missing = [key for key in PROMPT_KEYS if key not in found.header.shapes]
+    if missing:
+        raise UnsupportedCheckpointError(
+            found.header.path,
+            f"carries no prompt embedding ({' and '.join(missing)} missing), so it is no one-step LoRA as we know "
+            "them; add it with 'convert --prompt-embedding', or use ComfyUI's own LoRA loader and a prompt of yours",
+        )
+    return with_prompt(found.header, found.settings)
+
+
+def canonical_name(name: str) -> str:
+    """A LoRA tensor's name -> the spelling that ComfyUI's loader maps for Flux."""
+    name = name.removeprefix("base_model.model.").replace("model.diffusion_model.", "diffusion_model.")
+    name = re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1.weight", name)
+    rest = name.removeprefix("transformer.")
+    if re.match(_BFL_TOP, rest):
+        return f"diffusion_model.{rest}"
+    if re.match(_DIFFUSERS_TOP, rest) or re.match(r"proj_out\.(lora|alpha)", rest):
+        return f"transformer.{rest}"
+    return name
+
+
+def lora_tensors(header: Header) -> dict[str, Tensor]:
+    """The file's tensors under their canonical names, without the prompt embedding, in the file's dtypes."""
+    names = {name for name in header.shapes if name not in PROMPT_KEYS}
+    return {canonical_name(name): tensor for name, tensor in read_tensors(header, names).items()}
+
+
+def additions(header: Header, shapes: Mapping[str, Shape]) -> dict[str, list[Addition]]:
+    """{our tensor: what the file adds to it} for a transformer with these tensors.
+
+    Names are canonical. Raises UnsupportedCheckpointError where any tensor finds no place, or another shape.
+    """
+    names = {canonical_name(name): name for name in header.shapes if name not in PROMPT_KEYS}
+    found: dict[str, list[Addition]] = {}
+    used: set[str] = set()
+    for base, piece in _places(shapes).items():
+        down = next((base + end for end in _DOWN if base + end in names), None)
+        up = next((base + end for end in _UP if base + end in names), None)
+        if down is None or up is None:
+            continue
+        alpha = f"{base}.alpha" if f"{base}.alpha" in names else None
+        used |= {down, up, alpha or up}
+        if alpha is not None and math.prod(shape := header.shapes[names[alpha]]) != 1:
+            raise UnsupportedCheckpointError(
+                header.path, f"{alpha}: expected a single number, got the shape {shape}; it is damaged: fetch it again"
+            )
+        _check_shape(header, base, piece, header.shapes[names[up]], header.shapes[names[down]], shapes)
+        found.setdefault(piece.source, []).append(Addition(piece, up, down, alpha))
+    if left := sorted(names.keys() - used):
+        raise UnsupportedCheckpointError(
+            header.path,
+            f"{len(left)} of its {len(names)} tensors fit nothing in this transformer ({', '.join(left[:3])}); it is "
+            "for another model, or no plain LoRA (LoKr, LoHa, DoRA): merge those in ComfyUI and save the model there",
+        )
+    return found
+
+
+def _places(shapes: Mapping[str, Shape]) -> dict[str, Piece]:
+    """{canonical name of a LoRA'd module: the rows it changes}."""
+    matrices = {name: shape for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2}
+    places: dict[str, Piece] = {}
+    for name, shape in matrices.items():
+        module, piece = name.removesuffix(".weight"), Piece(name, 0, shape[0])
+        places[f"diffusion_model.{module}"] = places[f"lora_unet_{module.replace('.', '_')}"] = piece
+    for theirs, piece in export_flux(matrices).items():
+        module = theirs.removesuffix(".weight")
+        places[f"transformer.{module}"] = places[f"lora_transformer_{module.replace('.', '_')}"] = piece
+    return places
+
+
+def _check_shape(header: Header, base: str, piece: Piece, up: Shape, down: Shape, shapes: Mapping[str, Shape]) -> None:
+    expected = (piece.stop - piece.start, shapes[piece.source][1])
+    rank, got = math.prod(up[1:]), (*up[:1], math.prod(down[1:]))  # convolutions of 1 x 1 too
+    if expected != got or down[:1] != (rank,):
+        raise UnsupportedCheckpointError(
+            header.path, f"is for a model of another size: {base} changes {got}, here it is {expected}; take its own"
+        )

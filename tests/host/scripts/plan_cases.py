@@ -1,0 +1,133 @@
+"""The plan in the host: its node, what the one-step node does with it, and the plan against a real run."""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from typing import Any
+
+import comfy.ldm.flux.math
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.sd
+import comfy.taesd.taesd
+import harness
+import torch
+from weights import noise, picture, write_flux, write_vae
+
+import nodes
+from op4ksr_core import OneStepSettings, Target
+from op4ksr_core.machine import AllocationTracker
+
+#: The bundled autoencoder's geometry.
+BUNDLED: dict[str, Any] = {"widths": (24, 48, 96, 96), "norm_groups": 6, "layers_per_block": 2, "mid_attention": False}
+
+
+@lru_cache
+def models() -> tuple[Any, Any]:
+    settings = OneStepSettings(txt=torch.zeros(3, 64), train_tokens=2)
+    model = harness.load_model(write_flux("plan_flux.safetensors", settings=settings))
+    return model, harness.load_vae(write_vae("plan_vae.safetensors"))
+
+
+def plan_node(**changes: Any) -> tuple[Any, ...]:
+    model, vae = models()
+    given: dict[str, Any] = {"model": model, "vae": vae, "width": 100, "height": 60, "target": "factor"}
+    given |= {"pixels": 4096, "factor": 2.0, "megapixels": 16.0, "vae_only": False}
+    return harness.run("OP4KSR_Plan", **{**given, **changes})
+
+
+def node() -> dict[str, Any]:
+    text, width, height, fits = plan_node()
+    by_picture = plan_node(image=picture(60, 100), width=7, height=7)
+    return {
+        "text": text,
+        "size": [width, height],
+        "fits": fits,
+        "by_picture": list(by_picture[1:3]),
+        "vae_only": "transformer" in plan_node(vae_only=True)[0],
+        "other_channels": harness.refusal(lambda: plan_node(vae=four_channels())),
+        "other_layers": harness.refusal(lambda: plan_node(vae=small_vae())),
+        "not_ours": harness.refusal(lambda: plan_node(vae=comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}))),
+    }
+
+
+def four_channels() -> Any:
+    """A VAE whose latents the model does not take."""
+    vae = harness.load_vae(write_vae("plan_four.safetensors"))
+    vae.latent_channels = 4
+    return vae
+
+
+def small_vae() -> Any:
+    """Of Flux's latents, with layers of its own (TAEF1); as the host loads it."""
+    return comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=16).state_dict())
+
+
+def one_step_tells_it() -> dict[str, bool]:
+    model, vae = models()
+    with harness.Log() as log:
+        harness.upscale_node(picture(60, 100), model, vae)
+    text = plan_node()[0]
+    return {
+        "same_plan": any(text.splitlines()[:4] == line.splitlines()[:4] for line in log.lines),
+        "warned": any("more than the 2 per side this model was trained on" in line for line in log.lines),
+    }
+
+
+def one_step_refuses() -> dict[str, Any]:
+    """With a device far too small: before anything is computed."""
+    model, vae = models()
+    total, encode, calls = comfy.model_management.get_total_memory, type(vae).encode, []
+    weights = model.model_size() + vae.patcher.model_size()
+    comfy.model_management.get_total_memory = lambda *_, **__: weights + 1_000_000
+    type(vae).encode = lambda *_: calls.append("encode")
+    try:
+        found = harness.refusal(lambda: harness.upscale_node(picture(60, 100), model, vae))
+        fits = plan_node()[3]
+    finally:
+        comfy.model_management.get_total_memory, type(vae).encode = total, encode
+    return {**found, "calls": calls, "fits": fits}
+
+
+def prediction() -> dict[str, float]:
+    """Live tensors of the host's own Flux and of its VAE in our strips, over what the plan says."""
+    attention = comfy.ldm.modules.attention
+    name = write_flux("plan_wide.safetensors", hidden_size=512, num_heads=4, depth_single_blocks=2)
+    model, vae = harness.load_model(name), harness.load_vae(write_vae("plan_wide_vae.safetensors", **BUNDLED))
+    comfy.model_management.load_models_gpu([model, vae.patcher])
+    pack = nodes.NODE_CLASS_MAPPINGS["OP4KSR_Plan"].__module__
+    module = importlib.import_module(pack)
+    foretold, flux_params = module.flux_peak_bytes, module.flux_params
+    plan = module.host_plan((256, 384), Target(scale=2), model, vae)
+    stages = {stage.name: stage.peak for stage in plan.stages}
+    flux, found = model.model.diffusion_model, {}
+    works = comfy.ldm.flux.math.optimized_attention
+    comfy.ldm.flux.math.optimized_attention = attention.attention_pytorch  # as on a GPU
+    try:
+        inner = noise(1, 16, 2 * plan.tokens[0], 2 * plan.tokens[1])
+        for name, dtype in (("transformer", torch.float32), ("transformer_bf16", torch.bfloat16)):
+            given = (inner, torch.tensor([0.5]), torch.zeros(1, 3, 64), torch.zeros(1, 32))
+            flux.dtype, cast = dtype, [tensor.to(dtype) for tensor in given]
+            flux.to(dtype)
+            with AllocationTracker() as tracker:
+                flux(*cast, transformer_options={})
+            need = foretold(flux_params(model), plan.tokens[0] * plan.tokens[1], 3, dtype)
+            assert dtype != torch.float32 or abs(need / stages["transformer"] - 1) < 0.01
+            found[name] = tracker.peak / need
+    finally:
+        flux.to(torch.float32)
+        flux.dtype = torch.float32
+        comfy.ldm.flux.math.optimized_attention = works
+    latent = noise(1, 16, *plan.latent)
+    pixels, out = noise(1, 3, *plan.framed), torch.empty(1, 3, *plan.framed)
+    with AllocationTracker() as tracker:
+        vae.first_stage_model.encode(pixels)
+    found["encode"] = tracker.peak / stages["encode"]
+    with AllocationTracker() as tracker:
+        vae.first_stage_model.decode(latent, output_buffer=out)
+    found["decode"] = tracker.peak / stages["decode"]
+    return found
+
+
+CASES = (node, one_step_tells_it, one_step_refuses, prediction)

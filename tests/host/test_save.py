@@ -1,0 +1,89 @@
+"""Save Picture in a real ComfyUI: what is in the files, beside the host's own Save Image."""
+
+from __future__ import annotations
+
+import pytest
+from host.test_nodes import assert_refused
+from host_support import Cases, find_host, run_cases
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    return run_cases(find_host(), "save_cases", tmp_path_factory.mktemp("saved"))
+
+
+def test_levels_are_rounded_where_the_host_cuts_them_off(saved: Cases) -> None:
+    found = saved["eight_bits"]
+    assert found["ours_off"] <= 0.501 < found["theirs_off"] + 0.01
+    assert found["names"] == ["ours_00001_.png", "theirs_00001_.png"]
+
+
+def test_the_workflow_is_in_the_file_as_the_host_writes_it(saved: Cases) -> None:
+    ours, theirs = saved["eight_bits"]["texts"]
+    assert ours == theirs and set(ours) == {"prompt", "workflow"}
+
+
+def test_nothing_of_it_is_there_with_disable_metadata(saved: Cases) -> None:
+    assert saved["without_metadata"] == {}
+
+
+def test_16_bits_are_kept(saved: Cases) -> None:
+    assert saved["sixteen_bits"]["off"] <= 0.51
+
+
+def test_names_are_those_of_save_image(saved: Cases) -> None:
+    numbers = [f"sub/b{index}_{index + 1:05}_.png" for index in range(3)]
+    assert saved["batches"]["names"] == [*numbers, "sub/b0_00002_.png"]
+
+
+def test_dates_in_names_are_those_that_the_page_fills_in_for_save_image(saved: Cases) -> None:
+    assert saved["names"]["written"] == {
+        "a_%date:yyyy-MM-dd%": "a_2026-03-09",
+        "%date:yy/M/d%/b": "26/3/9/b",
+        "%date%": "20260309040506",
+        "%date:hhmmss%_%date:h.m.s%": "040506_4.5.6",
+        "%width%_100%": "%width%_100%",
+    }
+
+
+def test_the_number_within_a_batch_overwrites_nothing(saved: Cases) -> None:
+    numbers = [(0, 1), (1, 2), (0, 2), (1, 3)]
+    assert saved["names"]["twice"] == [f"n{index}_{counter:05}_.png" for index, counter in numbers]
+
+
+def test_transparency_is_there_where_something_is_transparent(saved: Cases) -> None:
+    found = saved["transparency"]
+    assert found["modes"] == ["RGB", "RGBA", "RGBA", "RGBA", "RGBA"]
+    assert found["alphas"] == [[0, 255], [0, 255], [102]]
+
+
+def test_compression_is_a_setting(saved: Cases) -> None:
+    size = saved["compression"]
+    assert size["9"] <= size["fast"] < size["0"] / 50
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "words"),
+    [
+        ("bits", "OptionError", ("bits: expected one of 8, 16; got '12'",)),
+        ("compression", "OptionError", ("compression: expected one of fast, 0", "got 'best'")),
+        ("nan", "ImageError", ("holds NaN",)),
+        ("latent", "OptionError", ("IMAGE: expected (batch, height, width, 3)",)),
+    ],
+)
+def test_what_cannot_be_saved_is_told(saved: Cases, case: str, kind: str, words: tuple[str, ...]) -> None:
+    assert_refused(saved["refused"][case], kind, *words)
+
+
+def test_the_host_itself_keeps_files_in_its_output_folder(saved: Cases) -> None:
+    assert "outside the output folder" in saved["refused"]["outside"]["message"]
+
+
+def test_refused_pictures_leave_nothing(saved: Cases) -> None:
+    assert saved["refused"]["nothing_is_left"]
+
+
+def test_4096_px_are_right_to_the_pixel(saved: Cases) -> None:
+    assert saved["full_size"] == {"shape": [4096, 4096, 3], "same": True}

@@ -1,0 +1,178 @@
+"""What the sources may import, and what none of them may do. By syntax tree; nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = ROOT / "op4ksr_core"
+
+#: The rooms of the core, low to high: a module imports its own room and rooms before it.
+ROOMS = ["errors", "version", "bundled", "files", "machine", "images", "models", "vae", "planning", "weights"]
+ROOMS += ["one_step", "periodicity", "training", "cli", "__main__"]
+#: What stands above the core: not imported by it, nor by one another.
+ABOVE = {"nodes", "benchmarks"}
+#: Rooms of the core that the nodes do without.
+NOT_FOR_NODES = {"training", "cli"}
+
+#: Nowhere in the core; and at no module's top level.
+NEVER = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "diffusers"}
+ONLY_INSIDE_FUNCTIONS = {"piq", "matplotlib", "pyiqa", "lpips", "webdataset", "accelerate", "tensorboard", "torchao"}
+ONLY_INSIDE_FUNCTIONS |= {"tomli", "tomllib"}
+
+SOURCES = sorted(CORE.rglob("*.py"))
+#: Not ours, or made by tools.
+SKIPPED = {".venv", "venv", "build", "dist", "runs", ".git", "__pycache__", "node_modules"}
+ALL_SOURCES = sorted(p for p in ROOT.rglob("*.py") if not SKIPPED & set(p.relative_to(ROOT).parts))
+
+Import = tuple[int, str, tuple[str, ...]]
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+def imports(nodes: Iterator[ast.AST] | list[ast.stmt]) -> Iterator[Import]:
+    """(dots, module, names) of each import."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield 0, alias.name, ()
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or "", tuple(alias.name for alias in node.names)
+
+
+def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes that run when the module is imported."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield from outside_functions(child)
+
+
+def own_imports(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
+    """What a module imports of its own package at ``root``, as paths below it: ("models", "flux")."""
+    package = path.relative_to(root).parent.parts
+    for dots, module, names in imports(ast.walk(tree(path))):
+        if dots == 0:
+            continue
+        assert dots - 1 <= len(package), f"{ids(path)}: from {'.' * dots}{module} leaves {root.name}"
+        parts = (*package[: len(package) - dots + 1], *(module.split(".") if module else ()))
+        yield from [parts] if module else [(*parts, name) for name in names]
+
+
+def calls(path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted name and line of each call."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node.lineno
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(CORE).with_suffix("").parts[0]
+
+
+def backwards(sources: list[Path], core: Path, rooms: list[str]) -> list[str]:
+    """Each import of a room that does not lie before the importer's."""
+    found: list[str] = []
+    for path in sources:
+        own = path.relative_to(core).with_suffix("").parts[0]
+        for parts in own_imports(path, core) if own != "__init__" else ():
+            if parts[0] in rooms and rooms.index(parts[0]) > rooms.index(own):
+                found.append(f"{path.relative_to(core)} imports {'.'.join(parts)}")
+    return found
+
+
+def test_every_module_has_its_room() -> None:
+    assert len(SOURCES) > 60 and set(SOURCES) < set(ALL_SOURCES)
+    assert {room(path) for path in SOURCES} - {"__init__"} == set(ROOMS)
+
+
+def test_no_import_runs_backwards() -> None:
+    assert backwards(SOURCES, CORE, ROOMS) == []
+
+
+def test_the_library_is_imported_relatively_and_imports_nothing_above_it() -> None:
+    for path in SOURCES:
+        for dots, module, _ in imports(ast.walk(tree(path))):
+            top = module.split(".")[0]
+            assert dots or top not in {"op4ksr_core", *ABOVE}, f"{ids(path)} imports {module}"
+
+
+def test_nodes_and_benchmarks_stand_above_the_library() -> None:
+    for path in sorted((ROOT / "nodes").rglob("*.py")):
+        for parts in own_imports(path, ROOT):
+            assert parts[0] != "benchmarks" and not (parts[0] == "op4ksr_core" and set(parts[1:2]) & NOT_FOR_NODES), (
+                f"{ids(path)} imports {'.'.join(parts)}"
+            )
+    for path in sorted((ROOT / "benchmarks").rglob("*.py")):
+        assert not any(parts[0] == "nodes" for parts in own_imports(path, ROOT)), ids(path)
+
+
+def test_the_core_knows_no_host() -> None:
+    for path in SOURCES:
+        everywhere = {module.split(".")[0] for dots, module, _ in imports(ast.walk(tree(path))) if not dots}
+        assert not everywhere & NEVER, ids(path)
+        at_import = {module.split(".")[0] for dots, module, _ in imports(outside_functions(tree(path))) if not dots}
+        assert not at_import & ONLY_INSIDE_FUNCTIONS, ids(path)
+
+
+def test_only_the_command_line_prints() -> None:
+    for path in SOURCES:
+        lines = [line for name, line in calls(path) if name in ("print", "sys.stdout.write", "sys.stderr.write")]
+        assert not lines or room(path) == "cli", (ids(path), lines)
+
+
+def test_nothing_runs_code_from_data() -> None:
+    forbidden = {"eval", "exec", "compile", "__import__", "torch.load", "pickle.load", "pickle.loads", "os.system"}
+    for path in ALL_SOURCES:
+        if "tests" in path.relative_to(ROOT).parts:
+            continue
+        assert not [(name, line) for name, line in calls(path) if name in forbidden], ids(path)
+        modules = {module.split(".")[0] for dots, module, _ in imports(ast.walk(tree(path))) if not dots}
+        assert not modules & {"pickle", "cloudpickle", "dill", "joblib"}, ids(path)
+
+
+def test_the_core_reads_no_environment_and_catches_nothing_blindly() -> None:
+    for path in SOURCES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute):
+                assert ast.unparse(node) not in ("os.environ", "os.getenv"), (ids(path), node.lineno)
+            if isinstance(node, ast.ExceptHandler):
+                caught = "" if node.type is None else ast.unparse(node.type)
+                assert caught not in ("", "Exception", "BaseException"), (ids(path), node.lineno)
+
+
+def test_sources_are_ascii() -> None:
+    assert not [ids(path) for path in ALL_SOURCES if not path.read_bytes().isascii()]
+
+
+def test_there_is_no_tests_package() -> None:
+    assert not (ROOT / "tests" / "__init__.py").exists()
+
+
+# --- the checks themselves --------------------------------------------------------------------
+
+
+def test_the_checks_see_what_they_look_for(tmp_path: Path) -> None:
+    path = tmp_path / "low" / "m.py"
+    path.parent.mkdir()
+    path.write_text(
+        "import comfy.ops\nfrom . import flux\nfrom ..high import x\nfrom .. import version\n"
+        "def f():\n    import piq\n    torch.load(y)\nclass C:\n    import lpips\n",
+        "utf-8",
+    )
+    everywhere = list(imports(ast.walk(tree(path))))
+    assert (0, "comfy.ops", ()) in everywhere and (2, "high", ("x",)) in everywhere and (0, "piq", ()) in everywhere
+    at_import = list(imports(outside_functions(tree(path))))
+    assert (0, "lpips", ()) in at_import and (0, "piq", ()) not in at_import
+    assert list(own_imports(path, tmp_path)) == [("low", "flux"), ("high",), ("version",)]
+    assert backwards([path], tmp_path, ["version", "low", "high"]) == ["low/m.py imports high"]
+    assert backwards([path], tmp_path, ["version", "high", "low"]) == []
+    assert list(calls(path)) == [("torch.load", 7)]

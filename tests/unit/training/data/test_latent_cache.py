@@ -1,0 +1,158 @@
+"""Crops that are encoded once: the run without a cache, but for what a cache is for."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from unit.training.test_trainer import StoppedError, config, folder, killed_at, rows, same_file, train  # noqa: F401
+
+from op4ksr_core import BUNDLED_AUTOENCODER, OptionError, UnsupportedCheckpointError, load_flux, save_flux
+from op4ksr_core.training.config_file import parse_config
+from op4ksr_core.training.data.latent_cache import PER_FILE, LatentCache
+from op4ksr_core.training.tasks.choose import make_task
+from op4ksr_core.training.tasks.one_step import LoraTask
+from op4ksr_core.training.trainer import Trainer
+from op4ksr_core.vae.layers import Decoder, Encoder
+
+#: Crops that keep the 8 bits they came with.
+EIGHT_BITS = "shrunk = 0.0\n"
+
+
+def losses(run: Path) -> list[str]:
+    return [row["loss"] for row in rows(run)]
+
+
+@pytest.mark.parametrize("kind", ["one_step", "lora"])
+@pytest.mark.parametrize("degradation", ["", "factor = [2, 8]\n"])
+def test_the_first_pass_is_the_run_without_it_bit_for_bit(folder: Path, kind: str, degradation: str) -> None:  # noqa: F811
+    more = {"degradation": degradation} if degradation else {}
+    plain = train(config(folder, kind, "plain", data=EIGHT_BITS, **more))
+    cached = train(config(folder, kind, "cached", data=EIGHT_BITS + "cached = 12\n", **more))
+    assert losses(folder / "cached") == losses(folder / "plain")
+    assert same_file(cached, plain)
+
+
+def test_shrunk_crops_differ_by_their_rounding_alone(folder: Path) -> None:  # noqa: F811
+    train(config(folder, run="plain", data="shrunk = 1.0\n"))
+    train(config(folder, run="cached", data="shrunk = 1.0\ncached = 12\n"))
+    a, b = ([float(loss) for loss in losses(folder / name)[1:]] for name in ("plain", "cached"))
+    assert a == pytest.approx(b, rel=1e-2) and a != b
+
+
+def test_later_steps_read_and_neither_damage_nor_encode(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    text = config(folder, data="cached = 4\n")
+    text = text.replace("sample_every = 6", "sample_every = 0")
+    calls: list[int] = []
+    forward = Encoder.forward
+    monkeypatch.setattr(Encoder, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
+    train(text)
+    assert calls == [2, 2] * 2  # two batches, each the sharp and the damaged one; none in six steps
+    files = sorted((folder / "run" / "cache").glob("pairs_*.safetensors"))
+    assert len(files) == 1
+    train(text.replace("steps = 6", "steps = 8"), resume=True)
+    assert calls == [2, 2] * 2 and sorted((folder / "run" / "cache").glob("pairs_*.safetensors")) == files
+
+
+def test_other_pictures_are_another_cache(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """One added, or one changed under the same name: the crops are not those that were encoded."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    made = parse_config(config(folder, data=f'cached = 4\nsource = "folder"\npath = "{photos.as_posix()}"\n'))
+    names = set()
+    for name, content in (("a.png", b"1"), ("b.png", b"1"), ("b.png", b"22"), ("notes.txt", b"1")):
+        (photos / name).write_bytes(content)
+        names.add(LatentCache(made, BUNDLED_AUTOENCODER).name)
+    assert len(names) == 3  # the notes are no picture
+
+
+def test_a_killed_run_goes_on_bit_for_bit(folder: Path) -> None:  # noqa: F811
+    more = {"data": "cached = 6\n", "train": "accumulate = 2\n"}
+    whole = train(config(folder, "lora", "whole", **more))
+    text = config(folder, "lora", "killed", **more)
+    with pytest.raises(StoppedError):
+        Trainer(parse_config(text), text, False, killed_at(5)).run()
+    assert same_file(train(text, resume=True), whole)
+
+
+def test_each_pass_sees_every_batch_in_an_order_of_its_own(folder: Path) -> None:  # noqa: F811
+    told = parse_config(config(folder, data="cached = 6\n"))
+    train(config(folder, data="cached = 6\n"))
+    cache = LatentCache(told, folder / "vae.safetensors")
+    assert cache.batches == 3 and not cache.missing()
+    seen = [cache.read(i).picture.float().mean().item() for i in range(30)]
+    passes = [seen[i : i + 3] for i in range(0, 30, 3)]
+    assert len({tuple(sorted(one)) for one in passes}) == 1 and len(set(passes[0])) == 3
+    assert len({tuple(one) for one in passes}) > 1
+
+
+def test_other_settings_and_another_autoencoder_have_files_of_their_own(folder: Path) -> None:  # noqa: F811
+    def name(text: str) -> str:
+        return LatentCache(parse_config(text), folder / "vae.safetensors").name
+
+    base = config(folder, data="cached = 4\n")
+    assert name(base) == name(base.replace("cached = 4", "cached = 400")) == name(base.replace("frequency = 0.1", ""))
+    others = [base.replace("crop = 64", "crop = 96"), base.replace("batch = 2", "batch = 1"), f"seed = 1\n{base}"]
+    others.append(base + "[degradation]\nfactor = [2, 8]\n")
+    before = name(base)
+    (folder / "vae.safetensors").touch()
+    assert len({before, name(base), *map(name, others)}) == 6
+
+
+def test_more_files_are_added_where_more_is_wanted(folder: Path) -> None:  # noqa: F811
+    told = parse_config(config(folder, data=f"cached = {2 * PER_FILE + 3}\n"))
+    cache = LatentCache(told, folder / "vae.safetensors")
+    assert cache.batches == PER_FILE + 2  # of two pictures each
+    assert cache.missing() == [range(PER_FILE), range(PER_FILE, PER_FILE + 2)]
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_file_is_told_with_the_remedy(folder: Path, damage: str) -> None:  # noqa: F811
+    text = config(folder, data="cached = 4\n")
+    train(text)
+    (file,) = (folder / "run" / "cache").glob("pairs_*.safetensors")
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:100])
+    told = parse_config(text)
+    cache = LatentCache(told, folder / "vae.safetensors")
+    with pytest.raises(UnsupportedCheckpointError, match="delete it, and it is made anew"):
+        cache.read(0) if damage == "cut" else cache._of(99)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("autoencoder", {"data": "cached = 4\n"}),
+        ("one_step", {"data": "cached = -1\n"}),
+        ("one_step", {"data": "cached = 4\nlate_from = 0.5\n"}),
+        ("lora", {"data": "cached = 4\n", "train": "accelerate = true\n"}),
+    ],
+)
+def test_what_cannot_be_cached_is_refused(folder: Path, kind: str, more: dict[str, str]) -> None:  # noqa: F811
+    with pytest.raises(OptionError, match=r"data\.cached"):
+        parse_config(config(folder, kind, **more))
+
+
+def test_where_no_term_sees_the_picture_nothing_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    text = config(folder, "lora").replace("frequency = 0.1\nperiodicity = 0.1\n", "pixel = 0.0\ngradient = 0.0\n")
+    text = text.replace("sample_every = 6", "sample_every = 0")
+    calls: list[torch.Size] = []
+    forward = Decoder.forward
+    monkeypatch.setattr(Decoder, "forward", lambda self, z: calls.append(z.shape) or forward(self, z))
+    train(text)
+    assert calls == [] and float(rows(folder / "run")[-1]["latent"]) > 0
+
+
+def test_no_text_encoder_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The prompt embedding is the file's constant."""
+    for package in ("transformers", "diffusers", "tokenizers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    model = load_flux(folder / "flux.safetensors")
+    model.settings = replace(model.settings, txt=torch.randn(3, 24), vec=torch.randn(12))
+    save_flux(folder / "flux.safetensors", model)
+    task = make_task(parse_config(config(folder, "lora")))
+    assert isinstance(task, LoraTask) and task.flux.settings.txt is not None
+    assert torch.equal(task.flux.prompt(2)[0][1], model.settings.txt) and train(config(folder, "lora")).exists()

@@ -1,0 +1,230 @@
+"""Sources: the same crops for the same seed, broken pictures left out by name, empty ones refused."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import re
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from op4ksr_core import OptionError, OutputError
+from op4ksr_core.training.config import DataConfig
+from op4ksr_core.training.data.leaves import picture
+from op4ksr_core.training.data.sources import HELD_OUT, SHUFFLE, cut, open_source, procedural_pool
+
+
+def write_pictures(folder: Path, count: int = 3, side: int = 80) -> None:
+    for i in range(count):
+        Image.fromarray(picture(i, side, side + 10 * i)).save(folder / f"p{i}.png")
+
+
+def test_a_folder_gives_the_same_crops_for_the_same_seed(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    source = open_source(DataConfig("folder", str(tmp_path), shrunk=0.5), 0, tmp_path)
+    one, two, other = (source.crops(seed, 5, 32) for seed in ((0, 1), (0, 1), (0, 2)))
+    assert one.shape == (5, 3, 32, 32) and float(one.min()) >= 0 and float(one.max()) <= 1
+    assert torch.equal(one, two) and not torch.equal(one, other) and not torch.equal(one[0], one[1])
+
+
+def test_small_pictures_are_enlarged(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 1, 40)
+    assert open_source(DataConfig("folder", str(tmp_path)), 0, tmp_path).crops((1,), 2, 96).shape == (2, 3, 96, 96)
+
+
+def test_folders_in_it_and_capital_endings_are_found(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er.png").mkdir(parents=True)
+    for i, name in enumerate(("a.png", "b.PNG", "deep/er.png/c.JPG")):
+        Image.fromarray(np.full((40, 40, 3), 60 * i, np.uint8)).save(tmp_path / name, "PNG")
+    (tmp_path / "notes.txt").write_text("no picture")
+    crops = open_source(DataConfig("folder", str(tmp_path)), 0, tmp_path).crops((0,), 40, 32)
+    assert {round(float(crop.mean()) * 255) for crop in crops} == {0, 60, 120}
+
+
+def test_crops_are_turned_mirrored_and_in_their_share_shrunk() -> None:
+    """A red slope down and a green one across: where each rises tells the turn, by how much the scale."""
+    rows, columns = np.indices((128, 128), dtype=np.uint8)
+    slopes = np.stack([rows, columns, rows], -1)
+    ways: set[tuple[bool, int, int]] = set()
+    spans: list[float] = []
+    for seed in range(200):
+        crop = cut(slopes, np.random.default_rng(seed), 32, 0.25)[0] * 255
+        down, across = crop[0, -1, 0] - crop[0, 0, 0], crop[0, 0, -1] - crop[0, 0, 0]
+        turned = bool(across.abs() > down.abs())
+        green = crop[1, -1, 0] - crop[1, 0, 0] if turned else crop[1, 0, -1] - crop[1, 0, 0]
+        ways.add((turned, int((across if turned else down).sign()), int(green.sign())))
+        spans.append(float(torch.maximum(across.abs(), down.abs())))
+    assert len(ways) == 8
+    plain = np.isclose(spans, 31, atol=0.5)
+    assert plain.mean() == pytest.approx(0.75, abs=0.1)
+    assert all(58 < span < 64 for span in np.array(spans)[~plain])
+
+
+def test_new_pictures_are_never_those_that_are_held_out(monkeypatch, tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def recorded(seed: int, height: int, width: int, *, stock_seed: int) -> np.ndarray:
+        drawn.append(seed)
+        return np.zeros((height, width, 3), np.uint8)
+
+    monkeypatch.setattr("op4ksr_core.training.data.sources.leaves.picture", recorded)
+    open_source(DataConfig(pictures=0), 0, tmp_path).crops((0,), 200, 32)
+    assert len(set(drawn)) == 200 and HELD_OUT * 0.9 < max(drawn) < HELD_OUT
+
+
+def test_a_broken_picture_is_left_out_with_its_name_in_one_line(tmp_path: Path, caplog) -> None:
+    write_pictures(tmp_path)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "p0.png").read_bytes()[:200])
+    source = open_source(DataConfig("folder", str(tmp_path)), 0, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        crops = source.crops((0, 7), 40, 32)
+    lines = [record.getMessage() for record in caplog.records if "broken.png" in record.getMessage()]
+    assert len(crops) == 40 and len(lines) == 1 and "\n" not in lines[0]
+
+
+def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="holds no pictures"):
+        open_source(DataConfig("folder", str(tmp_path)), 0, tmp_path)
+    with pytest.raises(OptionError, match="is no folder"):
+        open_source(DataConfig("folder", str(tmp_path / "none")), 0, tmp_path)
+    (tmp_path / "only.png").write_bytes(b"nothing")
+    with pytest.raises(OptionError, match="none of the 1 pictures"):
+        open_source(DataConfig("folder", str(tmp_path)), 0, tmp_path).crops((0,), 1, 32)
+
+
+def test_procedural_pictures_are_kept_and_found_again(tmp_path: Path) -> None:
+    data = DataConfig(pictures=3, picture_side=64)
+    told: list[tuple[int, int]] = []
+    one = open_source(data, 4, tmp_path, lambda done, total: told.append((done, total))).crops((0, 1), 4, 32)
+    assert told == [(1, 3), (2, 3), (3, 3)] and not list(tmp_path.glob("*.part*"))
+    two = open_source(data, 4, tmp_path, lambda done, total: pytest.fail("made again")).crops((0, 1), 4, 32)
+    assert torch.equal(one, two)
+    source = open_source(data, 4, tmp_path)
+    source.crops((0, 1), 1, 32)
+    sent = pickle.dumps(source)
+    assert len(sent) < 5000 and torch.equal(pickle.loads(sent).crops((0, 1), 4, 32), one)
+    fresh = open_source(DataConfig(pictures=0), 4, tmp_path)
+    assert torch.equal(fresh.crops((0, 1), 2, 32), fresh.crops((0, 1), 2, 32))
+
+
+def write_shard(path: Path, numbers: range) -> None:
+    with tarfile.open(path, "w") as tar:
+        for i in numbers:
+            pixels = np.full((40, 40, 3), 5 * i, np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            content = buffer.getvalue() if i != 3 else b"broken"
+            for name, data in ((f"{i:04d}.png", content), (f"{i:04d}.txt", b"a caption")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def tar_samples(urls: str, **_: object) -> Iterator[dict[str, object]]:
+    """What webdataset gives of shards named {000..001}, as far as it is used."""
+    numbers = re.search(r"\{(\d+)\.\.(\d+)\}", urls)
+    for i in range(int(numbers[1]), int(numbers[2]) + 1) if numbers else (0,):
+        url = re.sub(r"\{.*\}", f"{i:03d}", urls)
+        with tarfile.open(url) as tar:
+            samples: dict[str, dict[str, object]] = {}
+            for member in tar:
+                key, _, kind = member.name.partition(".")
+                sample = samples.setdefault(key, {"__key__": key, "__url__": url})
+                sample[kind] = tar.extractfile(member).read()  # type: ignore[union-attr]
+        yield from samples.values()
+
+
+@pytest.fixture(params=["webdataset", "stand-in"])
+def shards(request, monkeypatch) -> None:
+    """webdataset itself where it is installed, and what does the same for these tests everywhere."""
+    if request.param == "webdataset":
+        pytest.importorskip("webdataset")
+    else:
+        monkeypatch.setitem(sys.modules, "webdataset", SimpleNamespace(WebDataset=tar_samples))
+
+
+@pytest.mark.usefixtures("shards")
+def test_shards_are_read_in_full_and_gone_on_with(tmp_path: Path, caplog) -> None:
+    write_shard(tmp_path / "a-000.tar", range(0, 6))
+    write_shard(tmp_path / "a-001.tar", range(6, 12))
+    data = DataConfig("shards", str(tmp_path / "a-{000..001}.tar"))
+    with caplog.at_level(logging.WARNING):
+        crops = open_source(data, 0, tmp_path).crops((0,), 22, 32)
+    found = (crops[:, 0, 0, 0] * 255 / 5).round().int().tolist()
+    assert sorted(found[:11]) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11] == sorted(found[11:])
+    assert found[:11] != sorted(found[:11])
+    assert any("0003.png" in record.getMessage() for record in caplog.records)
+    later = open_source(data, 0, tmp_path)
+    later.skip(9)  # type: ignore[attr-defined]
+    assert (later.crops((1,), 5, 32)[:, 0, 0, 0] * 255 / 5).round().int().tolist() == found[9:14]
+    halves = [open_source(data, 0, tmp_path, share=(i, 2)).crops((0,), 5, 32)[:, 0, 0, 0] for i in (0, 1)]
+    assert not set(halves[0].tolist()) & set(halves[1].tolist())
+
+
+@pytest.mark.usefixtures("shards")
+def test_shards_without_pictures_are_refused_and_huge_ones_left_out(tmp_path: Path, monkeypatch, caplog) -> None:
+    write_shard(tmp_path / "none.tar", range(3, 4))
+    with pytest.raises(OptionError, match="no pictures in the shards"):
+        open_source(DataConfig("shards", str(tmp_path / "none.tar")), 0, tmp_path).crops((0,), 1, 32)
+    write_shard(tmp_path / "huge.tar", range(0, 1))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OptionError, match="no pictures in the shards"):
+        open_source(DataConfig("shards", str(tmp_path / "huge.tar")), 0, tmp_path).crops((0,), 1, 32)
+    assert any("0000.png" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.usefixtures("shards")
+def test_a_window_of_pictures_is_shuffled_and_no_more(tmp_path: Path) -> None:
+    """Each of 200 comes once, and at most 64 places before its own."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(200):
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(buffer, "PNG")
+            info = tarfile.TarInfo(f"{i:04d}.png")
+            info.size = len(buffer.getvalue())
+            tar.addfile(info, io.BytesIO(buffer.getvalue()))
+    crops = open_source(DataConfig("shards", str(tmp_path / "a.tar")), 0, tmp_path).crops((0,), 200, 32)
+    found = (crops[:, 0, 0, 0] * 255).round().int().tolist()
+    assert sorted(found) == list(range(200))
+    ahead = [number - place for place, number in enumerate(found)]
+    assert max(ahead) <= SHUFFLE and np.mean(np.abs(ahead)) > SHUFFLE / 4
+
+
+@pytest.mark.usefixtures("shards")
+def test_shards_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="data.path"):
+        open_source(DataConfig("shards", str(tmp_path / "none.tar")), 0, tmp_path).crops((0,), 1, 32)
+
+
+def test_a_pool_of_older_pictures_is_not_taken_for_todays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataConfig(pictures=2, picture_side=64)
+    first = procedural_pool(data, 0, tmp_path)
+    assert procedural_pool(data, 0, tmp_path) == first
+    monkeypatch.setattr("op4ksr_core.training.data.sources.leaves.VERSION", 2)
+    second = procedural_pool(data, 0, tmp_path)
+    assert second != first and len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_webdataset_shards_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    source = open_source(DataConfig("shards", str(tmp_path / "a.tar")), 0, tmp_path)
+    with pytest.raises(OptionError, match="^tar shards are read with webdataset: pip install webdataset$"):
+        source.crops((0,), 1, 32)
+
+
+def test_a_pool_that_cannot_be_written_names_its_place(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError) as caught:
+        procedural_pool(DataConfig(pictures=1, picture_side=32), 0, tmp_path / "file" / "cache")
+    told = str(caught.value)
+    assert told.startswith(str(tmp_path / "file" / "cache")) and "1x32.npy: cannot be written (" in told
+    assert told.endswith("); choose another run folder")

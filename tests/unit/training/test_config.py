@@ -1,0 +1,128 @@
+"""A config is read, or refused with the nearest right name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from op4ksr_core import OptionError
+from op4ksr_core.training.config import TrainConfig
+from op4ksr_core.training.config_file import parse_config, read_config
+
+CONFIGS = sorted((Path(__file__).resolve().parents[3] / "configs").glob("*.toml"))
+START = 'kind = "one_step"\nrun = "r"\n'
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_the_recipes_are_read(path: Path) -> None:
+    assert read_config(path).loss.periodicity > 0
+
+
+def test_there_are_recipes() -> None:
+    assert len(CONFIGS) >= 4
+
+
+def test_values_are_what_the_file_says() -> None:
+    config = parse_config(
+        START + 'seed = 3\n[rfr]\npolicy = "theta"\ntheta = 256\n[model]\nsigma = 1\n'
+        "[degradation]\nfactor = [2, 8]\nnoise_level = [[1, 2], [3, 4]]\n[train]\nrate = 1\ngrid_tokens = 64\n"
+    )
+    assert config.seed == 3 and config.rfr.rfr().theta == (256.0, 256.0) and config.model.sigma == 1.0
+    assert config.degradation.factor == (2.0, 8.0) and config.degradation.noise_level == ((1.0, 2.0), (3.0, 4.0))
+    assert config.train.rate == 1.0 and config.train.grid_tokens == (64,)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sead = 1", "unknown key 'sead'; did you mean 'seed'"),
+        ("[train]\nlearning_rate = 1", "unknown key 'train.learning_rate'"),
+        ("[train]\nstep = 1", "'train.step'; did you mean 'train.steps'"),
+        ("[train]\nperiodicity = 1", "did you mean 'loss.periodicity'"),
+        ("[modell]\nstart = ''", "did you mean 'model'"),
+        ("[loss]\npixel = 'a'", "loss.pixel: expected float"),
+        ("[loss]\npixel_kind = 'l3'", "did you mean 'l"),
+        ("[train]\nsteps = 1.5", "train.steps: expected int"),
+        ("[train]\nsteps = 0", "train.steps: expected at least 1"),
+        ("[train]\nsteps = true", "train.steps: expected int"),
+        ("[data]\ncrop = 100", "data.crop: expected a multiple of 32"),
+        ("[data]\nsource = 'folder'", "data.path"),
+        ("train = 3", r"expected a table \[train\]"),
+        ("[degradation]\nfactor = [1, 2, 3]", "degradation.factor: expected 2 values"),
+        ("[rfr]\npolicy = 'fitt'", "did you mean 'fit'"),
+        ("[train]\ngrid_every = 5\ngrid_tokens = [10]", "train.grid_tokens"),
+        ("[train]\nlatent_steps = 5\n[loss]\nlatent = 0", "loss.latent"),
+        ("[train]\nsteps = 5\nlatent_steps = 5", "train.latent_steps: expected 0 or more, and fewer than all 5"),
+        ("[train]\nlinear_steps = -1", "train.linear_steps: expected 0 or more"),
+        ("[train]\nlatent_steps = 5\ngrid_pictures = 0", "train.grid_pictures: expected at least 1"),
+        ("[loss]\nprojected = 1.5", "loss.projected: expected 0 to 1, got 1.5"),
+        ("[train]\nlatent_steps = 5\n[data]\ncrop = 512", "picture_side"),
+        ("[model]\nlora_rank = 0", "model.lora_rank: expected at least 1, got 0"),
+        ("[rfr]\ntheta = [9, 9, 9]", r"rfr: expected one or two numbers .* got \(9\.0, 9\.0, 9\.0\) and \(128,\)"),
+        ("[rfr]\ntokens = []", r"rfr: expected one or two numbers .* and \(\)"),
+        ("[output]\nsave_every = 0", "output.save_every: expected at least 1, got 0"),
+        ("[train]\nlinear_steps = 5\naccelerate = true", "train.linear_steps: .* set it to 0, or train.accelerate to"),
+        ("[train]\naccelerate = true\n[loss]\nadversarial = 1", "loss.adversarial: .* set it to 0, or train.accel"),
+        ("seed = -1", "seed: expected a whole number from 0 up, got -1"),
+        ("[model]\nnum_heads = 0", "model.num_heads: expected at least 1, got 0"),
+        ("[model]\nnum_heads = 3", "model.hidden_size: expected a multiple of 32 channels for each of the 3 heads"),
+        ("[model]\nhidden_size = 160", "model.hidden_size: .* got 160"),
+        ("[model]\nwidths = []", r"model.widths: expected at least 1, got \(\)"),
+        ("[model]\nwidths = [8, -8]", "model.widths: expected at least 1"),
+        ("[model]\nnorm_groups = 5", r"model.widths: expected multiples of model.norm_groups \(5\)"),
+        ("[data]\npicture_side = 0", "data.picture_side: expected at least 32 px"),
+        ("[data]\nworkers = -1", "data.workers: expected at least 0, got -1"),
+        ("[data]\nshrunk = 3.0", "data.shrunk: expected 0 to 1, got 3.0"),
+        ("[data]\nshrunk = nan", "data.shrunk: expected 0 to 1, got nan"),
+        ("[loss]\nperiodicity_border = -3", "loss.periodicity_border: expected at least 0"),
+        ("[loss]\npixel = 0\ngradient = 0\nlatent = 0", 'loss: no term that kind "one_step" has'),
+        ("[loss]\npixel = 0\ngradient = 0\nlatent = 0\nadversarial = 1", "loss: no term"),
+        ("[train]\nclip = 0", "train.clip: expected above 0, got 0.0"),
+        ("[train]\nema = 1", "train.ema: expected 0 to less than 1, got 1.0"),
+        ("[train]\ngrid_tokens = []", "train.grid_tokens: expected at least 1"),
+        ("[train]\nrate = -1", "train.rate: expected at least 0, got -1.0"),
+        ("[output]\nkeep = -2", "output.keep: expected at least 0, got -2"),
+        ("[output]\nsample_side = 0", "output.sample_side: expected at least 32 px"),
+        ("[degradation]\nsinc_cutoff = [0, 0]", "degradation.sinc_cutoff: expected low <= high within 0.01 to 3.15"),
+        ("[train", "is no TOML"),
+    ],
+)
+def test_wrong_configs_are_refused_by_name(text: str, told: str) -> None:
+    with pytest.raises(OptionError, match=f"^config: .*{told}"):
+        parse_config(START + text)
+
+
+def test_what_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="'run' is missing"):
+        parse_config('kind = "lora"')
+    with pytest.raises(OptionError, match="model.start"):
+        parse_config('kind = "lora"\nrun = "r"')
+    with pytest.raises(OptionError, match="cannot be read"):
+        read_config(tmp_path / "none.toml")
+    assert TrainConfig("one_step", "r").train.steps == 1000
+
+
+def test_python_3_10_without_tomli_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
+    monkeypatch.setitem(sys.modules, "tomli", None)
+    with pytest.raises(OptionError, match="^Python 3.10 reads TOML with tomli: pip install tomli$"):
+        parse_config(START)
+
+
+def test_changes_win_over_the_file() -> None:
+    text = START + "[train]\nsteps = 5\nbatch = 2\n"
+    config = parse_config(text, changes=["train.steps=9", "loss.pixel = 2", "run='other'"])
+    assert (config.train.steps, config.train.batch, config.loss.pixel, config.run) == (9, 2, 2.0, "other")
+    with pytest.raises(OptionError, match="KEY=VALUE"):
+        parse_config(text, changes=["train.steps"])
+    with pytest.raises(OptionError, match="quotes"):
+        parse_config(text, changes=["run=other"])
+    with pytest.raises(OptionError, match="train.steps"):
+        parse_config(text, changes=["train.stepz=1"])
+
+
+def test_a_decoder_alone_needs_an_encoder() -> None:
+    with pytest.raises(OptionError, match="name its file as model.start"):
+        parse_config('kind = "autoencoder"\nrun = "r"\n[model]\npart = "decoder"')
