@@ -23,8 +23,8 @@ from op4ksr_core.machine import AllocationTracker, dtype_name, peak_memory
 from op4ksr_core.models.flux import OnProgress
 from op4ksr_core.one_step import CoreStages, OneStepOptions, run
 from op4ksr_core.vae.autoencoder import AutoEncoder, AutoEncoderParams
-from op4ksr_core.vae.forecast import Stage, both, out_of_memory_told, peak_elements
-from op4ksr_core.vae.strips import THRIFTS, StripSettings, Thrift
+from op4ksr_core.vae.estimate import Stage, both, explain_out_of_memory, peak_elements
+from op4ksr_core.vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 
 from .tables import Row
@@ -90,7 +90,7 @@ QUICK_CASES = (Case("F16, small", (256, 256)), Case("F16, small", (544, 144)))
 
 
 def exactness(cases: tuple[Case, ...] = CASES) -> list[Row]:
-    """Strips (each thrift, and another height) and tiles against the plain pass; float32 is the truth for bfloat16.
+    """Strips (each mode, and another height) and tiles against the plain pass; float32 is the truth for bfloat16.
 
     ``max`` is the largest difference from the plain pass of the same dtype, ``rms`` the distance from
     the plain float32 pass, ``rms of plain`` the plain pass's own distance from it; outputs are scaled
@@ -122,7 +122,7 @@ def _into_unit_range(model: AutoEncoder, stage: str, output: Tensor) -> Tensor:
 
 
 def _ways(tiles: bool) -> dict[str, StripSettings | None]:
-    ways: dict[str, StripSettings | None] = {f"strips, {thrift}": StripSettings(thrift=thrift) for thrift in THRIFTS}
+    ways: dict[str, StripSettings | None] = {f"strips, {mode}": StripSettings(mode=mode) for mode in MEMORY_MODES}
     ways |= {"strips, fast, 24 rows": StripSettings(24)}
     return ways | {"tiles": None} if tiles else ways
 
@@ -176,8 +176,8 @@ def tiles_on_the_sample() -> list[Row]:
     latent = _plain(model, "encode", image * 2 - 1)
     plain = _plain(model, "decode", latent)
     rows: list[Row] = []
-    for way in (*THRIFTS, "tiles"):
-        settings = None if way == "tiles" else StripSettings(thrift=way)
+    for way in (*MEMORY_MODES, "tiles"):
+        settings = None if way == "tiles" else StripSettings(mode=way)
         result = _tiled(model, "decode", latent) if settings is None else _strips(model, "decode", latent, settings)
         error = (result - plain).abs() * 127.5
         name = "tiles" if settings is None else f"strips, {way}"
@@ -187,7 +187,7 @@ def tiles_on_the_sample() -> list[Row]:
 
 # --- peaks ------------------------------------------------------------------------------------
 
-#: Most gigabytes at full width in bfloat16, F16: (stage, side, thrift) -> GB. From the issue that set them.
+#: Most gigabytes at full width in bfloat16, F16: (stage, side, mode) -> GB. From the issue that set them.
 TARGETS: dict[tuple[str, int, str], float] = {
     ("decode", 4096, "fast"): 3.5,
     ("decode", 4096, "tiny"): 2.0,
@@ -222,12 +222,12 @@ def _peaks_of(name: str, stage: Stage, side: int, device: str) -> Iterator[Row]:
         shape = (params.latent_channels, side // params.ratio, side // params.ratio)
         given = torch.zeros(1, *(shape if stage == "decode" else (3, side, side)), dtype=torch.bfloat16)
         out = torch.zeros(1, 3, side, side) if stage == "decode" else None
-    for way in ("plain", *THRIFTS):
+    for way in ("plain", *MEMORY_MODES):
         with torch.no_grad(), AllocationTracker() as tracker:
             _run_once(model, stage, given, out, way)
         predicted = None
         if way != "plain":
-            predicted = 2 * peak_elements(params, stage, side, side, StripSettings(thrift=_thrift(way))) / 1e9
+            predicted = 2 * peak_elements(params, stage, side, side, StripSettings(mode=_mode(way))) / 1e9
         limit = TARGETS.get((stage, side, way)) if name == "F16, full width" else None
         yield {
             "weights": name,
@@ -242,15 +242,15 @@ def _peaks_of(name: str, stage: Stage, side: int, device: str) -> Iterator[Row]:
         }
 
 
-def _thrift(way: str) -> Thrift:
-    return next(thrift for thrift in THRIFTS if thrift == way)
+def _mode(way: str) -> MemoryMode:
+    return next(mode for mode in MEMORY_MODES if mode == way)
 
 
 def _run_once(model: AutoEncoder, stage: str, given: Tensor, out: Tensor | None, way: str) -> None:
     if way == "plain":
         _plain(model, stage, given)
         return
-    model.bounded.wish = both(StripSettings(thrift=_thrift(way)))
+    model.bounded.wish = both(StripSettings(mode=_mode(way)))
     if stage == "decode":
         model.decode_strips(given, out=out)
     else:
@@ -265,18 +265,18 @@ class PlainStages(CoreStages):
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
         model = self.autoencoder
-        with torch.no_grad(), out_of_memory_told("the VAE's plain encode"):
+        with torch.no_grad(), explain_out_of_memory("the VAE's plain encode"):
             return model.encode_pixels(image.to(model.device, model.dtype) * 2 - 1)
 
     def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
         model = self.autoencoder
-        with torch.no_grad(), out_of_memory_told("the VAE's plain decode"):
+        with torch.no_grad(), explain_out_of_memory("the VAE's plain decode"):
             return model.decode_pixels(raw.to(model.device, model.dtype)).add_(1).div_(2).clamp_(0, 1)
 
 
 def end_to_end(side: int = 1024, factor: int = 4) -> list[Row]:
     """Peak memory of a process that upscales ``side`` x ``side`` px with the bundled weights on the CPU."""
-    ways = {"plain passes": "plain", **{f"strips, {thrift}": thrift for thrift in THRIFTS}}
+    ways = {"plain passes": "plain", **{f"strips, {mode}": mode for mode in MEMORY_MODES}}
     log.info("a whole run: %d -> %d px", side, side * factor)
     return [{"run": name, **_in_a_process(way, side, factor)} for name, way in ways.items()]
 
@@ -302,7 +302,7 @@ def _upscale_and_tell(way: str, side: int, factor: int, results: Any) -> None:
     autoencoder, flux = load_autoencoder(BUNDLED_AUTOENCODER), load_flux(BUNDLED_FLUX)
     stages = PlainStages(flux, autoencoder) if way == "plain" else CoreStages(flux, autoencoder)
     if way != "plain":
-        autoencoder.bounded.wish = both(StripSettings(thrift=_thrift(way)))
+        autoencoder.bounded.wish = both(StripSettings(mode=_mode(way)))
     image = resize(load_image(SAMPLE_PHOTO).image, side, side).clamp(0, 1)
     before = peak_memory(torch.device("cpu")) or 0
     options = replace(OneStepOptions(), target=Target(scale=factor))

@@ -35,8 +35,8 @@ from .stage_times import (
     Measured,
     Way,
     core_way,
+    estimated_bytes,
     flops_of,
-    foretold_bytes,
     measure,
     plan_of,
     text_tokens,
@@ -107,7 +107,7 @@ def upscale_tables(flux: Flux | None, autoencoder: AutoEncoder, settings: Pipeli
         "The ceiling: products of two square matrices in the run's dtype, the best of 5": ceiling,
     }
     if len(found) > 1:
-        tables["Settings"] += told_rows(_COMPARED)
+        tables["Settings"] += fact_rows(_COMPARED)
     return tables | _comparisons(found, settings), turns_table(found)
 
 
@@ -198,10 +198,10 @@ def settings_table(core: CoreStages, plan: Plan, repeats: int) -> list[Row]:
     }
     if model.device.type == "cuda" and model.dtype == torch.float32:
         told["ceiling"] = "convolutions may use TF32, products of matrices do not unless told: a share can exceed 1"
-    return told_rows(told)
+    return fact_rows(told)
 
 
-def told_rows(values: Mapping[str, str]) -> list[Row]:
+def fact_rows(values: Mapping[str, str]) -> list[Row]:
     """A table of settings."""
     return [{"setting": name, "value": value} for name, value in values.items()]
 
@@ -226,13 +226,13 @@ def stage_table(found: Measured, plan: Plan, ceiling: Sequence[Row]) -> list[Row
     for stage in (*STAGES[:-1], TOGETHER, STAGES[-1]):
         if not found.has(stage):
             continue
-        seconds, work, foretold = found.median(stage), found.work(stage), foretold_bytes(plan, stage)
+        seconds, work, estimated = found.median(stage), found.work(stage), estimated_bytes(plan, stage)
         rate = None if work is None else work / 1e12 / seconds
         rows.append({"stage": stage, **spread(found, stage)})
         rows[-1] |= {
             "of all": "" if stage == "save" else seconds / found.median(TOGETHER),
             "GB": found.peak(stage) / 1e9,
-            "forecast GB": "" if foretold is None else foretold / 1e9,
+            "forecast GB": "" if estimated is None else estimated / 1e9,
             "TFLOP": "" if work is None else work / 1e12,
             "TFLOP/s": "" if rate is None else rate,
             "of the ceiling": "" if rate is None else rate / top,

@@ -20,8 +20,8 @@ from op4ksr_core.one_step import CoreStages, OneStepOptions
 from op4ksr_core.planning.plan import Plan
 from op4ksr_core.vae.autoencoder import AutoEncoder
 
-from .pipeline import Tables, meanings, photo, spread, told_rows, turns_table
-from .stage_times import Measured, core_way, foretold_bytes, measure, plan_of
+from .pipeline import Tables, fact_rows, meanings, photo, spread, turns_table
+from .stage_times import Measured, core_way, estimated_bytes, measure, plan_of
 from .tables import FACTOR, Row
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,8 @@ def _low(side: int) -> int:
 def _side_rows(side: int, own: Measured, plan: Plan) -> Iterator[Row]:
     paths = {stage.name: stage.path for stage in plan.stages}
     for stage in _STAGES:
-        work, foretold = own.work(stage), foretold_bytes(plan, stage)
-        if work is None or foretold is None:
+        work, estimated = own.work(stage), estimated_bytes(plan, stage)
+        if work is None or estimated is None:
             continue
         yield {
             "stage": stage,
@@ -92,7 +92,7 @@ def _side_rows(side: int, own: Measured, plan: Plan) -> Iterator[Row]:
             "TFLOP": work / 1e12,
             "TFLOP/s": work / 1e12 / own.median(stage),
             "GB": own.peak(stage) / 1e9,
-            "forecast GB": foretold / 1e9,
+            "forecast GB": estimated / 1e9,
             "way": paths[stage],
         }
 
@@ -120,4 +120,4 @@ def settings_rows(model: AutoEncoder, repeats: int) -> list[Row]:
         **meanings(model.device, repeats),
         "theory": "the same fit to TFLOP (of seconds) and to the forecast (of bytes) at the same sides",
     }
-    return told_rows(told)
+    return fact_rows(told)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from op4ksr_core.machine import dtype_name, wait_for
 from op4ksr_core.vae.autoencoder import AutoEncoder
-from op4ksr_core.vae.strips import THRIFTS, StripSettings
+from op4ksr_core.vae.strips import MEMORY_MODES, StripSettings
 
 from .memory import GEOMETRIES, both, random_autoencoder, uneven
 from .tables import Row
@@ -25,7 +25,7 @@ QUICK_CASES = (("F16, small", 256, torch.float32),)
 
 
 def speed(cases: tuple[tuple[str, int, torch.dtype], ...] = CASES, device: str = "cpu", repeats: int = 3) -> list[Row]:
-    """Plain and each thrift in turn, ``repeats`` times after one warm-up; the fastest of each counts."""
+    """Plain and each mode in turn, ``repeats`` times after one warm-up; the fastest of each counts."""
     rows: list[Row] = []
     for name, side, dtype in cases:
         params = GEOMETRIES[name]
@@ -33,7 +33,7 @@ def speed(cases: tuple[tuple[str, int, torch.dtype], ...] = CASES, device: str =
         latent = uneven(1, params.latent_channels, side // params.ratio, side // params.ratio).to(device, dtype)
         pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
         for stage, given in (("encode", pixels), ("decode", latent)):
-            seconds: dict[str, list[float]] = {way: [] for way in ("plain", *THRIFTS)}
+            seconds: dict[str, list[float]] = {way: [] for way in ("plain", *MEMORY_MODES)}
             for turn in range(repeats + 1):
                 for way, taken in seconds.items():
                     spent = _seconds(model, stage, given, way)
@@ -57,7 +57,7 @@ def speed(cases: tuple[tuple[str, int, torch.dtype], ...] = CASES, device: str =
 
 
 def _seconds(model: AutoEncoder, stage: str, given: Tensor, way: str) -> float:
-    settings = next((StripSettings(thrift=thrift) for thrift in THRIFTS if thrift == way), None)
+    settings = next((StripSettings(mode=mode) for mode in MEMORY_MODES if mode == way), None)
     if settings is not None:
         model.bounded.wish = both(settings)
     runs = {

@@ -140,7 +140,7 @@ def flops_of(plan: Plan) -> dict[str, float]:
 _PLANNED = {"colour fix": "finish", "back-projection": "finish"}
 
 
-def foretold_bytes(plan: Plan, stage: str) -> int | None:
+def estimated_bytes(plan: Plan, stage: str) -> int | None:
     """The plan's peak of a stage, pictures beside it included, weights not; None where it has none."""
     if stage == TOGETHER:
         return max(planned.peak + planned.pictures for planned in plan.stages)

@@ -13,7 +13,7 @@ from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ..op4ksr_core.models.flux import FluxParams
 from ..op4ksr_core.planning.plan import Machine, Models, Plan, Weights, make_plan
-from ..op4ksr_core.vae.forecast import Stage
+from ..op4ksr_core.vae.estimate import Stage
 from .host.exact_vae import ExactVAE
 from .host.model import settings_of
 from .host.schema import schema
@@ -152,7 +152,7 @@ class PlanRun(io.ComfyNode):
         size = (height, width) if image is None else (image.shape[1], image.shape[2])
         exact = HostStages(model, vae, None, None, None).vae  # which refuses what cannot run
         if not isinstance(exact, ExactVAE):
-            raise OptionError("VAE: has other layers than Flux's, so its memory cannot be foretold; choose another")
+            raise OptionError("VAE: has other layers than Flux's, so its memory cannot be estimated; choose another")
         wish = target_of(target, pixels, factor, megapixels, max_megapixels)
         plan = host_plan(size, wish, model, exact, vae_only)
         text = plan.text()

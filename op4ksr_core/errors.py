@@ -31,4 +31,4 @@ class OutputError(Op4ksrError):
 
 
 class OutOfMemoryError(Op4ksrError):
-    """Memory ran out and every thriftier way was tried. Not torch's: nobody shall retry it with tiles."""
+    """Memory ran out and every leaner way was tried. Not torch's: nobody shall retry it with tiles."""

@@ -132,7 +132,7 @@ def upscale(
     sigma and theta (or a whole ``rfr`` policy) override the model's own for this call.
     ``on_progress(done, total)`` runs before each strip and after each block, and may raise to cancel.
     Raises ImageError (NaN, empty, wrong shape), OptionError (target beyond the ceiling, models that do
-    not fit together), OutOfMemoryError (the VAE's thriftiest way failed; torch's own may come from the
+    not fit together), OutOfMemoryError (the VAE's leanest settings failed; torch's own may come from the
     transformer), and Op4ksrError where the model's or the VAE's output is not finite.
     """
     options = options or OneStepOptions()

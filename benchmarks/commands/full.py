@@ -44,7 +44,7 @@ def _add_full(kinds: Any) -> None:
     parser.add_argument("--compile", choices=_COMPILE, default="both", help="torch.compile of the blocks")
     parser.add_argument("--backend", default=usual.backend, help=f"torch.compile's (default: {usual.backend})")
     parser.add_argument("--attention", choices=KERNELS, default="auto", help="the kernel to prefer")
-    parser.add_argument("--strips", type=parse_strips, metavar="THRIFT[:ROWS]", help="default: by the free memory")
+    parser.add_argument("--strips", type=parse_strips, metavar="MODE[:ROWS]", help="default: by the free memory")
     parser.add_argument("--repeats", type=int, choices=range(1, 100), default=usual.repeats, metavar="N")
     parser.add_argument("--minutes", type=float, help="begin no case that is expected to end later")
     parser.add_argument("--limit", type=float, metavar="GB", help="of a CUDA device, as if it had no more")

@@ -12,14 +12,14 @@ import torch
 from op4ksr_core.cli.options import DTYPES, add_models, load_models, parse_device
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.vae.autoencoder import AutoEncoder
-from op4ksr_core.vae.forecast import out_of_memory_told
+from op4ksr_core.vae.estimate import explain_out_of_memory
 
 from .. import pipeline as benchmark_pipeline
 from .. import scaling as benchmark_scaling
 from .. import tables as benchmark
 from ..memory import both
 from ..patches import Cut
-from ..pipeline import COMPARISONS, PipelineSettings, Tables, told_rows
+from ..pipeline import COMPARISONS, PipelineSettings, Tables, fact_rows
 from ..tables import Row
 
 _RANDOM = {"small": "small", "full": "full width"}
@@ -52,7 +52,7 @@ def run_pipeline(options: argparse.Namespace) -> int:
     """The comparison with F8, which has other models, comes last; the rest is written before."""
     settings, device = _settings(options), parse_device(options.device)
     autoencoder, flux, files = _models(options, device)
-    with out_of_memory_told("benchmark pipeline"):
+    with explain_out_of_memory("benchmark pipeline"):
         tables, turns = benchmark_pipeline.upscale_tables(flux, autoencoder, settings)
         tables["Settings"] = files + tables["Settings"]
         if "f8" in settings.compare:
@@ -69,7 +69,7 @@ def run_scaling(options: argparse.Namespace) -> int:
     usual = benchmark_scaling.CPU_SIDES if device.type == "cpu" else benchmark_scaling.SIDES
     sides = options.sides or (benchmark_scaling.QUICK_SIDES if options.quick else usual)
     autoencoder, flux, files = _models(options, device)
-    with out_of_memory_told("benchmark scaling"):
+    with explain_out_of_memory("benchmark scaling"):
         tables, turns = benchmark_scaling.scaling(flux, autoencoder, sides, options.repeats)
     tables["Settings"] = files + tables["Settings"]
     return _report(options, "scaling", tables, turns)
@@ -94,7 +94,7 @@ def _models(options: argparse.Namespace, device: torch.device) -> tuple[AutoEnco
     if options.strips is not None:
         autoencoder.bounded.wish = both(options.strips)
     files = {"VAE file": options.vae.name, "model file": "none" if flux is None else options.model.name}
-    return autoencoder, flux, told_rows(files)
+    return autoencoder, flux, fact_rows(files)
 
 
 def _report(options: argparse.Namespace, name: str, tables: Tables, turns: list[Row]) -> int:

@@ -12,14 +12,14 @@ from op4ksr_core.cli.options import load_models, parse_device
 from op4ksr_core.images.paths import gather
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.vae.autoencoder import AutoEncoder
-from op4ksr_core.vae.forecast import out_of_memory_told
+from op4ksr_core.vae.estimate import explain_out_of_memory
 
 from .. import quality as benchmark_quality
 from .. import quality_sets as benchmark_sets
 from .. import tables as benchmark
 from ..perceptual import load_perceptual
 from ..picture_sets import PictureSet, SetRecipe, is_set, make_set, open_set
-from ..pipeline import told_rows
+from ..pipeline import fact_rows
 from ..tables import Row
 
 _BOTH = "both"
@@ -112,9 +112,9 @@ def _set_tables(
     told = files | benchmark_sets.settings(sets, models[1], perceptual, choices)
     rows: list[Row] = []
     for pictures in sets:
-        with out_of_memory_told("benchmark quality"):
+        with explain_out_of_memory("benchmark quality"):
             rows += benchmark_sets.set_quality(pictures, models, perceptual, choices, _told)
-        tables = tables | {"Settings of the sets": told_rows(told), "By set": benchmark_sets.by_set(rows)}
+        tables = tables | {"Settings of the sets": fact_rows(told), "By set": benchmark_sets.by_set(rows)}
         benchmark.write_report(options.output, "quality", tables, details + rows)
     return tables, details + rows
 

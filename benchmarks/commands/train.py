@@ -10,11 +10,11 @@ from op4ksr_core.cli.options import parse_device
 from op4ksr_core.cli.train import add_config
 from op4ksr_core.training.config_file import read_config
 from op4ksr_core.training.step_plan import GEOMETRIES, geometry_of
-from op4ksr_core.vae.forecast import out_of_memory_told
+from op4ksr_core.vae.estimate import explain_out_of_memory
 
 from .. import tables as benchmark
 from .. import train as benchmark_train
-from ..pipeline import told_rows
+from ..pipeline import fact_rows
 from ..stage_clock import PeakMeter
 
 _TITLE = "One training step"
@@ -36,7 +36,7 @@ def run_train_benchmark(options: argparse.Namespace) -> int:
     config = read_config(options.config, options.set)
     device = parse_device(options.device or config.train.device or None)
     geometry = geometry_of(config, options.geometry)
-    with out_of_memory_told("benchmark train"):
+    with explain_out_of_memory("benchmark train"):
         rows, turns = benchmark_train.train_rows(
             config, geometry, random=options.geometry is not None, device=device, repeats=options.repeats
         )
@@ -46,6 +46,6 @@ def run_train_benchmark(options: argparse.Namespace) -> int:
         "weights": weights,
         "GB at peak": PeakMeter.how(device),
     }
-    tables = {_TITLE: rows, "Settings": told_rows(told)}
+    tables = {_TITLE: rows, "Settings": fact_rows(told)}
     print(benchmark.write_report(options.output, "train", tables, turns).read_text("utf-8"))
     return 0

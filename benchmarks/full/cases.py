@@ -24,7 +24,7 @@ from op4ksr_core.models.flux import Flux
 from op4ksr_core.models.latent import MARGIN, PATCH
 from op4ksr_core.one_step import CoreStages, OneStepOptions, run
 from op4ksr_core.planning.cost import autoencoder_flops, flux_flops, image_tokens
-from op4ksr_core.vae.forecast import is_out_of_memory
+from op4ksr_core.vae.estimate import is_out_of_memory
 from op4ksr_core.vae.strips import StripSettings
 
 from ..ceiling import fp8_ceiling, matmul_ceiling
@@ -93,7 +93,7 @@ def setup_of(settings: FullSettings, device: torch.device) -> dict[str, str]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else f"none ({device.type})",
         "torch": torch.__version__,
         "attention": settings.attention,
-        "strips": "by the free memory" if strips is None else f"{strips.thrift}, {strips.rows} rows",
+        "strips": "by the free memory" if strips is None else f"{strips.mode}, {strips.rows} rows",
         "repeats": str(settings.repeats),
         "limit": "none" if settings.limit is None else f"{settings.limit:g} GB, by PyTorch's allocator",
         "torch.compile": f"each block by itself, {settings.backend}, fixed shapes",
@@ -217,7 +217,7 @@ def measure_case(core: CoreStages, case: Case, settings: FullSettings) -> Record
     vae.bounded.wish = plan.strips()
     way, image = core_way(core, OneStepOptions(target), plan), photo(low, device)
     record = Record(case, flops=dict(way.flops), weights=weights_bytes(flux, vae))
-    record.strips = ", ".join(f"{stage} {s.thrift}:{s.rows}" for stage, s in plan.strips().items())
+    record.strips = ", ".join(f"{stage} {s.mode}:{s.rows}" for stage, s in plan.strips().items())
     with preferring(settings.attention), blocks_compiled(flux, case.compiled, settings.backend) as graphs:
         record.first = _first(way, image, device)
         record.graphs = graphs()

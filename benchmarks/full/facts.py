@@ -25,8 +25,8 @@ from op4ksr_core.images.resize import Target
 from op4ksr_core.machine import release_memory, wait_for
 from op4ksr_core.models.attention import attention, in_chunks
 from op4ksr_core.one_step import OneStepOptions, upscale
-from op4ksr_core.vae.forecast import WORKSPACE, Stage, peak_elements
-from op4ksr_core.vae.strips import THRIFTS, Affine, Moments, StripSettings
+from op4ksr_core.vae.estimate import WORKSPACE, Stage, peak_elements
+from op4ksr_core.vae.strips import MEMORY_MODES, Affine, Moments, StripSettings
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 
 from ..memory import GEOMETRIES, both, random_autoencoder, uneven
@@ -210,14 +210,14 @@ def norm_facts(device: torch.device) -> Iterator[Fact]:
 
 
 def strip_facts(device: torch.device) -> Iterator[Fact]:
-    """Strips are the plain pass (in true float32), and take what is foretold, and a tenth for kernels, at most."""
+    """Strips are the plain pass (in true float32), and take what is estimated, and a tenth for kernels, at most."""
     with true_float32():
         model = random_autoencoder(GEOMETRIES["F16, small"]).to(device)
         latent = uneven(1, 16, 12, 8).to(device)
-        for thrift in THRIFTS:
-            model.bounded.wish = both(StripSettings(16, thrift))
+        for mode in MEMORY_MODES:
+            model.bounded.wish = both(StripSettings(16, mode))
             error = (model.decode_strips(latent) - model.decode_pixels(latent)).abs().max().item()
-            yield Fact(f"strips, {thrift}, against the plain pass: largest error", error, 1e-4)
+            yield Fact(f"strips, {mode}, against the plain pass: largest error", error, 1e-4)
     yield from peak_facts(device)
 
 
@@ -232,8 +232,8 @@ def peak_facts(device: torch.device) -> Iterator[Fact]:
     out = torch.empty(1, 3, side, side, device=device)
     stages: tuple[Stage, ...] = get_args(Stage)
     for stage in stages:
-        for thrift in THRIFTS:
-            settings = StripSettings(thrift=thrift)
+        for mode in MEMORY_MODES:
+            settings = StripSettings(mode=mode)
             model.bounded.wish = both(settings)
             release_memory()
             with torch.no_grad(), PeakMeter(device) as meter:
@@ -241,8 +241,8 @@ def peak_facts(device: torch.device) -> Iterator[Fact]:
                 _ = model.decode_strips(latent, out=out) if stage == "decode" else model.encode_strips(pixels)
                 wait_for(device)
                 peak = meter.peak()
-            foretold = 2 * peak_elements(params, stage, side, side, settings)
-            yield Fact(f"{stage}, {thrift}, {name}, {side} px: peak over forecast", peak / foretold, 1 + WORKSPACE)
+            estimated = 2 * peak_elements(params, stage, side, side, settings)
+            yield Fact(f"{stage}, {mode}, {name}, {side} px: peak over forecast", peak / estimated, 1 + WORKSPACE)
 
 
 def parity_facts(device: torch.device) -> Iterator[Fact]:
@@ -266,7 +266,7 @@ _BUNDLED: tuple[tuple[Any, Path], ...] = ((load_flux, BUNDLED_FLUX), (load_autoe
 
 
 def memory_facts(device: torch.device) -> Iterator[Fact]:
-    """A decode that runs out of memory goes on with thriftier strips, and the picture is the same.
+    """A decode that runs out of memory goes on with leaner strips, and the picture is the same.
 
     On CUDA the process really gets no more than 1.3 times what "tiny" needs, which "fast" exceeds in the lowest
     strips too; elsewhere the first try is made to fail.
@@ -275,9 +275,9 @@ def memory_facts(device: torch.device) -> Iterator[Fact]:
     model = random_autoencoder(params).to(device)
     latent = torch.randn(1, 16, side // 16, side // 16, device=device)
     with true_float32():
-        model.bounded.wish = both(StripSettings(thrift="tiny"))
+        model.bounded.wish = both(StripSettings(mode="tiny"))
         whole = model.decode_strips(latent)
-        model.bounded.wish = both(StripSettings(thrift="fast"))
+        model.bounded.wish = both(StripSettings(mode="fast"))
         tries: list[int] = []
 
         def counted(done: int, total: int) -> None:
@@ -286,7 +286,7 @@ def memory_facts(device: torch.device) -> Iterator[Fact]:
             if device.type != "cuda" and len(tries) == 1:
                 raise MemoryError("as if")
 
-        need = 4 * peak_elements(params, "decode", side, side, StripSettings(thrift="tiny"))
+        need = 4 * peak_elements(params, "decode", side, side, StripSettings(mode="tiny"))
         out = torch.empty_like(whole)
         with limited(device, int(1.3 * need)):
             result = model.decode_strips(latent, counted, out)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from op4ksr_core.errors import Op4ksrError, OptionError
 
-from ..pipeline import photo, told_rows
+from ..pipeline import fact_rows, photo
 from ..tables import FACTOR, Row
 from .host_client import HostClient, Run, RunFailedError
 
@@ -143,7 +143,10 @@ def _picture(side: int) -> bytes:
 
 def host_tables(stats: dict[str, Any], settings: HostSettings, runs: Sequence[HostRuns]) -> dict[str, list[Row]]:
     """Settings, seconds and bytes by side, seconds by node, the aims in memory."""
-    tables = {"Settings": told_rows(_told(stats, settings)), "By the output's side": [_side_row(own) for own in runs]}
+    tables = {
+        "Settings": fact_rows(_told(stats, settings)),
+        "By the output's side": [_side_row(own) for own in runs],
+    }
     if nodes := list(_node_rows(runs)):
         tables["Seconds by node"] = nodes
     tables[f"Aims in memory, {AIM_SIDE // FACTOR} -> {AIM_SIDE} px with 12 B"] = list(_aim_rows(runs))

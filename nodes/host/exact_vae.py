@@ -17,16 +17,16 @@ from torch import Tensor
 
 from ...op4ksr_core.errors import OptionError, OutOfMemoryError
 from ...op4ksr_core.vae.bounded import BoundedAutoEncoder, StripWish, check_size
-from ...op4ksr_core.vae.forecast import MARGIN, Stage, choose_strips, is_out_of_memory, peak_bytes
+from ...op4ksr_core.vae.estimate import MARGIN, Stage, choose_strips, is_out_of_memory, peak_bytes
 from ...op4ksr_core.vae.layers import AutoEncoderParams
-from ...op4ksr_core.vae.strips import OnStrip, StripSettings, Thrift
+from ...op4ksr_core.vae.strips import MemoryMode, OnStrip, StripSettings
 from .schema import advanced
 from .widgets import chosen
 
-#: Share of the device's memory that the manager is asked for at most, before a thriftier way is planned.
+#: Share of the device's memory that the manager is asked for at most, before a leaner way is planned.
 SHARE = 0.8
 
-_MEMORY: dict[str, Thrift | None] = {"auto": None, "fast": "fast", "lean": "lean", "tiny": "tiny"}
+_MEMORY: dict[str, MemoryMode | None] = {"auto": None, "fast": "fast", "lean": "lean", "tiny": "tiny"}
 
 #: Where strips are reported; None: to a progress bar of their own.
 _listener: ContextVar[OnStrip | None] = ContextVar("op4ksr_strips", default=None)
@@ -37,7 +37,7 @@ _target: ContextVar[torch.device] = ContextVar("op4ksr_target")
 
 
 @contextmanager
-def strips_told(on_strip: OnStrip) -> Generator[None, None, None]:
+def report_strips(on_strip: OnStrip) -> Generator[None, None, None]:
     """Strips run inside report to ``on_strip`` instead of a bar of their own."""
     with _told(_listener, on_strip):
         yield
@@ -91,8 +91,8 @@ HOST_MEMORY: dict[str, Callable[..., Any]] = {
 
 def wish_of(memory: str) -> StripWish:
     """The node's dropdown -> settings for both stages; nothing for auto."""
-    thrift = chosen("memory", memory, _MEMORY)
-    return {} if thrift is None else {"encode": StripSettings(thrift=thrift), "decode": StripSettings(thrift=thrift)}
+    mode = chosen("memory", memory, _MEMORY)
+    return {} if mode is None else {"encode": StripSettings(mode=mode), "decode": StripSettings(mode=mode)}
 
 
 def memory_widget() -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...op4ksr_core.errors import OptionError
 from ...op4ksr_core.models.flux import OnProgress
-from .exact_vae import ExactVAE, check_vae, is_oom, strips_told
+from .exact_vae import ExactVAE, check_vae, is_oom, report_strips
 from .model import check_conditioning, check_flow, prompt_conditioning, settings_of
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class HostStages:
         self.ratio = int(vae.spacial_compression_encode())
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
-        with strips_told(tell):
+        with report_strips(tell):
             return self.vae.encode(image.movedim(1, -1))  # a view: the host turns it back, and nothing is copied
 
     def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
@@ -102,7 +102,7 @@ class HostStages:
         return result.to(raw.device)
 
     def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
-        with strips_told(tell):
+        with report_strips(tell):
             return image_to_core(self.vae.decode(raw))
 
 

@@ -26,7 +26,7 @@ from ..machine import dtype_name, peak_memory
 from ..models.flux import Flux
 from ..one_step import OneStepOptions, upscale, upscale_alpha
 from ..vae.autoencoder import AutoEncoder
-from ..vae.forecast import out_of_memory_told
+from ..vae.estimate import explain_out_of_memory
 from ..weights.inspect import inspect_file
 from . import periodicity as cli_periodicity
 from .convert import add_convert
@@ -129,7 +129,7 @@ def run_upscale(options: argparse.Namespace) -> int:
     if not options.anyway:
         planner.check_weights()
     device = parse_device(options.device)
-    with out_of_memory_told("loading the models"):
+    with explain_out_of_memory("loading the models"):
         autoencoder, flux = load_models(options, device, planner.machine.dtype)
     reports: list[dict[str, Any]] = []
     failures = 0
@@ -206,7 +206,7 @@ def _upscale_file(
         plan.refuse_if_hopeless()
     autoencoder.bounded.wish = plan.strips()
     show = None if options.json or not sys.stderr.isatty() else _show_progress
-    with out_of_memory_told(str(source)):
+    with explain_out_of_memory(str(source)):
         image = upscale(picture.image.to(device), flux, autoencoder, settings, on_progress=show)
         if device.type != "cpu":
             image = levels(image, options.bits)

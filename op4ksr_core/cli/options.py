@@ -13,7 +13,7 @@ from ..images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ..machine import default_device
 from ..models.flux import Flux
 from ..vae.autoencoder import AutoEncoder
-from ..vae.strips import THRIFTS, StripSettings
+from ..vae.strips import MEMORY_MODES, StripSettings
 from ..weights.checkpoint import load_autoencoder, load_flux
 from ..weights.description import describe_autoencoder
 from ..weights.probe import doubt
@@ -47,19 +47,19 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strips",
         type=parse_strips,
-        metavar="THRIFT[:ROWS]",
-        help=f"how the VAE runs: {', '.join(THRIFTS)}, the picture being the same; default: by the free memory",
+        metavar="MODE[:ROWS]",
+        help=f"how the VAE runs: {', '.join(MEMORY_MODES)}, the picture being the same; default: by the free memory",
     )
 
 
 def parse_strips(text: str) -> StripSettings:
     """``tiny``, or with rows ``fast:32`` -> StripSettings, for argparse."""
-    thrift, _, rows = text.partition(":")
+    mode, _, rows = text.partition(":")
     try:
-        return StripSettings(int(rows or StripSettings.rows), thrift)  # pyright: ignore[reportArgumentType]
+        return StripSettings(int(rows or StripSettings.rows), mode)  # pyright: ignore[reportArgumentType]
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f"expected {', '.join(THRIFTS)}, with :ROWS or without; got {text!r}"
+            f"expected {', '.join(MEMORY_MODES)}, with :ROWS or without; got {text!r}"
         ) from error
 
 

@@ -17,7 +17,7 @@ from ..images.paths import gather, output_paths
 from ..periodicity.meter import ALARM_RATE, PeriodicityReport, in_words, measure_periodicity
 from ..periodicity.report_picture import draw_report
 from ..periodicity.suppress import for_8_bit, is_8_bit, suppress_with_report
-from ..vae.forecast import out_of_memory_told
+from ..vae.estimate import explain_out_of_memory
 
 #: Exit status where at least one picture is above the alarm level.
 ALARMED = 3
@@ -77,7 +77,7 @@ def run_periodicity(options: argparse.Namespace) -> int:
 def _measure_file(source: Path, drawing: Path | None, options: argparse.Namespace) -> PeriodicityReport:
     image = load_image(source).image
     reference = _reference_of(source, options.reference)
-    with out_of_memory_told(str(source)):
+    with explain_out_of_memory(str(source)):
         report = measure_periodicity(image, reference, alarm_rate=options.alarm, token=options.token)
         if drawing is not None:
             save_image(drawing, from_pil(draw_report(image, report, reference)))
@@ -136,7 +136,7 @@ def run_suppress(options: argparse.Namespace) -> int:
 def _suppress_file(source: Path, output: Path, options: argparse.Namespace) -> dict[str, Any]:
     check_output(output)
     picture = load_image(source)
-    with out_of_memory_told(str(source)):
+    with explain_out_of_memory(str(source)):
         result = suppress_with_report(picture.image, _reference_of(source, options.reference), options.strength)
     cleaned = Picture(for_8_bit(result.image, picture.image), picture.alpha)
     save_image(output, cleaned, _bits(picture) if output.suffix.lower() == ".png" else 8)

@@ -19,7 +19,7 @@ from ..one_step import check_pair
 from ..planning.plan import GIGABYTE, Machine, Models, Plan, Weights, make_plan
 from ..vae.autoencoder import AutoEncoder
 from ..vae.bounded import StripWish
-from ..vae.forecast import both
+from ..vae.estimate import both
 from ..vae.layers import AutoEncoderParams
 from ..weights.description import describe_autoencoder, describe_flux
 from ..weights.header import PROMPT_KEYS

@@ -11,24 +11,24 @@ import torch
 from ..models.flux import FluxParams
 from ..models.flux_layers import TIME_CHANNELS
 from ..models.latent import PATCH
-from ..vae.forecast import Stage
+from ..vae.estimate import Stage
 from ..vae.layers import AutoEncoderParams
-from ..vae.strips import StripSettings, Thrift
+from ..vae.strips import MemoryMode, StripSettings
 
-#: How often ``strips`` computes an upsampled map, and a block's inner convolution, by thrift.
-_UPSAMPLED: dict[Thrift, int] = {"fast": 1, "lean": 2, "tiny": 3}
-_INNER: dict[Thrift, int] = {"fast": 1, "lean": 1, "tiny": 2}
+#: How often ``strips`` computes an upsampled map, and a block's inner convolution, by mode.
+_UPSAMPLED: dict[MemoryMode, int] = {"fast": 1, "lean": 2, "tiny": 3}
+_INNER: dict[MemoryMode, int] = {"fast": 1, "lean": 1, "tiny": 2}
 
 
 def autoencoder_flops(
     params: AutoEncoderParams, stage: Stage, height: int, width: int, settings: StripSettings
 ) -> float:
     """FLOPs of encoding or decoding one picture of height x width px in strips, their halos included."""
-    thrift = settings.thrift
+    mode = settings.mode
     area = height * width / params.stride**2
     top = len(params.widths) - 1
     low = area / 4**top
-    work = _middle_flops(params, low, thrift)
+    work = _middle_flops(params, low, mode)
     if stage == "encode":
         work += _conv(3, params.widths[0], area) + _conv(params.widths[-1], 2 * params.latent_channels, low)
     else:
@@ -38,11 +38,11 @@ def autoencoder_flops(
         here = area / 4**i
         entering = params.widths[max(0, i - 1) if stage == "encode" else min(i + 1, top)]
         blocks = params.layers_per_block + (stage == "decode")
-        work += _block(entering, out, here, thrift) + (blocks - 1) * _block(out, out, here, thrift)
+        work += _block(entering, out, here, mode) + (blocks - 1) * _block(out, out, here, mode)
         if stage == "encode" and i < top:
             work += _conv(out, out, here / 4)
         if stage == "decode" and i < top:  # folded: 2x2 taps instead of 3x3
-            work += _conv(entering, entering, here, 4) * _UPSAMPLED[thrift]
+            work += _conv(entering, entering, here, 4) * _UPSAMPLED[mode]
     return work * (1 + 2 / settings.rows)  # every convolution computes a row too many on either side
 
 
@@ -50,15 +50,15 @@ def _conv(inputs: int, outputs: int, positions: float, taps: int = 9) -> float:
     return 2.0 * inputs * outputs * taps * positions
 
 
-def _block(inputs: int, outputs: int, positions: float, thrift: Thrift) -> float:
+def _block(inputs: int, outputs: int, positions: float, mode: MemoryMode) -> float:
     shortcut = _conv(inputs, outputs, positions, 1) if inputs != outputs else 0.0
-    inner = _conv(inputs, outputs, positions) * _INNER[thrift]
+    inner = _conv(inputs, outputs, positions) * _INNER[mode]
     return inner + _conv(outputs, outputs, positions) + shortcut
 
 
-def _middle_flops(params: AutoEncoderParams, positions: float, thrift: Thrift) -> float:
+def _middle_flops(params: AutoEncoderParams, positions: float, mode: MemoryMode) -> float:
     width = params.widths[-1]
-    work = 2 * _block(width, width, positions, thrift)
+    work = 2 * _block(width, width, positions, mode)
     if params.mid_attention:
         work += 4 * _conv(width, width, positions, 1) + 4.0 * positions**2 * width
     return work

@@ -1,7 +1,7 @@
 """What a run will need, before anything is computed: sizes, tokens, work, memory by stage, the path taken.
 
 Memory is in live tensors, as ``memory`` and ``cost`` predict them; kernels' own workspace comes on top
-(``WORKSPACE``). A plan says "will not fit" only where even the thriftiest way cannot.
+(``WORKSPACE``). A plan says "will not fit" only where even the settings that need least do not.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ..machine import dtype_name
 from ..models.flux import FluxParams
 from ..models.latent import MARGIN, PATCH
 from ..vae.bounded import StripWish
-from ..vae.forecast import THRIFTIEST, Stage, choose_strips, peak_elements
+from ..vae.estimate import LEAST_MEMORY, Stage, choose_strips, peak_elements
 from ..vae.layers import AutoEncoderParams
-from ..vae.strips import THRIFTS, StripSettings, Thrift
+from ..vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 from .cost import autoencoder_flops, flux_flops, flux_peak_bytes, image_tokens
 
 #: Copies of the output picture (3 channels, float32) alive: while the VAE encodes, while the transformer
@@ -64,7 +64,7 @@ class StagePlan:
     """One stage of a run: what it needs and how it is done.
 
     peak: bytes above weights and pictures, done as ``settings`` and ``path`` say. pictures: bytes of pictures that lie
-    beside it. by_thrift: what the peak would be with each thrift.
+    beside it. by_mode: what the peak would be with each mode.
     """
 
     name: str
@@ -73,8 +73,8 @@ class StagePlan:
     flops: float | None = None
     path: str = ""
     settings: StripSettings | None = None
-    by_thrift: dict[Thrift, int] | None = None
-    #: Bytes with the thriftiest settings there are; None: there is but one way.
+    by_mode: dict[MemoryMode, int] | None = None
+    #: Bytes with the settings that need least; None: there is but one way.
     least: int | None = None
 
 
@@ -105,12 +105,12 @@ class Plan:
 
     @property
     def least(self) -> int:
-        """Bytes at the worst stage when every stage is at its thriftiest."""
+        """Bytes at the worst stage when every stage runs with the settings that need least."""
         return max(self._needs(stage, stage.least) for stage in self.stages)
 
     @property
     def fits(self) -> bool | None:
-        """Whether the thriftiest way does; None where the free memory is unknown."""
+        """Whether the settings that need least do; None where the free memory is unknown."""
         free = self.machine.free
         return None if free is None else self.least <= free
 
@@ -142,10 +142,10 @@ class Plan:
         if self.peak <= free:
             return f"needs {need} of {have}: fits"
         if self.fits:
-            return f"needs {need}, more than {have}: thriftier strips will be tried"
+            return f"needs {need}, more than {have}: strips that need less memory will be tried"
         need = f"{self.least / GIGABYTE:.2f} GB"
         do = " or ".join(self.remedies)
-        return f"needs {need} even at its thriftiest, but there are {have}: this will not fit; {do}"
+        return f"needs {need} even with the settings that need least, but there are {have}: this will not fit; {do}"
 
     def strips(self) -> dict[Stage, StripSettings]:
         """The settings planned for the VAE, as its ``wish``."""
@@ -154,7 +154,7 @@ class Plan:
         return {name: settings for name in stages if (settings := by_name[name]) is not None}
 
     def refuse_if_hopeless(self) -> None:
-        """Raise OutOfMemoryError, before anything is computed, where even the thriftiest way cannot fit."""
+        """Raise OutOfMemoryError, before anything is computed, where even the settings that need least do not fit."""
         if self.fits is False:
             raise OutOfMemoryError(f"{self.output[1]}x{self.output[0]} px {self.verdict()}")
 
@@ -210,9 +210,9 @@ def _line(stage: StagePlan) -> str:
     text = f"{stage.name:<12} {stage.peak / GIGABYTE:8.3f} GB{work}"
     if stage.path:
         text += f"  {stage.path}"
-    others = {thrift: size for thrift, size in (stage.by_thrift or {}).items() if size < stage.peak}
+    others = {mode: size for mode, size in (stage.by_mode or {}).items() if size < stage.peak}
     if others:
-        text += " (" + ", ".join(f"{thrift} {size / GIGABYTE:.3f}" for thrift, size in others.items()) + ")"
+        text += " (" + ", ".join(f"{mode} {size / GIGABYTE:.3f}" for mode, size in others.items()) + ")"
     return text
 
 
@@ -224,8 +224,8 @@ def _stage_report(stage: StagePlan) -> dict[str, Any]:
         "picture_bytes": stage.pictures,
         "flops": stage.flops,
         "path": stage.path,
-        "strips": None if settings is None else {"rows": settings.rows, "thrift": settings.thrift},
-        "peak_bytes_by_thrift": stage.by_thrift,
+        "strips": None if settings is None else {"rows": settings.rows, "mode": settings.mode},
+        "peak_bytes_by_mode": stage.by_mode,
     }
 
 
@@ -286,18 +286,18 @@ def _strip_stage(stage: Stage, framed: tuple[int, int], models: Models, machine:
         if free is not None:
             free -= _beside(pictures, models.weights, machine)
         settings = choose_strips(params, stage, *framed, dtype, free)
-    peaks: dict[Thrift, int] = {
-        thrift: _live(params, stage, framed, dtype, StripSettings(thrift=thrift)) for thrift in THRIFTS
+    peaks: dict[MemoryMode, int] = {
+        mode: _live(params, stage, framed, dtype, StripSettings(mode=mode)) for mode in MEMORY_MODES
     }
     return StagePlan(
         name=stage,
         peak=_live(params, stage, framed, dtype, settings),
         pictures=pictures,
         flops=autoencoder_flops(params, stage, *framed, settings),
-        path=f"strips of {settings.rows} rows, {settings.thrift}",
+        path=f"strips of {settings.rows} rows, {settings.mode}",
         settings=settings,
-        by_thrift=peaks,
-        least=_live(params, stage, framed, dtype, THRIFTIEST),
+        by_mode=peaks,
+        least=_live(params, stage, framed, dtype, LEAST_MEMORY),
     )
 
 

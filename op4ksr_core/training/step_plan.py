@@ -22,7 +22,7 @@ from ..models.flux import Flux, FluxParams, OneStepSettings
 from ..planning.geometries import LONGEST_PROMPT, Geometry
 from ..planning.plan import GIGABYTE
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
-from ..vae.forecast import WORKSPACE
+from ..vae.estimate import WORKSPACE
 from ..weights.description import describe_autoencoder, describe_flux
 from ..weights.header import PROMPT_KEYS
 from .config import TrainConfig

@@ -73,7 +73,7 @@ class AutoEncoder(nn.Module):
         Computed in the weights' dtype on the weights' device. A side that is no multiple of the
         ratio is rounded as the convolutions have it; ``upscale`` pads beforehand.
         ``on_strip(done, total)`` runs before each strip and may raise to cancel. Raises ImageError for
-        another shape, or for sides shorter than the ratio; OutOfMemoryError when even the thriftiest way fails.
+        another shape, or for sides shorter than the ratio; OutOfMemoryError when even the leanest settings fail.
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise ImageError(f"image: expected (B, 3, H, W), got {tuple(image.shape)}")
@@ -89,7 +89,7 @@ class AutoEncoder(nn.Module):
 
         Computed in the weights' dtype on the weights' device; the result is in ``out`` (any device and
         float dtype) if given, else float32 there, so that no grey levels are lost to bfloat16. ``on_strip``
-        as in ``encode``. Raises ImageError for another shape, OutOfMemoryError when even the thriftiest way fails.
+        as in ``encode``. Raises ImageError for another shape, OutOfMemoryError when even the leanest settings fail.
         """
         if latent.ndim != 4 or latent.shape[1] != self.params.latent_channels:
             raise ImageError(f"latent: expected (B, {self.params.latent_channels}, h, w), got {tuple(latent.shape)}")

@@ -1,4 +1,4 @@
-"""Any autoencoder of LDM's layout within the memory there is: strips that fit, thriftier ones if they did not."""
+"""Any autoencoder of LDM's layout within the memory there is: strips that fit, leaner ones if they did not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ImageError, OptionError
 from ..machine import free_memory, release_memory
-from .forecast import Result, Stage, choose_strips, is_out_of_memory, out_of_memory_told, recovering
+from .estimate import Result, Stage, choose_strips, explain_out_of_memory, is_out_of_memory, recovering
 from .layers import AutoEncoderParams
 from .strips import OnStrip, StripSettings, decode_picture, encode_picture
 
@@ -57,8 +57,8 @@ class BoundedAutoEncoder:
         """Pixels (B, 3, H, W), anywhere -> the encoder's output (B, 2 C, h, w): mean, then log variance.
 
         prepare: a strip of the pixels -> the same in [-1, 1], in ``dtype`` on ``device``.
-        Raises ImageError for sides shorter than the ratio, OutOfMemoryError when even the thriftiest way
-        fails, OptionError if the modules were changed so that strips would be wrong.
+        Raises ImageError for sides shorter than the ratio, OutOfMemoryError when even the leanest settings
+        fail, OptionError if the modules were changed so that strips would be wrong.
         """
         check_size(pixels.shape[-2], pixels.shape[-1], self.params.ratio)
         self._check()
@@ -70,18 +70,18 @@ class BoundedAutoEncoder:
 
             return self._run("encode", run, one.shape[2], one.shape[3], device, dtype)
 
-        with torch.no_grad(), out_of_memory_told("VAE encode", self.is_oom):
+        with torch.no_grad(), explain_out_of_memory("VAE encode", self.is_oom):
             return torch.cat([encode_one(one) for one in pixels.split(1)])
 
     def decode(self, latent: Tensor, out: Tensor | None = None, on_strip: OnStrip | None = None) -> Tensor:
         """Raw latent (B, C, h, w) -> (B, 3, H, W), about [-1, 1], each strip written as it is done.
 
         out: where to, any device and float dtype; None: a new tensor beside the latent, float32 at least.
-        Raises OutOfMemoryError when even the thriftiest way fails, OptionError as ``encode``.
+        Raises OutOfMemoryError when even the leanest settings fail, OptionError as ``encode``.
         """
         height, width = (length * self.params.ratio for length in latent.shape[2:])
         self._check()
-        with torch.no_grad(), out_of_memory_told("VAE decode", self.is_oom):
+        with torch.no_grad(), explain_out_of_memory("VAE decode", self.is_oom):
             if out is None:
                 exact = torch.promote_types(latent.dtype, torch.float32)
                 out = latent.new_empty((len(latent), 3, height, width), dtype=exact)

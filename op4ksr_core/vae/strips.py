@@ -5,7 +5,7 @@ true neighbour rows, so that nothing is approximated and the strip height is of 
 
 A *map* is stored whole or computed row by row on demand. A normalised convolution of a map needs its
 statistics first: they are gathered while the map is written, or in a pass of their own where it is
-never stored. How much is stored, and so how often something is computed twice, is the ``Thrift``:
+never stored. How much is stored, and so how often something is computed twice, is the ``MemoryMode``:
 
 - ``fast``: two maps are kept, nothing is computed twice;
 - ``lean``: an upsampled map is never stored (computed twice);
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from .strip_maps import Affine, Computed, Moments, Stored, convolved, dense, downsampled, empty_map, same, upsampled
 
-Thrift = Literal["fast", "lean", "tiny"]
-THRIFTS: tuple[Thrift, ...] = get_args(Thrift)
+MemoryMode = Literal["fast", "lean", "tiny"]
+MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 
 #: Called before each strip with (strips done, strips in all); may raise to cancel.
 OnStrip = Callable[[int, int], None]
@@ -34,21 +34,21 @@ OnStrip = Callable[[int, int], None]
 class StripSettings:
     """How a picture's pass is cut: rows per strip (of each map's own rows), and how much is kept.
 
-    rows is made even, and at least 2. Raises ValueError for fewer than 1 row, or an unknown thrift.
+    rows is made even, and at least 2. Raises ValueError for fewer than 1 row, or an unknown mode.
     """
 
     rows: int = 64
-    thrift: Thrift = "fast"
+    mode: MemoryMode = "fast"
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.thrift not in THRIFTS:
-            raise ValueError(f"strips need rows >= 1 and a thrift of {THRIFTS}, got {self.rows}, {self.thrift!r}")
+        if self.rows < 1 or self.mode not in MEMORY_MODES:
+            raise ValueError(f"strips need rows >= 1 and a mode of {MEMORY_MODES}, got {self.rows}, {self.mode!r}")
         # Even, as an upsampled map comes in pairs of rows; at least two, as a block in place looks back that far.
         object.__setattr__(self, "rows", max(2, self.rows // 2 * 2))
 
 
 class Strips:
-    """The pass of one picture: takes a map through block after block, and stores what the thrift allows."""
+    """The pass of one picture: takes a map through block after block, and stores what the mode allows."""
 
     def __init__(self, settings: StripSettings, on_strip: OnStrip | None = None, total: int = 0) -> None:
         self.settings, self.on_strip, self.done, self.total = settings, on_strip, 0, total
@@ -95,7 +95,7 @@ class Strips:
         carry = same if shortcut is None else shortcut
         hidden: Stored | Computed = Computed(source.height, inner)
         carried: Stored | None = None
-        if self.settings.thrift != "tiny":
+        if self.settings.mode != "tiny":
             if isinstance(source, Computed):
                 hidden, carried = self._store_both(source, inner, carry)
             else:
@@ -185,7 +185,7 @@ def decode_picture(
         del spare
         if hasattr(level, "upsample"):
             source = Computed(2 * source.height, upsampled(source, level.upsample.conv, same), keep=True)
-            if settings.thrift == "fast":
+            if settings.mode == "fast":
                 source = strips.store(source.height, source.compute)
     _last_step(decoder, source, strips, out)
 
@@ -252,7 +252,7 @@ def _count(height: int, settings: StripSettings, passes: int) -> int:
 
 def _block_passes(block: Any, settings: StripSettings) -> int:
     """Passes over a stored map whose moments are known: inner, outer, and the shortcut's own."""
-    return 3 if hasattr(block, "nin_shortcut") and settings.thrift != "tiny" else 2
+    return 3 if hasattr(block, "nin_shortcut") and settings.mode != "tiny" else 2
 
 
 def _middle_passes(mid: Any) -> int:
@@ -268,7 +268,7 @@ def _decode_strips(decoder: Any, height: int, settings: StripSettings) -> int:
             computed = False
         if hasattr(level, "upsample"):
             height *= 2
-            computed = settings.thrift != "fast"
+            computed = settings.mode != "fast"
             total += 0 if computed else _count(height, settings, 1)
     return total + _count(height, settings, 1)
 

@@ -713,7 +713,7 @@ def test_plan_as_json_and_a_grid_beyond_training(plan: Callable[..., int], capsy
     report = json.loads(capsys.readouterr().out)
     assert report["framed_size"] == [384, 192] and report["tokens"] == {"rows": 4, "columns": 10, "train_tokens": 8}
     assert "more than the 8 per side this model was trained on" in report["warnings"][0]
-    assert [stage["strips"] for stage in report["stages"] if stage["strips"]] == 2 * [{"rows": 16, "thrift": "tiny"}]
+    assert [stage["strips"] for stage in report["stages"] if stage["strips"]] == 2 * [{"rows": 16, "mode": "tiny"}]
 
 
 def test_plan_that_will_not_fit_says_what_to_do(plan: Callable[..., int], capsys: Capture) -> None:

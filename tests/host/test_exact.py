@@ -49,8 +49,8 @@ def test_out_of_memory_in_a_strip_gives_the_same_picture(exact: Cases, stage: st
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("nothing_helps", "VAE decode of 128x96 px: out of memory even with the thriftiest settings"),
-        ("nothing_helps_encode", "VAE encode of 128x96 px: out of memory even with the thriftiest settings"),
+        ("nothing_helps", "VAE decode of 128x96 px: out of memory even with the settings that need least"),
+        ("nothing_helps_encode", "VAE encode of 128x96 px: out of memory even with the settings that need least"),
         ("elsewhere", "VAE decode of 128x96 px: out of memory while the weights were loaded"),
         ("elsewhere_encode", "VAE encode of 128x96 px: out of memory while the weights were loaded"),
     ],

@@ -36,7 +36,7 @@ def test_a_vae_that_cannot_be_foretold_is_refused(plan: Cases) -> None:
 
 def test_a_vae_of_other_layers_is_refused(plan: Cases) -> None:
     found = plan["node"]["other_layers"]
-    words = "VAE: has other layers than Flux's, so its memory cannot be foretold; choose another"
+    words = "VAE: has other layers than Flux's, so its memory cannot be estimated; choose another"
     assert (found["classes"][0], found["message"]) == ("OptionError", words)
 
 

@@ -27,7 +27,7 @@ from op4ksr_core.periodicity.suppress import suppress_with_report
 from op4ksr_core.training.config_file import parse_config
 from op4ksr_core.training.data.degradation import Degradation, degrade
 from op4ksr_core.training.trainer import Trainer
-from op4ksr_core.vae.strips import THRIFTS, StripSettings
+from op4ksr_core.vae.strips import MEMORY_MODES, StripSettings
 from op4ksr_core.weights.probe import probe
 
 Send = Callable[[Any], Any]
@@ -76,7 +76,7 @@ def of_upscale(models: Models, send: Send, home: bool = True, rows: Any = None, 
 
 UPSCALES: dict[str, dict[str, Any]] = {
     **{f"colour {kind}": {"color": kind} for kind in COLOR_FIXES},
-    **{f"strips {thrift}": {"rows": StripSettings(16, thrift)} for thrift in THRIFTS},
+    **{f"strips {mode}": {"rows": StripSettings(16, mode)} for mode in MEMORY_MODES},
     **{f"rfr {kind}": {"rfr": Rfr(kind, (300.0, 200.0) if kind == "theta" else None)} for kind in POLICIES},
     "fp8 cast": {"fp8": "cast"},
 }

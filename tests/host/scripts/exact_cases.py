@@ -135,7 +135,7 @@ def small_vae() -> Any:
 
 
 def out_of_memory() -> dict[str, Any]:
-    """Inside the strips: thriftier, the same picture; when nothing helps, or elsewhere: a sentence, never tiles."""
+    """Inside the strips: leaner, the same picture; when nothing helps, or elsewhere: a sentence, never tiles."""
     vae, image, raw = small_vae(), picture(96, 128), noise(1, 16, 6, 8)
     plain = vae.encode(image), vae.decode(raw)
     found: dict[str, Any] = {}

@@ -98,7 +98,7 @@ def prediction() -> dict[str, float]:
     comfy.model_management.load_models_gpu([model, vae.patcher])
     pack = nodes.NODE_CLASS_MAPPINGS["OP4KSR_Plan"].__module__
     module = importlib.import_module(pack)
-    foretold, flux_params = module.flux_peak_bytes, module.flux_params
+    estimated, flux_params = module.flux_peak_bytes, module.flux_params
     plan = module.host_plan((256, 384), Target(scale=2), model, vae)
     stages = {stage.name: stage.peak for stage in plan.stages}
     flux, found = model.model.diffusion_model, {}
@@ -112,7 +112,7 @@ def prediction() -> dict[str, float]:
             flux.to(dtype)
             with AllocationTracker() as tracker:
                 flux(*cast, transformer_options={})
-            need = foretold(flux_params(model), plan.tokens[0] * plan.tokens[1], 3, dtype)
+            need = estimated(flux_params(model), plan.tokens[0] * plan.tokens[1], 3, dtype)
             assert dtype != torch.float32 or abs(need / stages["transformer"] - 1) < 0.01
             found[name] = tracker.peak / need
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import stage_clock, stage_times
 from benchmarks.stage_clock import STAGES, PeakMeter, StageClock
-from benchmarks.stage_times import TOGETHER, core_way, flops_of, foretold_bytes, measure, plan_of, text_tokens
+from benchmarks.stage_times import TOGETHER, core_way, estimated_bytes, flops_of, measure, plan_of, text_tokens
 from op4ksr_core import AutoEncoder, Flux, OneStepOptions, OneStepSettings, OutOfMemoryError, Target, upscale
 from op4ksr_core.images.io import load_image
 from op4ksr_core.one_step import CoreStages
@@ -45,9 +45,9 @@ def test_bytes_are_near_the_plans(core: CoreStages, image: Tensor) -> None:
     plan = plan_of((128, 144), TARGET, core)
     own = measure({"": core_way(core, OneStepOptions(TARGET), plan)}, image, 0)[""]
     for stage in ("encode", "transformer", "decode", TOGETHER):
-        assert 0.7 < (foretold_bytes(plan, stage) or 0) / own.peak(stage) < 1.4, stage
-    assert foretold_bytes(plan, "colour fix") == foretold_bytes(plan, "back-projection")
-    assert foretold_bytes(plan, "resize") is None
+        assert 0.7 < (estimated_bytes(plan, stage) or 0) / own.peak(stage) < 1.4, stage
+    assert estimated_bytes(plan, "colour fix") == estimated_bytes(plan, "back-projection")
+    assert estimated_bytes(plan, "resize") is None
 
 
 def test_without_a_transformer_no_stage_is_called_so(core: CoreStages, image: Tensor) -> None:

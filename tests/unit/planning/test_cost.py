@@ -14,8 +14,8 @@ from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, FluxParams
 from op4ksr_core.machine import AllocationTracker
 from op4ksr_core.models import flux_layers as layers
 from op4ksr_core.planning.cost import autoencoder_flops, flux_flops, flux_peak_bytes
-from op4ksr_core.vae.forecast import Stage
-from op4ksr_core.vae.strips import THRIFTS, StripSettings, Thrift
+from op4ksr_core.vae.estimate import Stage
+from op4ksr_core.vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 
 SMALL = AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False)
 FLUXES = [
@@ -27,11 +27,11 @@ FLUXES = [
 ]
 
 
-@pytest.mark.parametrize("thrift", THRIFTS)
+@pytest.mark.parametrize("mode", MEMORY_MODES)
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 @pytest.mark.parametrize("params", [AutoEncoderParams(), AutoEncoderParams(stride=1), SMALL], ids=["16", "8", "small"])
-def test_the_autoencoders_work(params: AutoEncoderParams, stage: Stage, thrift: Thrift) -> None:
-    side, settings = 256 * params.stride, StripSettings(32, thrift)
+def test_the_autoencoders_work(params: AutoEncoderParams, stage: Stage, mode: MemoryMode) -> None:
+    side, settings = 256 * params.stride, StripSettings(32, mode)
     with torch.device("meta"):
         model = AutoEncoder(params).requires_grad_(False)
         latent, pixels = torch.empty(1, 16, side // params.ratio, side // params.ratio), torch.empty(1, 3, side, side)

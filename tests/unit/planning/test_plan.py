@@ -15,7 +15,7 @@ from op4ksr_core.models.flux import FluxParams
 from op4ksr_core.one_step import OneStepOptions
 from op4ksr_core.planning.plan import Machine, Models, Plan, Weights, make_plan
 from op4ksr_core.vae.layers import AutoEncoderParams
-from op4ksr_core.vae.strips import THRIFTS, StripSettings
+from op4ksr_core.vae.strips import MEMORY_MODES, StripSettings
 
 WEIGHTS = (Weights("vae", 170_000_000, "cuda"), Weights("flux", 12_000_000_000, "cuda"))
 FULL = Models(AutoEncoderParams(), flux=FluxParams(), text_tokens=512, weights=WEIGHTS, train_tokens=128)
@@ -39,10 +39,10 @@ def test_vae_only_has_no_transformer() -> None:
     assert [stage.name for stage in found.stages] == ["encode", "decode", "finish"]
 
 
-def test_less_memory_is_a_thriftier_path_then_a_refusal() -> None:
+def test_less_memory_is_a_leaner_path_then_a_refusal() -> None:
     needs = [plan(free) for free in (100.0, 15.3, 14.6, 14.3, 12.0)]
     ways = [found.strips()["decode"] for found in needs]
-    assert [way.thrift for way in ways] == ["fast", "lean", "tiny", "tiny", "tiny"]
+    assert [way.mode for way in ways] == ["fast", "lean", "tiny", "tiny", "tiny"]
     assert [found.fits for found in needs] == [True, True, True, True, False]
     for found in needs[:4]:
         found.refuse_if_hopeless()
@@ -100,22 +100,22 @@ def test_a_wish_is_planned_as_it_is() -> None:
     wish = StripSettings(16, "lean")
     found = plan(100, models=replace(FULL, wish={"decode": wish}))
     assert found.strips()["decode"] == wish and found.strips()["encode"] == StripSettings()
-    assert wish.thrift in found.text()
+    assert wish.mode in found.text()
 
 
-def test_a_wish_that_does_not_fit_is_no_refusal_where_thriftier_strips_do() -> None:
+def test_a_wish_that_does_not_fit_is_no_refusal_where_leaner_strips_do() -> None:
     wish = replace(FULL, wish={"decode": StripSettings(), "encode": StripSettings()})
     found = plan(14.5, models=wish)
     assert found.fits and found.peak > 14.5e9 > found.least
-    assert "thriftier strips will be tried" in found.verdict()
+    assert "strips that need less memory will be tried" in found.verdict()
     found.refuse_if_hopeless()
 
 
-def test_every_thrift_is_told() -> None:
+def test_every_memory_mode_is_listed() -> None:
     decode = next(stage for stage in plan(100).stages if stage.name == "decode")
-    assert decode.by_thrift is not None and list(decode.by_thrift) == list(THRIFTS)
-    assert sorted(decode.by_thrift.values(), reverse=True) == list(decode.by_thrift.values())
-    assert decode.least is not None and decode.least < decode.by_thrift["tiny"]
+    assert decode.by_mode is not None and list(decode.by_mode) == list(MEMORY_MODES)
+    assert sorted(decode.by_mode.values(), reverse=True) == list(decode.by_mode.values())
+    assert decode.least is not None and decode.least < decode.by_mode["tiny"]
 
 
 def test_the_ceiling_holds() -> None:

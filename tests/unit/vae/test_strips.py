@@ -1,4 +1,4 @@
-"""In strips or whole: the same picture, to rounding, at any strip height and thrift."""
+"""In strips or whole: the same picture, to rounding, at any strip height and mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from op4ksr_core import AutoEncoder
 from op4ksr_core.vae import strip_maps
 from op4ksr_core.vae.strip_maps import Affine, Moments, fold_upsampling
-from op4ksr_core.vae.strips import THRIFTS, StripSettings, Thrift
+from op4ksr_core.vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 
 Make = Callable[..., AutoEncoder]
 
@@ -27,9 +27,9 @@ def near(ours: Tensor, reference: Tensor, tolerance: float = 1e-5) -> bool:
     return ((ours - reference).abs().max() <= tolerance * reference.abs().max()).item() is True
 
 
-def model_with(make: Make, rows: int, thrift: Thrift, **params: Any) -> AutoEncoder:
+def model_with(make: Make, rows: int, mode: MemoryMode, **params: Any) -> AutoEncoder:
     model = make(**params)
-    settings = StripSettings(rows, thrift)
+    settings = StripSettings(rows, mode)
     model.bounded.wish = {"encode": settings, "decode": settings}
     return model
 
@@ -37,29 +37,29 @@ def model_with(make: Make, rows: int, thrift: Thrift, **params: Any) -> AutoEnco
 # --- the same as the plain pass ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("thrift", THRIFTS)
+@pytest.mark.parametrize("mode", MEMORY_MODES)
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 64])
 @pytest.mark.parametrize("params", GEOMETRIES, ids=str)
 def test_decode_is_the_plain_decode(
-    make_autoencoder: Make, generator: torch.Generator, params: dict[str, int], rows: int, thrift: Thrift
+    make_autoencoder: Make, generator: torch.Generator, params: dict[str, int], rows: int, mode: MemoryMode
 ) -> None:
-    model = model_with(make_autoencoder, rows, thrift, **params)
+    model = model_with(make_autoencoder, rows, mode, **params)
     latent = torch.randn(1, 16, 5, 3, generator=generator)
     assert near(model.decode_strips(latent), model.decode_pixels(latent))
 
 
-@pytest.mark.parametrize("thrift", THRIFTS)
+@pytest.mark.parametrize("mode", MEMORY_MODES)
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 64])
 @pytest.mark.parametrize("params", GEOMETRIES, ids=str)
 def test_encode_is_the_plain_encode(
-    make_autoencoder: Make, generator: torch.Generator, params: dict[str, int], rows: int, thrift: Thrift
+    make_autoencoder: Make, generator: torch.Generator, params: dict[str, int], rows: int, mode: MemoryMode
 ) -> None:
-    model = model_with(make_autoencoder, rows, thrift, **params)
+    model = model_with(make_autoencoder, rows, mode, **params)
     pixels = torch.rand(1, 3, 80, 48, generator=generator) * 2 - 1
     assert near(model.encode_strips(pixels), model.encode_pixels(pixels))
 
 
-@pytest.mark.parametrize("thrift", THRIFTS)
+@pytest.mark.parametrize("mode", MEMORY_MODES)
 @pytest.mark.parametrize(
     "params",
     [
@@ -70,9 +70,11 @@ def test_encode_is_the_plain_encode(
     ],
     ids=str,
 )
-def test_any_widths(make_autoencoder: Make, generator: torch.Generator, params: dict[str, Any], thrift: Thrift) -> None:
+def test_any_widths(
+    make_autoencoder: Make, generator: torch.Generator, params: dict[str, Any], mode: MemoryMode
+) -> None:
     """Growing, shrinking and equal: with and without a shortcut, in the source's memory and not."""
-    model = model_with(make_autoencoder, 3, thrift, **params)
+    model = model_with(make_autoencoder, 3, mode, **params)
     pixels = torch.rand(1, 3, 48, 64, generator=generator) * 2 - 1
     latent = model.encode_pixels(pixels)
     assert near(model.encode_strips(pixels), latent)
@@ -95,12 +97,12 @@ def test_batches_are_their_pictures(make_autoencoder: Make, generator: torch.Gen
     assert near(model.decode_strips(latent), model.decode_pixels(latent))
 
 
-@pytest.mark.parametrize("thrift", THRIFTS)
+@pytest.mark.parametrize("mode", MEMORY_MODES)
 def test_bf16_is_as_near_to_fp32_as_the_plain_pass(
-    make_autoencoder: Make, generator: torch.Generator, thrift: Thrift
+    make_autoencoder: Make, generator: torch.Generator, mode: MemoryMode
 ) -> None:
     exact = make_autoencoder()
-    model = model_with(make_autoencoder, 8, thrift).to(torch.bfloat16)
+    model = model_with(make_autoencoder, 8, mode).to(torch.bfloat16)
     latent = torch.randn(1, 16, 4, 6, generator=generator).to(torch.bfloat16)
     reference = exact.decode_pixels(latent.float())
 
@@ -110,12 +112,12 @@ def test_bf16_is_as_near_to_fp32_as_the_plain_pass(
     assert 0 < rms(model.decode_strips(latent)) < 1.5 * rms(model.decode_pixels(latent))
 
 
-@pytest.mark.parametrize("thrift", THRIFTS)
+@pytest.mark.parametrize("mode", MEMORY_MODES)
 def test_the_input_and_the_weights_are_left_alone(
-    make_autoencoder: Make, generator: torch.Generator, thrift: Thrift
+    make_autoencoder: Make, generator: torch.Generator, mode: MemoryMode
 ) -> None:
     """Maps are overwritten in place, but only our own."""
-    model = model_with(make_autoencoder, 4, thrift)
+    model = model_with(make_autoencoder, 4, mode)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pixels, latent = torch.rand(1, 3, 32, 32, generator=generator), torch.randn(1, 16, 2, 2, generator=generator)
     before = pixels.clone(), latent.clone()
@@ -155,11 +157,13 @@ def test_public_encode_and_decode_run_in_strips(make_autoencoder: Make, generato
     assert counts[2] > 2 * counts[0] > 0 and counts[3] > 2 * counts[1] > 0
 
 
-@pytest.mark.parametrize("thrift", THRIFTS)
+@pytest.mark.parametrize("mode", MEMORY_MODES)
 @pytest.mark.parametrize("rows", [1, 5, 8, 64])
 @pytest.mark.parametrize("params", [{}, {"mid_attention": False, "stride": 1}, {"widths": (32, 16, 8)}], ids=str)
-def test_progress_counts_every_strip(make_autoencoder: Make, params: dict[str, Any], rows: int, thrift: Thrift) -> None:
-    model = model_with(make_autoencoder, rows, thrift, **params)
+def test_progress_counts_every_strip(
+    make_autoencoder: Make, params: dict[str, Any], rows: int, mode: MemoryMode
+) -> None:
+    model = model_with(make_autoencoder, rows, mode, **params)
     for run in (
         lambda tell: model.encode_strips(torch.zeros(1, 3, 64, 48), tell),
         lambda tell: model.decode_strips(torch.zeros(1, 16, 8, 4), tell),
@@ -263,7 +267,7 @@ def test_folded_upsampling_is_nearest_then_convolution(generator: torch.Generato
         assert near(part[:, :, p : p + 6, q : q + 7], plain[:, :, p::2, q::2])
 
 
-@pytest.mark.parametrize("wrong", [{"rows": 0}, {"rows": -4}, {"thrift": "greedy"}], ids=str)
+@pytest.mark.parametrize("wrong", [{"rows": 0}, {"rows": -4}, {"mode": "greedy"}], ids=str)
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="strips need"):
         StripSettings(**wrong)

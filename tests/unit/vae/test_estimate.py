@@ -10,16 +10,16 @@ import torch
 from op4ksr_core.errors import OutOfMemoryError
 from op4ksr_core.machine import AllocationTracker
 from op4ksr_core.vae.autoencoder import AutoEncoder, AutoEncoderParams
-from op4ksr_core.vae.forecast import (
+from op4ksr_core.vae.estimate import (
     Stage,
     choose_strips,
-    out_of_memory_told,
+    explain_out_of_memory,
+    leaner,
     peak_bytes,
     peak_elements,
     recovering,
-    thriftier,
 )
-from op4ksr_core.vae.strips import THRIFTS, StripSettings, Thrift
+from op4ksr_core.vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 
 FULL = AutoEncoderParams()
 TINY = AutoEncoderParams(widths=(8, 16), layers_per_block=1, norm_groups=4)
@@ -41,29 +41,29 @@ def measured(params: AutoEncoderParams, stage: Stage, side: int, settings: Strip
     return tracker.peak / 2
 
 
-@pytest.mark.parametrize("thrift", THRIFTS)
+@pytest.mark.parametrize("mode", MEMORY_MODES)
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 @pytest.mark.parametrize("params", [FULL, AutoEncoderParams(stride=1)], ids=["f16", "f8"])
-def test_the_prediction_is_within_ten_percent(params: AutoEncoderParams, stage: Stage, thrift: Thrift) -> None:
-    settings = StripSettings(thrift=thrift)
+def test_the_prediction_is_within_ten_percent(params: AutoEncoderParams, stage: Stage, mode: MemoryMode) -> None:
+    settings = StripSettings(mode=mode)
     real = measured(params, stage, 1024, settings)
     assert peak_elements(params, stage, 1024, 1024, settings) == pytest.approx(real, rel=0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "thrift", "gigabytes"),
+    ("stage", "mode", "gigabytes"),
     [("decode", "fast", 3.5), ("decode", "tiny", 2.0), ("encode", "fast", 2.4), ("encode", "tiny", 1.5)],
 )
-def test_the_full_width_peaks_at_4096_px(stage: Stage, thrift: Thrift, gigabytes: float) -> None:
-    assert measured(FULL, stage, 4096, StripSettings(thrift=thrift)) * 2 <= gigabytes * 1e9
+def test_the_full_width_peaks_at_4096_px(stage: Stage, mode: MemoryMode, gigabytes: float) -> None:
+    assert measured(FULL, stage, 4096, StripSettings(mode=mode)) * 2 <= gigabytes * 1e9
 
 
 def test_the_fastest_that_fits_is_chosen() -> None:
-    def chosen(free: int | None) -> Thrift:
-        return choose_strips(FULL, "decode", 4096, 4096, torch.bfloat16, free).thrift
+    def chosen(free: int | None) -> MemoryMode:
+        return choose_strips(FULL, "decode", 4096, 4096, torch.bfloat16, free).mode
 
-    needs = [peak_bytes(FULL, "decode", 4096, 4096, torch.bfloat16, StripSettings(thrift=t)) for t in THRIFTS]
+    needs = [peak_bytes(FULL, "decode", 4096, 4096, torch.bfloat16, StripSettings(mode=t)) for t in MEMORY_MODES]
     assert needs == sorted(needs, reverse=True)
     assert chosen(None) == chosen(int(needs[0] * 1.2)) == "fast"
     assert chosen(int(needs[1] * 1.12)) == "lean"
@@ -71,14 +71,14 @@ def test_the_fastest_that_fits_is_chosen() -> None:
     assert choose_strips(FULL, "decode", 4096, 4096, torch.bfloat16, 1).rows == 8
 
 
-def test_the_ladder_ends_and_only_gets_thriftier() -> None:
+def test_the_ladder_ends_and_only_gets_leaner() -> None:
     settings: StripSettings | None = StripSettings()
     seen = []
     while settings is not None:
         seen.append(settings)
-        settings = thriftier(settings)
+        settings = leaner(settings)
     assert [s.rows for s in seen] == [64, 32, 32, 32, 16, 8]
-    assert [s.thrift for s in seen] == ["fast", "fast", "lean", "tiny", "tiny", "tiny"]
+    assert [s.mode for s in seen] == ["fast", "fast", "lean", "tiny", "tiny", "tiny"]
 
 
 class Allocations:
@@ -128,7 +128,7 @@ def test_out_of_memory_at_every_allocation_is_recovered(model: AutoEncoder, stag
         with Allocations(at, 1).tracker() as tracker:
             try:
                 result = run()
-            except OutOfMemoryError as error:  # the result itself, which no thrift makes smaller
+            except OutOfMemoryError as error:  # the result itself, which no mode makes smaller
                 assert f"VAE {stage}: out of memory; ask for a smaller target" in str(error)
                 outside += 1
                 continue
@@ -156,8 +156,8 @@ def test_when_nothing_helps_it_is_one_sentence_and_the_next_run_works(model: Aut
 
 
 @pytest.mark.parametrize("stage", ["encode", "decode"])
-@pytest.mark.parametrize("thrift", THRIFTS)
-def test_cancel_at_every_strip(model: AutoEncoder, stage: str, thrift: Thrift) -> None:
+@pytest.mark.parametrize("mode", MEMORY_MODES)
+def test_cancel_at_every_strip(model: AutoEncoder, stage: str, mode: MemoryMode) -> None:
     class CancelError(Exception):
         pass
 
@@ -172,7 +172,7 @@ def test_cancel_at_every_strip(model: AutoEncoder, stage: str, thrift: Thrift) -
             raise CancelError
 
     stop = 0
-    model.bounded.wish = {stage: StripSettings(8, thrift)}
+    model.bounded.wish = {stage: StripSettings(8, mode)}
     try:
         plain = call(given, counted)
         total = count
@@ -228,7 +228,7 @@ def test_a_run_that_fits_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_encoding_has_no_lean_way_of_its_own() -> None:
-    fast, lean = (peak_elements(FULL, "encode", 1024, 1024, StripSettings(thrift=t)) for t in ("fast", "lean"))
+    fast, lean = (peak_elements(FULL, "encode", 1024, 1024, StripSettings(mode=t)) for t in ("fast", "lean"))
     assert fast == lean
 
 
@@ -246,7 +246,7 @@ def test_other_errors_are_not_retried() -> None:
 
 def test_out_of_memory_elsewhere_is_told_in_one_sentence() -> None:
     sentence = r"photo\.png: out of memory; ask for a smaller target"
-    with pytest.raises(OutOfMemoryError, match=sentence), out_of_memory_told("photo.png"):
+    with pytest.raises(OutOfMemoryError, match=sentence), explain_out_of_memory("photo.png"):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RuntimeError, match="shapes"), out_of_memory_told("photo.png"):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory("photo.png"):
         raise RuntimeError("shapes do not match")

@@ -1,4 +1,4 @@
-"""How much memory the autoencoder will need, which thrift fits, and what to do when it did not.
+"""How much memory the autoencoder will need, which mode fits, and what to do when it did not.
 
 Predictions count live tensors, as ``machine.AllocationTracker`` measures them (a test holds the two together);
 scratch memory inside kernels comes on top and is covered by ``WORKSPACE``.
@@ -17,7 +17,7 @@ import torch
 
 from ..errors import OutOfMemoryError
 from .layers import AutoEncoderParams
-from .strips import THRIFTS, StripSettings, Thrift
+from .strips import MEMORY_MODES, MemoryMode, StripSettings
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ WORKSPACE, MARGIN = 0.10, 0.10
 
 #: Strips of the entering width that live at once while a level is entered, as counted; and the rows of
 #: halo that they come with.
-_AT_WORK: dict[Thrift, float] = {"fast": 2.0, "lean": 2.3, "tiny": 2.25}
-_HALO: dict[Thrift, int] = {"fast": 0, "lean": 2, "tiny": 4}
+_AT_WORK: dict[MemoryMode, float] = {"fast": 2.0, "lean": 2.3, "tiny": 2.25}
+_HALO: dict[MemoryMode, int] = {"fast": 0, "lean": 2, "tiny": 4}
 
 #: Elements at work, per square of the width, while an upsampling convolution is folded: float32 copies, so
 #: many in half precision, half as many in float32. Only small pictures notice.
@@ -39,8 +39,8 @@ _FOLDING = 90.0
 #: Strips are not made lower than this: the halo would cost more than the strip.
 LOWEST_STRIP = 8
 
-#: Where ``thriftier`` ends.
-THRIFTIEST = StripSettings(LOWEST_STRIP, THRIFTS[-1])
+#: Where ``leaner`` ends.
+LEAST_MEMORY = StripSettings(LOWEST_STRIP, MEMORY_MODES[-1])
 
 
 def both(settings: StripSettings) -> dict[Stage, StripSettings]:
@@ -58,7 +58,7 @@ def peak_elements(params: AutoEncoderParams, stage: Stage, height: int, width: i
 
 
 def _decode_peaks(params: AutoEncoderParams, height: int, width: int, settings: StripSettings) -> Iterator[float]:
-    widths, thrift = params.widths, settings.thrift
+    widths, mode = params.widths, settings.mode
     top = len(widths) - 1
     area = height * width / params.stride**2
     yield from _middle_peaks(params, area / 4**top)
@@ -67,40 +67,40 @@ def _decode_peaks(params: AutoEncoderParams, height: int, width: int, settings: 
         here, out = area / 4**i, widths[i]
         entering = widths[min(i + 1, top)]
         strip = _strip_area(params, height, width, i, settings)
-        work = strip * (_AT_WORK[thrift] * entering + out)
+        work = strip * (_AT_WORK[mode] * entering + out)
         if i < top:
             yield storage + _FOLDING * entering**2
         if i == top:
             stored = storage
-        elif thrift == "fast":
+        elif mode == "fast":
             yield storage + entering * here + work
             stored = storage = entering * here
         else:
             stored = storage  # of the level before; the upsampled map is never stored
-        inner = 0 if thrift == "tiny" else out * here
-        result = 0 if stored == entering * here and (entering == out or thrift != "tiny") else out * here
+        inner = 0 if mode == "tiny" else out * here
+        result = 0 if stored == entering * here and (entering == out or mode != "tiny") else out * here
         yield stored + inner + result + work
         if result:
             storage = result
-        yield storage + inner + strip * out * (4.2 if thrift == "tiny" else 3)
+        yield storage + inner + strip * out * (4.2 if mode == "tiny" else 3)
     yield storage + min(settings.rows, height) * width * 3 * 4
 
 
 def _encode_peaks(params: AutoEncoderParams, height: int, width: int, settings: StripSettings) -> Iterator[float]:
-    if settings.thrift == "lean":  # the same as fast: nothing is upsampled
-        settings = replace(settings, thrift="fast")
-    widths, thrift = params.widths, settings.thrift
+    if settings.mode == "lean":  # the same as fast: nothing is upsampled
+        settings = replace(settings, mode="fast")
+    widths, mode = params.widths, settings.mode
     area = height * width / params.stride**2
     storage = widths[0] * area
     for i, out in enumerate(widths):
         here, entering = area / 4**i, widths[max(0, i - 1)]
         strip = _strip_area(params, height, width, i, settings)
-        inner = 0 if thrift == "tiny" else out * here
+        inner = 0 if mode == "tiny" else out * here
         result = 0 if entering == out else out * here
         yield storage + inner + result + strip * (entering + out)
         storage = result or storage
         strips = max(1.0, height / params.stride / 2**i / settings.rows)
-        yield storage + inner + strip * out * (min(4.2, 2 + 0.75 * math.log2(strips)) if thrift == "tiny" else 2)
+        yield storage + inner + strip * out * (min(4.2, 2 + 0.75 * math.log2(strips)) if mode == "tiny" else 2)
         if i + 1 < len(widths):
             yield storage + out * here / 4 + strip * out * 2
             storage = out * here / 4
@@ -110,7 +110,7 @@ def _encode_peaks(params: AutoEncoderParams, height: int, width: int, settings: 
 def _strip_area(params: AutoEncoderParams, height: int, width: int, level: int, settings: StripSettings) -> float:
     """Positions in one strip, halo included, of a map of this level."""
     scale = params.stride * 2**level
-    return min(settings.rows + _HALO[settings.thrift], height / scale) * width / scale
+    return min(settings.rows + _HALO[settings.mode], height / scale) * width / scale
 
 
 def _middle_peaks(params: AutoEncoderParams, area: float) -> Iterator[float]:
@@ -133,8 +133,8 @@ def peak_bytes(
 def choose_strips(
     params: AutoEncoderParams, stage: Stage, height: int, width: int, dtype: torch.dtype, free: int | None
 ) -> StripSettings:
-    """The fastest settings that fit into ``free`` bytes (None: unknown, then the fastest); else the thriftiest."""
-    candidates = [StripSettings(thrift=thrift) for thrift in THRIFTS]
+    """The fastest settings that fit into ``free`` bytes (None: unknown, then the fastest); else the leanest."""
+    candidates = [StripSettings(mode=mode) for mode in MEMORY_MODES]
     candidates += [StripSettings(rows, "tiny") for rows in (32, 16, LOWEST_STRIP)]
     if free is None:
         return candidates[0]
@@ -144,13 +144,13 @@ def choose_strips(
     return candidates[-1]
 
 
-def thriftier(settings: StripSettings) -> StripSettings | None:
-    """What to try after these ran out of memory: half the strip, then the next thrift, then lower strips."""
-    level = THRIFTS.index(settings.thrift)
+def leaner(settings: StripSettings) -> StripSettings | None:
+    """What to try after these ran out of memory: half the strip, then the next mode, then lower strips."""
+    level = MEMORY_MODES.index(settings.mode)
     if settings.rows > 32:
         return replace(settings, rows=settings.rows // 2)
-    if level + 1 < len(THRIFTS):
-        return replace(settings, thrift=THRIFTS[level + 1])
+    if level + 1 < len(MEMORY_MODES):
+        return replace(settings, mode=MEMORY_MODES[level + 1])
     if settings.rows > LOWEST_STRIP:
         return replace(settings, rows=max(LOWEST_STRIP, settings.rows // 2))
     return None
@@ -165,7 +165,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def out_of_memory_told(
+def explain_out_of_memory(
     what: str, is_oom: Callable[[BaseException], bool] = is_out_of_memory
 ) -> Generator[None, None, None]:
     """Turn any out-of-memory error inside into ours, with the remedy: one that nobody answers with tiles."""
@@ -186,10 +186,10 @@ def recovering(
     release: Callable[[], None] = lambda: None,
     is_oom: Callable[[BaseException], bool] = is_out_of_memory,
 ) -> Result:
-    """``run(settings)``; on out of memory again with thriftier ones, the result being the same picture.
+    """``run(settings)``; on out of memory again with leaner ones, the result being the same picture.
 
     ``release`` runs between the tries, when nothing holds on to the failed one any more. Raises our
-    OutOfMemoryError, with what was tried and the remedy, when the thriftiest fails as well.
+    OutOfMemoryError, with what was tried and the remedy, when those that need least fail as well.
     """
     attempt: StripSettings | None = settings
     tried: list[str] = []
@@ -200,10 +200,10 @@ def recovering(
                 log.warning("%s: out of memory with %s; done with %s", what, ", ".join(tried), _name(attempt))
             return result[0]
         tried.append(_name(attempt))
-        attempt = thriftier(attempt)
+        attempt = leaner(attempt)
         release()
     raise OutOfMemoryError(
-        f"{what}: out of memory even with the thriftiest settings (tried {', '.join(tried)}); "
+        f"{what}: out of memory even with the settings that need least (tried {', '.join(tried)}); "
         "ask for a smaller target, close what else uses the memory, or run on the CPU"
     )
 
@@ -221,4 +221,4 @@ def _try(
 
 
 def _name(settings: StripSettings) -> str:
-    return f"{settings.thrift}, strips of {settings.rows} rows"
+    return f"{settings.mode}, strips of {settings.rows} rows"
