@@ -19,14 +19,14 @@ import torch
 from .. import __version__
 from ..bundled import SAMPLE_PHOTO
 from ..errors import Op4ksrError
+from ..files import make_folder
 from ..images.color import COLOR_FIXES
 from ..images.io import Picture, check_bits, from_pil, holds_alpha, levels, load_image, save_image
-from ..images.paths import gather, make_folder, output_paths
-from ..machine import dtype_name, peak_memory
+from ..images.paths import gather, output_paths
+from ..machine import dtype_name, explain_out_of_memory, peak_memory
 from ..models.flux import Flux
 from ..one_step import OneStepOptions, upscale, upscale_alpha
 from ..vae.autoencoder import AutoEncoder
-from ..vae.estimate import explain_out_of_memory
 from ..weights.inspect import inspect_file
 from . import periodicity as cli_periodicity
 from .convert import add_convert
