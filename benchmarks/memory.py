@@ -22,6 +22,7 @@ from op4ksr_core.images.resize import Target, resize
 from op4ksr_core.machine import AllocationTracker, dtype_name, explain_out_of_memory, peak_memory
 from op4ksr_core.models.flux import OnProgress
 from op4ksr_core.one_step import CoreStages, OneStepOptions, run
+from op4ksr_core.planning.geometries import AUTOENCODERS
 from op4ksr_core.vae.autoencoder import AutoEncoder, AutoEncoderParams
 from op4ksr_core.vae.estimate import Stage, both, peak_elements
 from op4ksr_core.vae.strips import MEMORY_MODES, MemoryMode, StripSettings
@@ -31,15 +32,6 @@ from .tables import Row
 from .tiles import three_passes
 
 log = logging.getLogger(__name__)
-
-#: Geometry by name. The small ones have the bundled file's widths (it has one norm group).
-GEOMETRIES = {
-    "F16, full width": AutoEncoderParams(),
-    "F16, full width, shift 1": AutoEncoderParams(shift=1),
-    "F8, full width": AutoEncoderParams(stride=1),
-    "F16, small": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False),
-    "F8, small": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False, stride=1),
-}
 
 #: ComfyUI's tiled nodes as they are set when put on the canvas, in px.
 TILE, OVERLAP = 512, 64
@@ -78,15 +70,15 @@ class Case:
 
 
 CASES = (
-    Case("F16, small", (512, 512)),
-    Case("F16, small", (1024, 1024)),
-    Case("F16, small", (992, 544)),
+    Case("F16, bundled", (512, 512)),
+    Case("F16, bundled", (1024, 1024)),
+    Case("F16, bundled", (992, 544)),
     Case("F16, full width", (512, 512)),
     Case("F16, full width", (1024, 1024)),
     Case("F16, full width, shift 1", (544, 288)),
     Case("F8, full width", (512, 512), tiles=False),
 )
-QUICK_CASES = (Case("F16, small", (256, 256)), Case("F16, small", (544, 144)))
+QUICK_CASES = (Case("F16, bundled", (256, 256)), Case("F16, bundled", (544, 144)))
 
 
 def exactness(cases: tuple[Case, ...] = CASES) -> list[Row]:
@@ -99,7 +91,7 @@ def exactness(cases: tuple[Case, ...] = CASES) -> list[Row]:
     rows: list[Row] = []
     for case in cases:
         log.info("exactness: %s, %s", case.geometry, case.size)
-        params = GEOMETRIES[case.geometry]
+        params = AUTOENCODERS[case.geometry]
         model = random_autoencoder(params)
         latent = uneven(1, params.latent_channels, *(side // params.ratio for side in case.size))
         pixels = model.decode_strips(latent).clamp(-1, 1)
@@ -156,8 +148,8 @@ def _plain(model: AutoEncoder, stage: str, given: Tensor) -> Tensor:
 
 
 def _strips(model: AutoEncoder, stage: str, given: Tensor, settings: StripSettings) -> Tensor:
-    model.bounded.wish = both(settings)
-    return model.decode_strips(given) if stage == "decode" else model.encode_strips(given)
+    run = model.decode_strips if stage == "decode" else model.encode_strips
+    return run(given, strips=settings)
 
 
 def _tiled(model: AutoEncoder, stage: str, given: Tensor) -> Tensor:
@@ -199,7 +191,7 @@ TARGETS: dict[tuple[str, int, str], float] = {
 
 
 def peaks(
-    geometries: tuple[str, ...] = ("F16, small", "F16, full width", "F8, full width"),
+    geometries: tuple[str, ...] = ("F16, bundled", "F16, full width", "F8, full width"),
     real_sides: tuple[int, ...] = (1024, 2048),
     meta_sides: tuple[int, ...] = (4096, 8192),
 ) -> list[Row]:
@@ -207,7 +199,7 @@ def peaks(
     rows: list[Row] = []
     for name in geometries:
         for side in (*real_sides, *meta_sides):
-            large = GEOMETRIES[name].stride == 1 and side > min(real_sides)  # minutes each
+            large = AUTOENCODERS[name].stride == 1 and side > min(real_sides)  # minutes each
             device = "meta" if side in meta_sides or large else "cpu"
             for stage in ("encode", "decode"):
                 log.info("peaks: %s, %d px, %s", name, side, stage)
@@ -216,7 +208,7 @@ def peaks(
 
 
 def _peaks_of(name: str, stage: Stage, side: int, device: str) -> Iterator[Row]:
-    params = GEOMETRIES[name]
+    params = AUTOENCODERS[name]
     with torch.device(device):
         model = AutoEncoder(params, dtype=torch.bfloat16).requires_grad_(False)
         shape = (params.latent_channels, side // params.ratio, side // params.ratio)
@@ -250,11 +242,11 @@ def _run_once(model: AutoEncoder, stage: str, given: Tensor, out: Tensor | None,
     if way == "plain":
         _plain(model, stage, given)
         return
-    model.bounded.wish = both(StripSettings(mode=_mode(way)))
+    settings = StripSettings(mode=_mode(way))
     if stage == "decode":
-        model.decode_strips(given, out=out)
+        model.decode_strips(given, out=out, strips=settings)
     else:
-        model.encode_strips(given)
+        model.encode_strips(given, strips=settings)
 
 
 # --- a whole run ------------------------------------------------------------------------------
@@ -300,9 +292,10 @@ def _in_a_process(way: str, side: int, factor: int) -> Row:
 
 def _upscale_and_tell(way: str, side: int, factor: int, results: Any) -> None:
     autoencoder, flux = load_autoencoder(BUNDLED_AUTOENCODER), load_flux(BUNDLED_FLUX)
-    stages = PlainStages(flux, autoencoder) if way == "plain" else CoreStages(flux, autoencoder)
-    if way != "plain":
-        autoencoder.bounded.wish = both(StripSettings(mode=_mode(way)))
+    if way == "plain":
+        stages = PlainStages(flux, autoencoder)
+    else:
+        stages = CoreStages(flux, autoencoder, strips=both(StripSettings(mode=_mode(way))))
     image = resize(load_image(SAMPLE_PHOTO).image, side, side).clamp(0, 1)
     before = peak_memory(torch.device("cpu")) or 0
     options = replace(OneStepOptions(), target=Target(scale=factor))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from op4ksr_core.cli.options import parse_device, parse_strips
+from op4ksr_core.planning.geometries import GEOMETRIES
 
 from .. import tables as benchmark
 from ..full.cases import FullSettings, full, setup_of, work_of
@@ -17,7 +18,6 @@ from ..full.host import HostRuns, HostSettings, host_tables, measure_host
 from ..full.host_client import HostClient
 from ..full.kernels import KERNELS
 from ..full.tables import DTYPES, Case, Findings, check_same, read_findings, tables_of
-from ..random_models import GEOMETRIES
 from ..tables import Row
 
 #: Sides, and the matrices' for the ceiling, with --quick.

@@ -63,7 +63,7 @@ _MEMORY_TABLES: dict[str, Callable[[], list[Row]]] = {
     "exactness": benchmark_memory.exactness,
 }
 _QUICK_TABLES: dict[str, Callable[[], list[Row]]] = {
-    "peaks": lambda: benchmark_memory.peaks(("F16, small",), (512,), (1024,)),
+    "peaks": lambda: benchmark_memory.peaks(("F16, bundled",), (512,), (1024,)),
     "exactness": lambda: benchmark_memory.exactness(benchmark_memory.QUICK_CASES),
 }
 

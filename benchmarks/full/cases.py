@@ -24,11 +24,13 @@ from op4ksr_core.models.flux import Flux
 from op4ksr_core.models.latent import MARGIN, PATCH
 from op4ksr_core.one_step import CoreStages, OneStepOptions, run
 from op4ksr_core.planning.cost import autoencoder_flops, flux_flops, image_tokens
+from op4ksr_core.planning.geometries import GEOMETRIES, Geometry
+from op4ksr_core.vae.estimate import both
 from op4ksr_core.vae.strips import StripSettings
 
 from ..ceiling import fp8_ceiling, matmul_ceiling
 from ..pipeline import meanings, photo
-from ..random_models import GEOMETRIES, Geometry, random_autoencoder_on, random_flux, weights_bytes
+from ..random_models import random_autoencoder_on, random_flux, weights_bytes
 from ..stage_clock import StageClock
 from ..stage_times import Way, core_way, measure, plan_of
 from ..tables import FACTOR
@@ -211,9 +213,9 @@ def measure_case(core: CoreStages, case: Case, settings: FullSettings) -> Record
     flux, vae = core.flux, core.autoencoder
     assert flux is not None
     device, target, low = vae.device, Target(long_edge=case.side), max(1, case.side // FACTOR)
-    wish = {} if settings.strips is None else {"encode": settings.strips, "decode": settings.strips}
-    plan = plan_of((low, low), target, core, wish)  # pyright: ignore[reportArgumentType]
-    vae.bounded.wish = plan.strips()
+    if settings.strips is not None:
+        core = core.with_strips(both(settings.strips))
+    plan = plan_of((low, low), target, core)
     way, image = core_way(core, OneStepOptions(target), plan), photo(low, device)
     record = Record(case, flops=dict(way.flops), weights=weights_bytes(flux, vae))
     record.strips = ", ".join(f"{stage} {s.mode}:{s.rows}" for stage, s in plan.strips().items())
@@ -231,7 +233,7 @@ def measure_case(core: CoreStages, case: Case, settings: FullSettings) -> Record
 def _first(way: Way, image: torch.Tensor, device: torch.device) -> float:
     began = time.perf_counter()
     clock = StageClock(device)
-    run(image, way.stages(clock), way.options, clock.on_progress)
+    run(image, way.stages(clock), way.options)
     clock.end()
     return time.perf_counter() - began
 

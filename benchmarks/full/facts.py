@@ -25,13 +25,13 @@ from op4ksr_core.images.resize import Target
 from op4ksr_core.machine import release_memory, wait_for
 from op4ksr_core.models.attention import attention, in_chunks
 from op4ksr_core.one_step import OneStepOptions, upscale
+from op4ksr_core.planning.geometries import AUTOENCODERS, GEOMETRIES
 from op4ksr_core.vae.estimate import WORKSPACE, Stage, peak_elements
 from op4ksr_core.vae.strips import MEMORY_MODES, Affine, Moments, StripSettings
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 
-from ..memory import GEOMETRIES, both, random_autoencoder, uneven
+from ..memory import random_autoencoder, uneven
 from ..pipeline import photo
-from ..random_models import GEOMETRIES as SHAPES
 from ..stage_clock import PeakMeter
 from ..tables import Row
 from .files import write_random
@@ -194,7 +194,7 @@ def meter_facts(device: torch.device) -> Iterator[Fact]:
 def norm_facts(device: torch.device) -> Iterator[Fact]:
     """Statistics of bf16 maps are float32's: far from 0, where bf16's own would lose the variance."""
     generator = torch.Generator().manual_seed(0)
-    norm = random_autoencoder(GEOMETRIES["F16, small"]).decoder.norm_out.to(device, torch.bfloat16)
+    norm = random_autoencoder(AUTOENCODERS["F16, bundled"]).decoder.norm_out.to(device, torch.bfloat16)
     exact = 20 + torch.randn(1, norm.num_channels, 64, 64, generator=generator, dtype=torch.float64)
     half = exact.to(device, torch.bfloat16)
     weight, bias = norm.weight.double(), norm.bias.double()
@@ -212,19 +212,19 @@ def norm_facts(device: torch.device) -> Iterator[Fact]:
 def strip_facts(device: torch.device) -> Iterator[Fact]:
     """Strips are the plain pass (in true float32), and take what is estimated, and a tenth for kernels, at most."""
     with true_float32():
-        model = random_autoencoder(GEOMETRIES["F16, small"]).to(device)
+        model = random_autoencoder(AUTOENCODERS["F16, bundled"]).to(device)
         latent = uneven(1, 16, 12, 8).to(device)
         for mode in MEMORY_MODES:
-            model.bounded.wish = both(StripSettings(16, mode))
-            error = (model.decode_strips(latent) - model.decode_pixels(latent)).abs().max().item()
+            ours = model.decode_strips(latent, strips=StripSettings(16, mode))
+            error = (ours - model.decode_pixels(latent)).abs().max().item()
             yield Fact(f"strips, {mode}, against the plain pass: largest error", error, 1e-4)
     yield from peak_facts(device)
 
 
 def peak_facts(device: torch.device) -> Iterator[Fact]:
     """Peaks over their forecasts, in bf16; at full width and 2048 px where there is a GPU."""
-    name, side = ("F16, small", 512) if device.type == "cpu" else ("F16, full width", 2048)
-    params = GEOMETRIES[name]
+    name, side = ("F16, bundled", 512) if device.type == "cpu" else ("F16, full width", 2048)
+    params = AUTOENCODERS[name]
     model = random_autoencoder(params).to(device, torch.bfloat16)
     low = side // params.ratio
     latent = torch.randn(1, 16, low, low, device=device).bfloat16()
@@ -234,11 +234,13 @@ def peak_facts(device: torch.device) -> Iterator[Fact]:
     for stage in stages:
         for mode in MEMORY_MODES:
             settings = StripSettings(mode=mode)
-            model.bounded.wish = both(settings)
             release_memory()
             with torch.no_grad(), PeakMeter(device) as meter:
                 meter.restart()
-                _ = model.decode_strips(latent, out=out) if stage == "decode" else model.encode_strips(pixels)
+                if stage == "decode":
+                    model.decode_strips(latent, out=out, strips=settings)
+                else:
+                    _ = model.encode_strips(pixels, strips=settings)
                 wait_for(device)
                 peak = meter.peak()
             estimated = 2 * peak_elements(params, stage, side, side, settings)
@@ -271,13 +273,11 @@ def memory_facts(device: torch.device) -> Iterator[Fact]:
     On CUDA the process really gets no more than 1.3 times what "tiny" needs, which "fast" exceeds in the lowest
     strips too; elsewhere the first try is made to fail.
     """
-    params, side = GEOMETRIES["F16, small"], 2048 if device.type == "cuda" else 128
+    params, side = AUTOENCODERS["F16, bundled"], 2048 if device.type == "cuda" else 128
     model = random_autoencoder(params).to(device)
     latent = torch.randn(1, 16, side // 16, side // 16, device=device)
     with true_float32():
-        model.bounded.wish = both(StripSettings(mode="tiny"))
-        whole = model.decode_strips(latent)
-        model.bounded.wish = both(StripSettings(mode="fast"))
+        whole = model.decode_strips(latent, strips=StripSettings(mode="tiny"))
         tries: list[int] = []
 
         def counted(done: int, total: int) -> None:
@@ -289,7 +289,7 @@ def memory_facts(device: torch.device) -> Iterator[Fact]:
         need = 4 * peak_elements(params, "decode", side, side, StripSettings(mode="tiny"))
         out = torch.empty_like(whole)
         with limited(device, int(1.3 * need)):
-            result = model.decode_strips(latent, counted, out)
+            result = model.decode_strips(latent, counted, out, strips=StripSettings(mode="fast"))
     yield Fact("out of memory: tries that it took, at least 2 (as 2 / tries)", 2 / len(tries), 1.0)
     yield Fact("out of memory: largest difference of the picture", (result - whole).abs().max().item(), 1e-4)
 
@@ -312,7 +312,7 @@ def limited(device: torch.device, size: int) -> Generator[None, None, None]:
 
 def fp8_facts(device: torch.device) -> Iterator[Fact]:
     """A plain fp8 file loads (cast up), and 8-bit products are the products of the rounded numbers."""
-    shape = SHAPES["small"]
+    shape = GEOMETRIES["small"]
     with tempfile.TemporaryDirectory() as folder:
         _, half, small = write_random(Path(folder), "small", shape, ("bf16", "fp8"), torch.device("cpu"))
         models = [load_flux(path, device=device, dtype=torch.bfloat16) for path in (half, small)]

@@ -204,10 +204,10 @@ def _upscale_file(
         log.warning("%s: %s", source, warning)
     if not options.anyway:
         plan.refuse_if_hopeless()
-    autoencoder.bounded.wish = plan.strips()
     show = None if options.json or not sys.stderr.isatty() else _show_progress
     with explain_out_of_memory(str(source)):
-        image = upscale(picture.image.to(device), flux, autoencoder, settings, on_progress=show)
+        low = picture.image.to(device)
+        image = upscale(low, flux, autoencoder, settings, strips=plan.strips(), on_progress=show)
         if device.type != "cpu":
             image = levels(image, options.bits)
         alpha = None if picture.alpha is None else upscale_alpha(picture.alpha, *image.shape[-2:])

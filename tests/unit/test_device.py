@@ -27,6 +27,7 @@ from op4ksr_core.periodicity.suppress import suppress_with_report
 from op4ksr_core.training.config_file import parse_config
 from op4ksr_core.training.data.degradation import Degradation, degrade
 from op4ksr_core.training.trainer import Trainer
+from op4ksr_core.vae.estimate import StripPlan
 from op4ksr_core.vae.strips import MEMORY_MODES, StripSettings
 from op4ksr_core.weights.probe import probe
 
@@ -68,10 +69,9 @@ def of_upscale(models: Models, send: Send, home: bool = True, rows: Any = None, 
     flux, autoencoder = send(models.flux()), send(models.autoencoder())
     if fp8:
         store_in_fp8(flux, fp8)
-    if rows:
-        autoencoder.bounded.wish = {"encode": rows, "decode": rows}
+    strips: StripPlan = {"encode": rows, "decode": rows} if rows else {}
     rfr, image = how.pop("rfr", None), send(models.image) if home else models.image
-    return upscale(image, flux, autoencoder, OneStepOptions(Target(scale=4), **how), rfr=rfr)
+    return upscale(image, flux, autoencoder, OneStepOptions(Target(scale=4), **how), rfr=rfr, strips=strips)
 
 
 UPSCALES: dict[str, dict[str, Any]] = {

@@ -15,11 +15,12 @@ from torch import Tensor
 from benchmarks import memory as benchmark_memory
 from benchmarks import tables as benchmark
 from benchmarks.commands import main as cli
-from benchmarks.memory import GEOMETRIES, QUICK_CASES, end_to_end, exactness, peaks, random_autoencoder, uneven
+from benchmarks.memory import QUICK_CASES, end_to_end, exactness, peaks, random_autoencoder, uneven
 from benchmarks.speed import QUICK_CASES as QUICK_SPEED
 from benchmarks.speed import speed
 from benchmarks.tiles import three_passes
 from op4ksr_core import Op4ksrError, OutputError
+from op4ksr_core.planning.geometries import AUTOENCODERS
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_outputs_are_of_order_one(rows: list[benchmark.Row]) -> None:
 
 
 def test_peaks_are_counted_and_predicted() -> None:
-    found = peaks(("F16, small",), (256,), (1024,))
+    found = peaks(("F16, bundled",), (256,), (1024,))
     by_way = {(row["stage"], row["px"], row["way"]): row["GB"] for row in found}
     for stage in ("encode", "decode"):
         gigabytes = [by_way[stage, 1024, way] for way in ("plain", "fast", "lean", "tiny")]
@@ -96,7 +97,7 @@ def test_tiles_see_their_own_statistics_only() -> None:
 
 
 def test_random_weights_are_seeded_and_scaled() -> None:
-    first, again = (random_autoencoder(GEOMETRIES["F16, small"]) for _ in range(2))
+    first, again = (random_autoencoder(AUTOENCODERS["F16, bundled"]) for _ in range(2))
     latent = uneven(1, 16, 8, 8)
     assert torch.equal(first.decode_pixels(latent), again.decode_pixels(latent))
     assert first.decode_pixels(latent).std() < 1

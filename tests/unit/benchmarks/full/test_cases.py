@@ -15,8 +15,9 @@ from benchmarks.commands import main as cli
 from benchmarks.full import cases as benchmark_full
 from benchmarks.full.cases import FullSettings, blocks_compiled, expected_seconds, full, outcome, setup_of, work_of
 from benchmarks.full.tables import Case, Findings, Record, aim_rows, check_same, paper_row, read_findings, tables_of
-from benchmarks.random_models import GEOMETRIES, random_autoencoder_on, random_flux, weights_bytes
+from benchmarks.random_models import random_autoencoder_on, random_flux, weights_bytes
 from op4ksr_core import Op4ksrError, OptionError, OutOfMemoryError
+from op4ksr_core.planning.geometries import GEOMETRIES
 from op4ksr_core.vae.strips import StripSettings
 
 CPU = torch.device("cpu")

@@ -12,8 +12,9 @@ import torch
 
 from benchmarks.commands import main as cli
 from benchmarks.full.files import write_random
-from benchmarks.random_models import GEOMETRIES, random_flux
+from benchmarks.random_models import random_flux
 from op4ksr_core import OutputError
+from op4ksr_core.planning.geometries import GEOMETRIES
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 from op4ksr_core.weights.description import describe_flux
 from op4ksr_core.weights.header import read_header

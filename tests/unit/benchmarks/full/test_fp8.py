@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import Linear
 
 from benchmarks.full.fp8 import FP8, PRODUCTS, Fp8Linear, Product, has_scaled_mm, scaled_to_fp8, store_in_fp8
-from benchmarks.random_models import GEOMETRIES, random_flux, weights_bytes
+from benchmarks.random_models import random_flux, weights_bytes
 from op4ksr_core import Flux
+from op4ksr_core.planning.geometries import GEOMETRIES
 
 CPU = torch.device("cpu")
 needs_scaled_mm = pytest.mark.skipif(not has_scaled_mm(CPU), reason="this PyTorch's CPU has no torch._scaled_mm")

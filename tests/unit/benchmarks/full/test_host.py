@@ -19,8 +19,8 @@ from benchmarks.commands import main as cli
 from benchmarks.full.files import write_random
 from benchmarks.full.host import HostRuns, HostSettings, graph, host_tables, measure_host
 from benchmarks.full.host_client import HostClient, Run, RunFailedError, _NodeClock
-from benchmarks.random_models import GEOMETRIES
 from op4ksr_core import OptionError
+from op4ksr_core.planning.geometries import GEOMETRIES
 
 SETTINGS = HostSettings("model.safetensors", "vae.safetensors", sides=(64,), repeats=1)
 STATS: dict[str, Any] = {
