@@ -50,7 +50,7 @@ def test_one_step_tells_the_same_plan(plan: Cases, what: str) -> None:
     assert plan["one_step_tells_it"][what]
 
 
-@pytest.mark.parametrize("mega", ["2", "6", "1000"])
+@pytest.mark.parametrize("mega", ["2", "4", "1000"])
 def test_the_strips_that_are_logged_are_the_ones_that_run(plan: Cases, mega: str) -> None:
     """Whatever memory is free later; room is made for the same, and a VAE node by itself runs what it asks for."""
     found = plan["logged_is_run"][mega]
