@@ -19,10 +19,9 @@ from ..models.flux import Flux, FluxParams
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .checkpoint import check_tensors
 from .description import Description, check_prompt, describe_autoencoder, describe_flux
-from .export_layouts import Piece, export_autoencoder, export_flux
 from .header import PROMPT_KEYS, Header, LayoutName, read_header, read_tensors
-from .layouts import Recipe
-from .lora import Addition, additions, describe_lora, lora_tensors
+from .layouts import Piece, Recipe, export_autoencoder, export_flux
+from .lora import describe_lora, merged_weight, read_merge
 from .streamed import DTYPES, Entry, write_safetensors
 
 #: What may be set, by what the file is. ``op4ksr.kind`` and ``op4ksr.format`` are written by themselves.
@@ -45,15 +44,6 @@ class Conversion:
     loras: tuple[tuple[Path, float], ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     prompt: Path | None = None
-
-
-@dataclass(frozen=True)
-class _Merge:
-    """What one LoRA adds, and its tensors."""
-
-    parts: dict[str, list[Addition]]
-    tensors: dict[str, Tensor]
-    strength: float
 
 
 def convert(source: str | Path, output: str | Path, wish: Conversion) -> dict[str, Any]:
@@ -211,11 +201,11 @@ def _rewritten(header: Header, layout: LayoutName, loras: list[tuple[Header, flo
     shapes = {name: recipe.shape(header.shape) for name, recipe in recipes.items()}
     if loras and header.kind == "vae":
         raise OptionError("--merge-lora: is for transformers, and this is a VAE")
-    merges = [_Merge(additions(lora, shapes), lora_tensors(lora), strength) for lora, strength in loras]
+    merges = [read_merge(lora, shapes, strength) for lora, strength in loras]
 
     @lru_cache(maxsize=1)  # the parts of a fused projection come one after the other
     def ours(name: str) -> Tensor:
-        return _merged(name, _read(header, recipes[name]), merges)
+        return merged_weight(name, _read(header, recipes[name]), merges)
 
     if layout == "bfl":
         export = {name: Piece(name, 0, shape[0]) for name, shape in shapes.items()}
@@ -234,17 +224,6 @@ def _read(header: Header, recipe: Recipe) -> Tensor:
     names = {header.prefix + name for name in recipe.sources}
     tensors = {name.removeprefix(header.prefix): tensor for name, tensor in read_tensors(header, names).items()}
     return recipe.make(tensors.__getitem__)
-
-
-def _merged(name: str, tensor: Tensor, merges: list[_Merge]) -> Tensor:
-    """The tensor with every LoRA's additions: summed in float32, rounded once."""
-    if not any(name in merge.parts for merge in merges):
-        return tensor
-    total = tensor.float().clone()
-    for merge in merges:
-        for part in merge.parts.get(name, []):
-            total[part.piece.start : part.piece.stop] += merge.strength * part.product(merge.tensors)
-    return total.to(tensor.dtype)
 
 
 def _dtype_of(header: Header, recipe: Recipe) -> str:
