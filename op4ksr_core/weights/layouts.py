@@ -40,7 +40,9 @@ class Recipe:
     def make(self, read: Callable[[str], Tensor]) -> Tensor:
         """Our tensor; read: one on disk, by its name."""
         if self.how == "concatenate":
-            return torch.cat([read(name) for name in self.sources])
+            parts = [read(name) for name in self.sources]
+            mixed = len({part.dtype for part in parts}) > 1  # torch promotes no fp8
+            return torch.cat([part.float() for part in parts] if mixed else parts)
         tensor = read(self.sources[0])
         if self.how == "swap_halves":  # diffusers: (scale, shift); BFL: (shift, scale)
             return torch.cat(tensor.chunk(2)[::-1])

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from ..errors import UnsupportedCheckpointError
 from ..models.flux import OneStepSettings
-from .description import constants, with_prompt
-from .header import PROMPT_KEYS, Header, read_header, read_tensors
+from .constants import constants, with_prompt
+from .header import PROMPT_KEYS, Header, check_dtypes, read_header, read_tensors
 from .layouts import Piece, Shape, export_flux
+from .shards import some_names
 
 #: How the two factors are called: W + alpha / rank * up @ down.
 _DOWN = (".lora_down.weight", ".lora_A.weight")
@@ -98,15 +99,17 @@ def merged_weight(name: str, weight: Tensor, merges: Sequence[LoraMerge]) -> Ten
 
 
 def describe_lora(source: Header | str | Path) -> LoraDescription:
-    """Constants of a LoRA file. Raises UnsupportedCheckpointError if it is none, or its metadata are wrong."""
+    """Constants of a LoRA file. UnsupportedCheckpointError: no LoRA, wrong metadata, or dtypes of no weights."""
     header = source if isinstance(source, Header) else read_header(source)
     if header.kind != "lora":
         what = {"vae": "a VAE", "transformer": "a whole Flux transformer: load it as the model"}.get(
-            header.kind, f"something else ({', '.join(sorted(header.names)[:3])})"
+            header.kind, f"something else ({some_names(sorted(header.names))})"
         )
         raise UnsupportedCheckpointError(
             header.path, f"holds no LoRA (no lora_A/lora_B or lora_down/lora_up tensors), it is {what}; choose a LoRA"
         )
+    alphas = {name for name in header.shapes if name.endswith(".alpha")}
+    check_dtypes(header, header.shapes.keys() - alphas, alphas)  # trainers write alpha as an integer too
     theta, settings, why = constants(header)
     return LoraDescription(header, settings, theta if "op4ksr.rope_theta" in header.metadata else None, why)
 
@@ -165,7 +168,7 @@ def additions(header: Header, shapes: Mapping[str, Shape]) -> dict[str, list[Add
     if left := sorted(names.keys() - used):
         raise UnsupportedCheckpointError(
             header.path,
-            f"{len(left)} of its {len(names)} tensors fit nothing in this transformer ({', '.join(left[:3])}); it is "
+            f"{len(left)} of its {len(names)} tensors fit nothing in this transformer ({some_names(left)}); it is "
             "for another model, or no plain LoRA (LoKr, LoHa, DoRA): merge those in ComfyUI and save the model there",
         )
     return found
@@ -187,7 +190,7 @@ def _places(shapes: Mapping[str, Shape]) -> dict[str, Piece]:
 def _check_shape(header: Header, base: str, piece: Piece, up: Shape, down: Shape, shapes: Mapping[str, Shape]) -> None:
     expected = (piece.stop - piece.start, shapes[piece.source][1])
     rank, got = math.prod(up[1:]), (*up[:1], math.prod(down[1:]))  # convolutions of 1 x 1 too
-    if expected != got or down[:1] != (rank,):
+    if expected != got or down[:1] != (rank,) or rank == 0:
         raise UnsupportedCheckpointError(
             header.path, f"is for a model of another size: {base} changes {got}, here it is {expected}; take its own"
         )
