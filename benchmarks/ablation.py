@@ -27,7 +27,7 @@ from op4ksr_core.models.flux import Flux
 from op4ksr_core.models.latent import PATCH
 from op4ksr_core.models.rope import FLUX_THETA, fit_theta, ntk_theta
 from op4ksr_core.one_step import OneStepOptions, upscale
-from op4ksr_core.periodicity.autocorrelation import high_pass
+from op4ksr_core.periodicity.local_mean import high_pass
 from op4ksr_core.periodicity.loss import PeriodicityLoss, lattice_correlation, periods_nearby
 from op4ksr_core.periodicity.meter import measure_periodicity
 from op4ksr_core.training.config import (
