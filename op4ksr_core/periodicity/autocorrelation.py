@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .local_mean import box_mean
+from .thresholds import KNOWN_POWER
 
 #: Window sides that are tried, largest first, and the side under which nothing can be said.
 WINDOWS = (256, 128, 64)
@@ -109,7 +110,7 @@ def from_power(power: Tensor, known: Tensor | None = None) -> Autocorrelation:
     tall, wide = power.shape[0], (power.shape[1] - 1) * 2
     ratio = flatten(power)
     if known is not None:
-        ratio = torch.where(flatten(known) > 4, ratio.clamp(max=1), ratio)
+        ratio = torch.where(flatten(known) > KNOWN_POWER, ratio.clamp(max=1), ratio)
     low = _low_bins(tall, wide, power.device)
     ratio = torch.where(low, ratio.new_tensor(1.0), ratio)
     full = torch.fft.irfft2(ratio - ratio.mean(), s=(tall, wide))

@@ -46,7 +46,7 @@ PLAIN = 2.0
 
 #: Box mean, px, that is taken off at least, and standard deviations by which what it leaves must bear out
 #: the low frequencies that a smaller one took.
-WIDE_BOX, SURELY = 65, 2.0
+WIDE_BOX, LEAST_LOW = 65, 2.0
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def estimate_artifact(
         return Folded(torch.zeros_like(detail), 0.0, 0.0)
     explained, confidence, share = tested
     spectrum, gains = _alternate(detail, weight, looked, shape, phases)
-    if _plainly(wide, laid - box_mean(laid, WIDE_BOX), phases) > SURELY:
+    if _plainly(wide, laid - box_mean(laid, WIDE_BOX), phases) > LEAST_LOW:
         spectrum = torch.where(seen, spectrum / kept, spectrum)
     artifact = unfold(torch.fft.ifft2(spectrum).real, phases) * shape * gains * share
     return Folded(artifact, explained, confidence)

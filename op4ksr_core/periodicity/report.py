@@ -25,14 +25,14 @@ class PeriodicityReport:
     """What one picture shows.
 
     score: -log10 of the false-alarm rate, 0 and up: 2 is what 1 clean picture in 100 reaches; the
-        more, the surer. Beyond about 3 it is extrapolated.
+        more, the more certain. Beyond about 3 it is extrapolated.
     false_alarm_rate: share of clean pictures that score as much (calibration.py says on what).
     alarm: false_alarm_rate <= alarm_rate.
     kind: "tile", "comb" (lines in one direction), "blocks" (steps at block borders); without an alarm
         "none", or "jpeg" where JPEG's own 8 px grid shows.
     period: px (rows, columns); None on an axis without one.
     tokens: the same in tokens, where a token size was given.
-    heatmap: (1, 1, H', W') in [0, 1], one value per 32 px cell: how surely the artifact is there.
+    heatmap: (1, 1, H', W') in [0, 1], one value per 32 px cell: how certain it is that the artifact is there.
     jpeg_grid: z of JPEG's 8 px steps, whatever the kind; above 4 it is there.
     size: (H, W) px. with_reference: whether what was there before was left out.
     picture: index in the batch. correlation: for the report picture; None for pictures under 64 px.

@@ -33,6 +33,7 @@ from .local_mean import box_mean
 from .meter import grey_plane
 from .report import PeriodicityReport, in_words
 from .suppress import find_artifact
+from .thresholds import MAYBE_REAL
 
 #: Size of the report, px.
 WIDTH, HEIGHT = 1280, 1096
@@ -45,9 +46,6 @@ REACH, CLOSE_UP = 96, 130
 
 #: Side of the crop around the close-up in which the strength is estimated, px.
 STRENGTH_CROP = 640
-
-#: Grey levels (RMS) above which what repeats may well be the motif. Our choice.
-MAYBE_REAL = 12.0
 
 _NEXT = {
     "none": "Nothing to do.",

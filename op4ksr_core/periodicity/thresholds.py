@@ -55,14 +55,23 @@ HEAT_FROM, HEAT_FULL = 3.0, 10.0
 #: Heat that a picture must reach somewhere for the remover to look only where it is hot. Our choice.
 CLEAR_HEAT = 0.5
 
-# --- what the reference excuses (evidence.py) -----------------------------------------------------
+# --- what the reference excuses (evidence.py, autocorrelation.py) -----------------------------------------------------
 
 #: z of the reference's own tile and lines in a window above which the window is left out, and of its block steps and
 #: its free period above which the picture's are not counted: they were there before. Our choice.
 KNOWN_TILE, KNOWN_LINES, KNOWN_STEPS, KNOWN_PERIOD = 5.0, 5.0, 5.0, 6.0
 
+#: How far a line of the reference's spectrum must stand above its surroundings (ratio of powers) not to count in the
+#: picture's autocorrelation. Our choice.
+KNOWN_POWER = 4.0
+
 #: Share of windows that the reference may rule out before block steps and free periods do not count either. Our choice.
 TOO_MUCH_KNOWN = 0.4
+
+# --- the report picture (report_picture.py) -------------------------------------------------------
+
+#: Grey levels (RMS) above which what repeats may be the motif (bricks, cloth), and the picture says so. Our choice.
+MAYBE_REAL = 12.0
 
 # --- removal (suppress.py) ------------------------------------------------------------------------
 

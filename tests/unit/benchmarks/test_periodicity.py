@@ -51,7 +51,7 @@ def row(photo: str, case: str, score: float, **more: object) -> dict[str, object
 def test_the_interval_is_over_photos() -> None:
     rows = [row("a", "clean", 3)] * 50 + [row("b", "clean", 0)] * 50
     low, high = interval(rows, lambda r: float(r["alarm"]))
-    assert (low, high) == (0, 1)  # two photos that disagree tell nothing, however many crops
+    assert (low, high) == (0, 1)  # two photos that disagree say nothing, however many crops
 
 
 def test_detection_table_counts() -> None:
