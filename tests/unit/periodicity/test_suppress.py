@@ -167,7 +167,7 @@ def test_rounded_to_8_bit_it_stays_clean(natural) -> None:
 
 
 def test_half_the_period_is_enough(natural) -> None:
-    clean = natural(480, 640, 5)
+    clean = natural(320, 384, 5)
     spoilt = to_8_bit(inject(clean, "white32", 6.0, 3))
     report = replace(measure_periodicity(spoilt), period=(16.0, 16.0))
     cleaned, note = _cleaned(spoilt, None, (16.0, 16.0), report, False)
