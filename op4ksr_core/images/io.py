@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import ImageError, OutputError
-from ..files import written_whole
+from ..files import link_target, written_whole
 from .icc import to_srgb
 from .png import PngOptions, Rows, write_png
 from .png16 import is_png16, open_low_bytes
@@ -245,7 +245,7 @@ def check_output(path: str | Path) -> None:
     path = Path(path)
     _format(path)
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=link_target(path).parent):
             pass
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder or name") from error
