@@ -19,8 +19,7 @@ from torch import Tensor
 from ..errors import ImageError, OutputError
 from ..files import link_target, written_whole
 from .icc import to_srgb
-from .png import PngOptions, Rows, write_png
-from .png16 import is_png16, open_low_bytes
+from .png import PngOptions, Rows, is_png16, open_low_bytes, write_png
 
 log = logging.getLogger(__name__)
 
