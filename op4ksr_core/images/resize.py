@@ -32,8 +32,15 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
         return image
     home = image.device
     if home.type == "cuda" and max(image.shape[-2] / height, image.shape[-1] / width) > _LARGEST_CUDA_SHRINK:
-        image = image.cpu()
-    return F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False).to(home)
+        return _bicubic(image.cpu(), height, width).to(home)
+    try:
+        return _bicubic(image, height, width)
+    except NotImplementedError:  # by PyTorch before 2.7 on Apple's GPUs: then on the CPU
+        return _bicubic(image.cpu(), height, width).to(home)
+
+
+def _bicubic(image: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
 
 
 @dataclass(frozen=True)

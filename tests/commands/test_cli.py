@@ -22,6 +22,7 @@ from op4ksr_core import AutoEncoder, Flux, OneStepSettings, save_autoencoder, sa
 from op4ksr_core.cli import main as cli
 from op4ksr_core.cli import options as cli_options
 from op4ksr_core.cli import plan as cli_plan
+from op4ksr_core.cli import upscale as cli_upscale
 from op4ksr_core.images.io import Picture, load_image, save_image
 from op4ksr_core.one_step import upscale_alpha
 
@@ -65,7 +66,7 @@ def no_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kw: Any) -> None:
         raise AssertionError("computed")
 
-    monkeypatch.setattr(cli, "upscale", fail)
+    monkeypatch.setattr(cli_upscale, "upscale", fail)
 
 
 def photo(path: Path, width: int = 12, height: int = 10, mode: str = "RGB") -> Path:
@@ -120,7 +121,7 @@ def test_pictures_written_beside_the_next_ones_computation(
     tmp_path: Path, run: Callable[..., int], capsys: Capture, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
     """As on a GPU: all are written, told in order, and a picture that fails (broken, no place) costs no other."""
-    monkeypatch.setattr(cli, "_pictures_ahead", lambda device: ahead)
+    monkeypatch.setattr(cli_upscale, "_pictures_ahead", lambda device: ahead)
     sources = [photo(tmp_path / f"{name}.png") for name in "abcde"]
     sources[1].write_bytes(b"no picture")
     out = tmp_path / "out"
@@ -137,7 +138,7 @@ def test_no_more_pictures_wait_to_be_written_than_said(
     tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
     """Or a slow disk would fill the memory: before each computation, those computed and not yet written."""
-    waiting, written, compute, save = [], [], cli.upscale, cli.save_image
+    waiting, written, compute, save = [], [], cli_upscale.upscale, cli_upscale.save_image
 
     def computing(*args: Any, **kwargs: Any) -> Any:
         waiting.append(len(waiting) - len(written))
@@ -148,9 +149,9 @@ def test_no_more_pictures_wait_to_be_written_than_said(
         save(*args)
         written.append(args[0])
 
-    monkeypatch.setattr(cli, "_pictures_ahead", lambda device: ahead)
-    monkeypatch.setattr(cli, "upscale", computing)
-    monkeypatch.setattr(cli, "save_image", slow)
+    monkeypatch.setattr(cli_upscale, "_pictures_ahead", lambda device: ahead)
+    monkeypatch.setattr(cli_upscale, "upscale", computing)
+    monkeypatch.setattr(cli_upscale, "save_image", slow)
     sources = [photo(tmp_path / f"{name}.png") for name in "abcd"]
     assert run("upscale", *sources, "-o", tmp_path / "out", "--scale", 1) == 0
     assert len(written) == 4 and max(waiting) == ahead
@@ -160,7 +161,7 @@ def test_a_picture_that_failed_leaves_its_memory_to_the_next(
     tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its error waits to be told while the next picture is computed; what the device held for it must not."""
-    held, alive, compute = [], [], cli.upscale
+    held, alive, compute = [], [], cli_upscale.upscale
 
     def computing(*args: Any, **kwargs: Any) -> Any:
         alive.extend(tensor() is not None for tensor in held)
@@ -170,8 +171,8 @@ def test_a_picture_that_failed_leaves_its_memory_to_the_next(
         held.append(weakref.ref(activations))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(cli, "_pictures_ahead", lambda device: 1)
-    monkeypatch.setattr(cli, "upscale", computing)
+    monkeypatch.setattr(cli_upscale, "_pictures_ahead", lambda device: 1)
+    monkeypatch.setattr(cli_upscale, "upscale", computing)
     sources = [photo(tmp_path / f"{name}.png") for name in "ab"]
     assert run("upscale", *sources, "-o", tmp_path / "out", "--scale", 1) == 1
     assert alive == [False]
@@ -425,7 +426,7 @@ def test_ctrl_c_says_so_and_leaves_nothing(
     def interrupt(*args: Any, **kw: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "upscale", interrupt)
+    monkeypatch.setattr(cli_upscale, "upscale", interrupt)
     assert run("upscale", photo(tmp_path / "in.png"), "-o", tmp_path / "out.png") == 130
     assert "cancelled" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
@@ -672,7 +673,7 @@ def test_out_of_memory_in_one_picture_does_not_cost_the_others(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return upscale(image, *args, **kw)
 
-    monkeypatch.setattr(cli, "upscale", scarce)
+    monkeypatch.setattr(cli_upscale, "upscale", scarce)
     inputs = [photo(tmp_path / "large.png", 16, 16), photo(tmp_path / "small.png")]
     assert run("upscale", *inputs, "-o", tmp_path / "out") == 1
     assert "large.png: out of memory" in capsys.readouterr().err
