@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from op4ksr_core.cli import plan as cli_plan
 from op4ksr_core.cli import upscale as cli_upscale
 from op4ksr_core.images.io import Picture, load_image, save_image
 from op4ksr_core.one_step import upscale_alpha
+from op4ksr_core.weights import description
 
 Capture = pytest.CaptureFixture[str]
 
@@ -218,6 +220,18 @@ def test_vae_only_needs_no_model(tmp_path: Path, models: tuple[Path, Path]) -> N
     assert cli.main([str(argument) for argument in arguments]) == 1
     assert cli.main([str(argument) for argument in (*arguments, "--vae-only")]) == 0
     assert output.exists()
+
+
+def test_headers_are_read_once(tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    read, seen = description.read_header, []
+
+    def counted(path: Path) -> Any:
+        seen.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(description, "read_header", counted)
+    assert run("upscale", photo(tmp_path / "a.png"), "-o", tmp_path / "b.png", "--scale", 1) == 0
+    assert sorted(seen) == ["flux.safetensors", "vae.safetensors"]
 
 
 # --- upscale: flags ---------------------------------------------------------------------------
@@ -599,15 +613,16 @@ def test_inspect_in_plain_lines(run: Callable[..., int], models: tuple[Path, Pat
 # --- the module -------------------------------------------------------------------------------
 
 
-def test_python_dash_m_runs_it(tmp_path: Path) -> None:
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "op4ksr_core", *arguments]
-        root = Path(op4ksr_core.__file__).parent.parent
-        return subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
-
-    failed = call("inspect", str(tmp_path / "gone.safetensors"))
-    assert failed.returncode == 1 and failed.stdout == ""
-    assert failed.stderr == f"error: {tmp_path / 'gone.safetensors'}: no such file; check the name and the folder\n"
+def test_python_dash_m_and_the_console_script_run_it(tmp_path: Path) -> None:
+    """From another folder, which nothing depends on; the script does what installers generate for an entry point."""
+    root, gone = Path(op4ksr_core.__file__).parent.parent, tmp_path / "gone.safetensors"
+    script = "import sys; from op4ksr_core.cli.main import main; sys.exit(main())"
+    for start in (["-m", "op4ksr_core"], ["-c", script]):
+        command = [sys.executable, *start, "inspect", str(gone)]
+        surroundings = {**os.environ, "PYTHONPATH": str(root)}
+        failed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, env=surroundings)
+        assert failed.returncode == 1 and failed.stdout == ""
+        assert failed.stderr == f"error: {gone}: no such file; check the name and the folder\n"
 
 
 def test_version(capsys: Capture) -> None:
