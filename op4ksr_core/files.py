@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: whoever reads sees the old one or the new one, never a part."""
+"""Files that are written whole or not at all: a reader sees the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .errors import OutputError
 
-#: What fsync says where a file system or a device knows no such thing: nothing is wrong with the file.
+#: Errors of fsync on file systems that do not support it: nothing is wrong with the file.
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
@@ -73,7 +73,7 @@ def _replaced(target: Path) -> os.stat_result | None:
         return None
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    if not stat.S_ISREG(found.st_mode):  # a device, a pipe: nobody wants /dev/null replaced
+    if not stat.S_ISREG(found.st_mode):  # a device or a pipe, as /dev/null
         raise OSError(errno.EEXIST, "something that is no ordinary file has this name", str(target))
     return found
 

@@ -1,4 +1,4 @@
-"""The machine: its devices, what they compute in, and the memory to be had and taken."""
+"""The machine: devices, dtypes, free and peak memory, out of memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def default_device() -> torch.device:
 
 
 def default_dtype(device: torch.device, wide_range: bool = False) -> torch.dtype:
-    """What models compute in where nobody says otherwise: float32 on the CPU, bfloat16 elsewhere.
+    """The dtype that models compute in by default: float32 on the CPU, bfloat16 elsewhere.
 
     CUDA cards before compute capability 8.0 (Turing and older) only emulate bfloat16, and no fused kernel takes it.
     There (our choice) it is float16, or float32 for a model with ``wide_range``: the VAE, whose maps exceed float16.
@@ -52,20 +52,20 @@ def dtype_name(dtype: torch.dtype) -> str:
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be taken on the device; None where unknown (Intel's GPUs; macOS without psutil).
 
-    Apple's GPUs share the ordinary memory, and can take what their allocator keeps besides.
+    Apple's GPUs share the system memory; blocks that their allocator keeps in reserve are added.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "cpu":
-        return ordinary_memory()
-    if device.type == "mps" and (free := ordinary_memory()) is not None:
+        return system_memory()
+    if device.type == "mps" and (free := system_memory()) is not None:
         return free + torch.mps.driver_allocated_memory() - torch.mps.current_allocated_memory()
     return None
 
 
-def ordinary_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of the computer's memory that this process can still take; None where unknown.
+def system_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of system memory (RAM) that this process can still take; None where unknown.
 
     On Linux what the kernel calls available, or less where a container's limit leaves less. ``root``: where /proc
     and /sys are, for tests.
@@ -135,7 +135,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _psutil_available() -> int | None:
-    """What psutil says, which ComfyUI brings along; None without it."""
+    """Available bytes by psutil, which ComfyUI installs; None without it."""
     try:
         import psutil  # pyright: ignore
     except ImportError:
@@ -144,7 +144,7 @@ def _psutil_available() -> int | None:
 
 
 def _windows_available() -> int | None:
-    """What Windows says of its physical memory; None on other systems."""
+    """Available bytes of physical memory by Windows' own API; None on other systems."""
     windows: Any = getattr(ctypes, "windll", None)
     if windows is None:
         return None
@@ -201,7 +201,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explain_out_of_memory(
     what: str, is_oom: Callable[[BaseException], bool] = is_out_of_memory
 ) -> Generator[None, None, None]:
-    """Turn any out-of-memory error inside into ours, with the remedy: one that nobody answers with tiles."""
+    """Turn any out-of-memory error inside into ours, with the remedy. ComfyUI does not answer ours with tiles."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -181,7 +181,7 @@ class _Calls(TorchFunctionMode):
 
 @contextmanager
 def pretending(kind: str = "cuda", capability: tuple[int, int] = (9, 0)) -> Generator[Counter[str], None, None]:
-    """Inside, there is such a device; yields how often it was waited for. capability: of CUDA, as a card tells it."""
+    """Inside, there is such a device; yields how often it was waited for. capability: CUDA's compute capability."""
     waits: Counter[str] = Counter()
     before, _device[0] = _device[0], torch.device(kind, 0)
     begin, enabled, dtype = torch.autocast.__init__, torch.is_autocast_enabled, torch.get_autocast_dtype

@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands with their options; each sets ``command``, a function of the parsed options -> exit status."""
     parser = argparse.ArgumentParser(prog="op4ksr_core", description="One-step, patch-free 4K super resolution.")
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--verbose", action="store_true", help="tell every default that is taken")
+    parser.add_argument("--verbose", action="store_true", help="log every default that is taken")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_upscale(commands.add_parser("upscale", help="enlarge pictures"))
     add_plan(commands.add_parser("plan", help="what a run will need, before anything is computed"))

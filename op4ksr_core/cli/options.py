@@ -83,7 +83,7 @@ def parse_device(name: str | None) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0][:200]
-        raise OptionError(f"--device {name}: not to be had here ({reason}); try --device cpu") from error
+        raise OptionError(f"--device {name}: not available here ({reason}); try --device cpu") from error
     return device
 
 

@@ -34,7 +34,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--alarm", type=float, default=ALARM_RATE, metavar="RATE", help="false-alarm rate of an alarm (default: 0.01)"
     )
-    parser.add_argument("--token", type=float, metavar="PX", help="px per token, to tell the period in tokens too")
+    parser.add_argument("--token", type=float, metavar="PX", help="px per token, to give the period in tokens too")
     parser = commands.add_parser("suppress", help="take a periodic artifact out of a picture")
     parser.set_defaults(command=run_suppress)
     parser.add_argument("input", nargs="+", type=Path, metavar="IN", help="picture, or folder of pictures")

@@ -101,7 +101,7 @@ class _Outcome:
 
 
 def _pictures_ahead(device: torch.device) -> int:
-    """How many computed pictures may wait to be written: on the CPU writing beside computing gains nothing."""
+    """How many computed pictures may wait to be written: on the CPU, writing in parallel gains nothing."""
     return 0 if device.type == "cpu" else 1
 
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 #: What a folder is searched for.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
-#: What Pillow raises at a broken picture, besides its own kinds of errors.
+#: What Pillow raises at a broken picture, in addition to its own errors.
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, NotImplementedError)
 
 #: Pillow's names of the formats that are written.

@@ -48,7 +48,7 @@ def output_paths(sources: Sequence[Path], output: Path) -> list[Pair]:
 
 
 def keep_apart(pairs: list[Pair]) -> list[Pair]:
-    """The pairs, unless two outputs are one file, or an output is an input: nobody shall lose a photo."""
+    """The pairs, unless two outputs are one file, or an output is an input: no photo is lost."""
     taken: dict[str, Path] = {}
     for source, output in pairs:
         name = str(link_target(output)).casefold()
@@ -65,7 +65,7 @@ def keep_apart(pairs: list[Pair]) -> list[Pair]:
 
 
 def _same_file(first: Path, second: Path) -> bool:
-    """Whether both are one file: by name, links followed, or, where both are there, by what the disk says.
+    """Whether both are one file: by resolved name, or, where both exist, by device and inode.
 
     On a disk that ignores case photo.PNG and photo.png are one file under two names.
     """

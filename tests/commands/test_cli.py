@@ -122,16 +122,16 @@ def test_a_folder_becomes_a_folder(tmp_path: Path, run: Callable[..., int]) -> N
 def test_pictures_written_beside_the_next_ones_computation(
     tmp_path: Path, run: Callable[..., int], capsys: Capture, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
-    """As on a GPU: all are written, told in order, and a picture that fails (broken, no place) costs no other."""
+    """As on a GPU: all are written, reported in order, and a picture that fails (broken, no place) costs no other."""
     monkeypatch.setattr(cli_upscale, "_pictures_ahead", lambda device: ahead)
     sources = [photo(tmp_path / f"{name}.png") for name in "abcde"]
     sources[1].write_bytes(b"no picture")
     out = tmp_path / "out"
     (out / "d.png").mkdir(parents=True)  # where a file cannot be put
     assert run("upscale", *sources, "-o", out, "--scale", 1, "--json") == 1
-    told = json.loads(capsys.readouterr().out)["pictures"]
-    assert [Path(picture["input"]).stem for picture in told] == list("abcde")
-    assert ["error" in picture for picture in told] == [False, True, False, True, False]
+    reports = json.loads(capsys.readouterr().out)["pictures"]
+    assert [Path(picture["input"]).stem for picture in reports] == list("abcde")
+    assert ["error" in picture for picture in reports] == [False, True, False, True, False]
     assert {path.name for path in out.iterdir() if path.is_file()} == {"a.png", "c.png", "e.png"}
 
 
@@ -162,7 +162,7 @@ def test_no_more_pictures_wait_to_be_written_than_said(
 def test_a_picture_that_failed_leaves_its_memory_to_the_next(
     tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its error waits to be told while the next picture is computed; what the device held for it must not."""
+    """Its error waits to be reported while the next picture is computed; what the device held for it must not."""
     held, alive, compute = [], [], cli_upscale.upscale
 
     def computing(*args: Any, **kwargs: Any) -> Any:
@@ -340,7 +340,7 @@ def test_theta_and_sigma_are_told_as_they_were(tmp_path: Path, run: Callable[...
         (("--fidelity", 2), "fidelity: expected 0 to 1"),
         (("--sigma", 7), "sigma: expected"),
         (("--theta", "ten"), "theta: expected"),
-        (("--device", "toaster"), "--device toaster: not to be had here"),
+        (("--device", "toaster"), "--device toaster: not available here"),
         (("--vae", "gone.safetensors"), "gone.safetensors: no such file"),
     ],
     ids=str,
@@ -359,7 +359,7 @@ def test_a_wrong_option_is_one_sentence(
 def test_a_device_that_is_not_there(tmp_path: Path, models: tuple[Path, Path], capsys: Capture) -> None:
     arguments = ["upscale", photo(tmp_path / "in.png"), "-o", tmp_path / "out.png", "--device", "cuda"]
     assert cli.main([str(argument) for argument in arguments]) == 1
-    assert "--device cuda: not to be had here" in one_error(capsys)
+    assert "--device cuda: not available here" in one_error(capsys)
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",)], ids=["plain", "json"])
@@ -462,8 +462,8 @@ def test_a_wrong_command_line_shows_its_use(arguments: list[str], capsys: Captur
 def test_strips_that_cannot_be_are_refused_with_what_can(given: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         cli.main(["upscale", "a.png", "-o", "b.png", "--strips", given])
-    told = capsys.readouterr().err
-    assert f"argument --strips: expected fast, lean, tiny, with :ROWS or without; got '{given}'\n" in told
+    errors = capsys.readouterr().err
+    assert f"argument --strips: expected fast, lean, tiny, with :ROWS or without; got '{given}'\n" in errors
 
 
 # --- inspect ----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from op4ksr_core.cli.plan import Planner
 from op4ksr_core.images.color import COLOR_FIXES, back_project, color_fix
 from op4ksr_core.images.io import Picture, to_pil
 from op4ksr_core.images.resize import Target, resize
-from op4ksr_core.machine import default_dtype, free_memory, ordinary_memory, release_memory, wait_for
+from op4ksr_core.machine import default_dtype, free_memory, release_memory, system_memory, wait_for
 from op4ksr_core.models import attention
 from op4ksr_core.models.rope import POLICIES, Rfr
 from op4ksr_core.one_step import OneStepOptions
@@ -260,7 +260,7 @@ def test_a_resize_that_the_device_lacks_is_done_on_the_cpu(models: Models, large
 def test_cards_that_only_emulate_bfloat16_do_not_get_it(
     tmp_path: Path, models: Models, capability: tuple[int, int], transformer: torch.dtype, vae: torch.dtype
 ) -> None:
-    """Where the caller says nothing, at both doors: the library's and the command line's."""
+    """By default, for the library and the command line alike."""
     save_autoencoder(tmp_path / "vae.safetensors", models.autoencoder())
     save_flux(tmp_path / "flux.safetensors", models.flux())
     given = ["--vae", str(tmp_path / "vae.safetensors"), "--model", str(tmp_path / "flux.safetensors")]
@@ -346,14 +346,14 @@ FREE = {
     "v1": ({**V1, **v1("docker/1", 4 * GB, 2 * GB, GB)}, 3 * GB),
     "v1, its own group is the top": ({**V1, **v1("", 4 * GB, 2 * GB)}, 2 * GB),
     "v1, no limit": ({**V1, **v1("docker/1", 9223372036854771712, GB)}, 8 * GB),
-    "a group that tells nothing": ({"proc/self/cgroup": "0::/a\nodd\n"}, 8 * GB),
+    "a group without files": ({"proc/self/cgroup": "0::/a\nodd\n"}, 8 * GB),
 }
 
 
 @pytest.mark.parametrize("case", FREE)
 def test_free_memory_knows_a_containers_limit(tmp_path: Path, case: str) -> None:
     files, expected = FREE[case]
-    assert ordinary_memory(fake_root(tmp_path, files)) == expected
+    assert system_memory(fake_root(tmp_path, files)) == expected
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="Linux alone has it")
@@ -367,9 +367,9 @@ def test_without_proc_psutil_is_asked_and_then_windows(tmp_path: Path, monkeypat
     monkeypatch.setitem(
         sys.modules, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=5 * GB))
     )
-    assert ordinary_memory(tmp_path) == 5 * GB
+    assert system_memory(tmp_path) == 5 * GB
     monkeypatch.setitem(sys.modules, "psutil", None)
-    assert os.name == "nt" or ordinary_memory(tmp_path) is None
+    assert os.name == "nt" or system_memory(tmp_path) is None
 
     def status(given: Any) -> int:
         size_and_load, total, available, *_ = given._obj
@@ -379,11 +379,11 @@ def test_without_proc_psutil_is_asked_and_then_windows(tmp_path: Path, monkeypat
 
     windows = SimpleNamespace(kernel32=SimpleNamespace(GlobalMemoryStatusEx=status))
     monkeypatch.setattr(ctypes, "windll", windows, raising=False)
-    assert ordinary_memory(tmp_path) == 3 * GB
+    assert system_memory(tmp_path) == 3 * GB
 
 
 def test_apples_gpus_share_the_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "ordinary_memory", lambda: 8 * GB)
+    monkeypatch.setattr(machine, "system_memory", lambda: 8 * GB)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 3 * GB)
     monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 2 * GB)
     assert free_memory(torch.device("mps")) == 9 * GB
