@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -112,10 +111,9 @@ def load_models(
     against 16x.
     """
     found = described or describe_models(options)
-    where: dict[str, Any] = {"device": device, "dtype": dtype}
-    autoencoder = load_autoencoder(found.autoencoder.header, stride=options.stride, shift=options.shift, **where)
+    autoencoder = load_autoencoder(found.autoencoder, device=device, dtype=dtype)
     if warning := doubt(found.autoencoder, autoencoder):
         raise UnsupportedCheckpointError(options.vae, f"{warning}; say which with --stride 1 or --stride 2")
     if found.flux is None:
         return autoencoder, None
-    return autoencoder, load_flux(found.flux.header, theta=options.theta, sigma=options.sigma, **where)
+    return autoencoder, load_flux(found.flux, device=device, dtype=dtype)
