@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -275,6 +275,9 @@ def test_cards_that_only_emulate_bfloat16_do_not_get_it(
         assert planner.machine.dtype == vae and planner.models.transformer_dtype == transformer
         held = [sum(p.numel() * p.element_size() for p in model.parameters()) for model in loaded if model is not None]
         assert [weights.size for weights in planner.models.weights] == held
+        planner.machine = replace(planner.machine, free=sum(held) + 1000)
+        plan = planner.plan((64, 64))
+        assert plan.fits is False and "bfloat16" not in plan.verdict() and "run on the CPU" in plan.verdict()
 
 
 @pytest.mark.parametrize("kind", ["cpu", "mps", "xpu", "rocm"])
