@@ -19,12 +19,11 @@ from torch import nn
 
 from op4ksr_core.errors import Op4ksrError, OptionError, OutOfMemoryError
 from op4ksr_core.images.resize import Target, framed_size
-from op4ksr_core.machine import release_memory
+from op4ksr_core.machine import is_out_of_memory, release_memory
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.models.latent import MARGIN, PATCH
 from op4ksr_core.one_step import CoreStages, OneStepOptions, run
 from op4ksr_core.planning.cost import autoencoder_flops, flux_flops, image_tokens
-from op4ksr_core.vae.estimate import is_out_of_memory
 from op4ksr_core.vae.strips import StripSettings
 
 from ..ceiling import fp8_ceiling, matmul_ceiling
