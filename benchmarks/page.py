@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from op4ksr_core.errors import OptionError, OutputError
+from op4ksr_core.files import write_whole
 
 from .tables import Row, told, without_places
 
@@ -208,6 +209,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text, with LF on every system; its folder is made. Raises OutputError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode("utf-8"))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
+    write_whole(path, text)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from op4ksr_core.errors import OutputError
+from op4ksr_core.files import write_whole
 from op4ksr_core.version import __version__
 
 Row = dict[str, Any]
@@ -91,10 +92,10 @@ def write_report(
         report["details"] = list(details)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-        (folder / f"{name}.md").write_text(page, "utf-8")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
+    write_whole(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
+    write_whole(folder / f"{name}.md", page)
     return folder / f"{name}.md"
 
 

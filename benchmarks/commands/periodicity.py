@@ -19,7 +19,7 @@ def add_benchmark(kinds: Any) -> None:
     kind.set_defaults(command=run_benchmark)
     kind.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help="pictures, or folders of them")
     kind.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
-    kind.add_argument("--more", nargs="+", type=Path, default=[], metavar="PHOTOS", help="photos taken whole besides")
+    kind.add_argument("--more", nargs="+", type=Path, default=[], metavar="PHOTOS", help="photos to add, taken whole")
     kind.add_argument("--half", choices=HALVES, default=HALVES[0], help="of the photos (default: held-out)")
     kind.add_argument("--part", choices=PARTS, action="append", help="default: all but calibration")
 
@@ -28,12 +28,12 @@ def run_benchmark(options: argparse.Namespace) -> int:
     """Measure the parts asked for; each is written and printed when it is done. Returns the exit status, 0."""
     photos = gather(options.photos)
 
-    def told(photo: str) -> None:
+    def show(photo: str) -> None:
         print(photo, file=sys.stderr)
 
     more = gather(options.more)
     for part in options.part or [part for part in PARTS if part != "calibration"]:
-        table, details = run_part(part, photos, options.half, told, more)
+        table, details = run_part(part, photos, options.half, show, more)
         path = write_report(options.output, f"periodicity_{part}", {part: table}, details)
         print(path.read_text("utf-8"))
     return 0

@@ -11,7 +11,7 @@ import comfy.lora_convert
 
 from ...op4ksr_core.errors import OptionError, UnsupportedCheckpointError
 from ...op4ksr_core.models.rope import RescaledEmbedND
-from ...op4ksr_core.weights.description import check_prompt
+from ...op4ksr_core.weights.constants import check_prompt
 from ...op4ksr_core.weights.lora import describe_lora, lora_settings, lora_tensors
 from .model import ATTACHMENT
 from .positions import own_positions, patch_positions

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
-from ..weights.convert import Conversion, convert, parse_lora, parse_setting
+from ..errors import OptionError
+from ..weights.convert import Conversion, convert
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -38,13 +40,13 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 def run_convert(options: argparse.Namespace) -> int:
     """Write the file and print what is in it. Returns the exit status, 0."""
-    wish = Conversion(
+    conversion = Conversion(
         layout=options.layout,
         loras=tuple(parse_lora(text) for text in options.merge_lora),
         metadata=dict(parse_setting(text) for text in options.set),
         prompt=options.prompt_embedding,
     )
-    report = convert(options.input, options.output, wish)
+    report = convert(options.input, options.output, conversion)
     if options.json:
         print(json.dumps(report, indent=2))
         return 0
@@ -61,3 +63,17 @@ def run_convert(options: argparse.Namespace) -> int:
             "  nothing says its stride: 'inspect --probe PHOTO' tells; write it with --set op4ksr.vae_stride=2 (or 1)"
         )
     return 0
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """``FILE`` or ``FILE:STRENGTH`` (a strength is what reads as a number)."""
+    match = re.fullmatch(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", text)
+    return (Path(match[1]), float(match[2])) if match else (Path(text), 1.0)
+
+
+def parse_setting(text: str) -> tuple[str, str]:
+    """``op4ksr.key=value``. OptionError if it is none."""
+    key, equals, value = text.partition("=")
+    if not equals or not key or not value:
+        raise OptionError(f"--set {text}: expected op4ksr.KEY=VALUE, like op4ksr.sigma=0.5")
+    return key, value

@@ -5,7 +5,6 @@ Numbers are only moved, never rounded, except where a LoRA is merged (float32 in
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -18,11 +17,11 @@ from ..errors import OptionError, OutputError, UnsupportedCheckpointError
 from ..models.flux import Flux, FluxParams
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .checkpoint import check_tensors
-from .description import Description, check_prompt, describe_autoencoder, describe_flux
-from .export_layouts import Piece, export_autoencoder, export_flux
-from .header import PROMPT_KEYS, Header, LayoutName, read_header, read_tensors
-from .layouts import Recipe
-from .lora import Addition, additions, describe_lora, lora_tensors
+from .constants import check_prompt
+from .description import Description, describe_autoencoder, describe_flux
+from .header import PROMPT_KEYS, Header, LayoutName, check_dtypes, read_header, read_tensors
+from .layouts import Piece, Recipe, export_autoencoder, export_flux
+from .lora import describe_lora, merged_weight, read_merge
 from .streamed import DTYPES, Entry, write_safetensors
 
 #: What may be set, by what the file is. ``op4ksr.kind`` and ``op4ksr.format`` are written by themselves.
@@ -39,7 +38,7 @@ _PROMPT_NAMES = (("op4ksr.txt", "prompt_embeds", "txt"), ("op4ksr.vec", "pooled_
 
 @dataclass(frozen=True)
 class Conversion:
-    """What shall be done. layout: None keeps the file's. loras: (file, strength). prompt: file of embeddings."""
+    """What to do. layout: None keeps the file's names. loras: (file, strength). prompt: a file of embeddings."""
 
     layout: LayoutName | None = None
     loras: tuple[tuple[Path, float], ...] = ()
@@ -47,17 +46,8 @@ class Conversion:
     prompt: Path | None = None
 
 
-@dataclass(frozen=True)
-class _Merge:
-    """What one LoRA adds, and its tensors."""
-
-    parts: dict[str, list[Addition]]
-    tensors: dict[str, Tensor]
-    strength: float
-
-
-def convert(source: str | Path, output: str | Path, wish: Conversion) -> dict[str, Any]:
-    """Write ``output`` (one file, whole or not at all) and tell what is in it, JSON-ready.
+def convert(source: str | Path, output: str | Path, conversion: Conversion) -> dict[str, Any]:
+    """Write ``output`` (one file, whole or not at all) and return what is in it, JSON-ready.
 
     source: a VAE, a transformer (shards too) or a LoRA. A merged one-step LoRA brings its constants and
     prompt embedding along. Raises UnsupportedCheckpointError, OptionError, OutputError (also where the
@@ -65,22 +55,22 @@ def convert(source: str | Path, output: str | Path, wish: Conversion) -> dict[st
     """
     header = read_header(source)
     described = _describe(header)
-    _check_output(Path(output), header, wish)
-    loras = [(describe_lora(file).header, strength) for file, strength in wish.loras]
-    metadata = _metadata(header, described, [lora for lora, _ in loras], wish)
-    entries = _weights(header, wish.layout, loras)
-    prompt = _prompt(header, [lora for lora, _ in loras], wish, described)
+    _check_output(Path(output), header, conversion)
+    loras = [(describe_lora(file).header, strength) for file, strength in conversion.loras]
+    metadata = _metadata(header, described, [lora for lora, _ in loras], conversion)
+    entries = _weights(header, conversion.layout, loras)
+    prompt = _prompt(header, [lora for lora, _ in loras], conversion, described)
     entries |= {name: Entry(_dtype_name(t), tuple(t.shape), lambda t=t: t) for name, t in prompt.items()}
     write_safetensors(output, entries, metadata)
     return {
         "output": str(output),
         "kind": header.kind,
-        "layout": header.layout_name if header.kind == "lora" else wish.layout or header.layout_name,
+        "layout": header.layout_name if header.kind == "lora" else conversion.layout or header.layout_name,
         "tensors": len(entries),
         "bytes": sum(entry.bytes for entry in entries.values()),
         "metadata": {key: value for key, value in metadata.items() if key != "format"},
         "prompt_embedding": bool(prompt),
-        "merged": [str(file) for file, _ in wish.loras],
+        "merged": [str(file) for file, _ in conversion.loras],
         "unknown": list(described.assumed) if described and "op4ksr.vae_stride" not in metadata else [],
     }
 
@@ -100,8 +90,12 @@ def _describe(header: Header) -> Description | None:
     return found
 
 
-def _check_output(output: Path, header: Header, wish: Conversion) -> None:
-    inputs = {*header.files, *(file for file, _ in wish.loras), *([wish.prompt] if wish.prompt else [])}
+def _check_output(output: Path, header: Header, conversion: Conversion) -> None:
+    inputs = {
+        *header.files,
+        *(file for file, _ in conversion.loras),
+        *([conversion.prompt] if conversion.prompt else []),
+    }
     if output.resolve() in {file.resolve() for file in inputs}:
         raise OutputError(f"{output}: is one of the inputs and would be overwritten; choose another name")
     if output.suffix != ".safetensors":
@@ -113,8 +107,8 @@ def _check_output(output: Path, header: Header, wish: Conversion) -> None:
 # --- metadata and prompt ----------------------------------------------------------------------
 
 
-def _metadata(header: Header, found: Description | None, loras: list[Header], wish: Conversion) -> dict[str, str]:
-    """The file's own, then the LoRAs', then what is asked for; checked as a loader would check it."""
+def _metadata(header: Header, found: Description | None, loras: list[Header], conversion: Conversion) -> dict[str, str]:
+    """The file's own, then the LoRAs', then what the conversion sets; checked as a loader would check it."""
     metadata = {key: value for key, value in header.metadata.items() if key != "format"}
     if found and isinstance(found.params, AutoEncoderParams) and "stride" not in found.assumed:
         values = {"vae_stride": found.params.stride, "vae_shift": found.params.shift}
@@ -122,7 +116,7 @@ def _metadata(header: Header, found: Description | None, loras: list[Header], wi
         metadata |= {f"op4ksr.{key}": str(value) for key, value in values.items()}  # config.json stays behind
     for lora in loras:
         metadata |= {k: v for k, v in lora.metadata.items() if k in _CONSTANTS}
-    for key, value in wish.metadata.items():
+    for key, value in conversion.metadata.items():
         _check_key(header, key)
         metadata[key] = value
     if any(key.startswith("op4ksr.") for key in metadata):
@@ -134,7 +128,7 @@ def _metadata(header: Header, found: Description | None, loras: list[Header], wi
         else:
             _describe(changed)
     except UnsupportedCheckpointError as error:
-        if wish.metadata:
+        if conversion.metadata:
             raise OptionError(f"--set: {error.reason}") from error
         raise
     return {"format": "pt", **metadata}
@@ -147,18 +141,20 @@ def _check_key(header: Header, key: str) -> None:
         raise OptionError(f"--set {key}: is nothing that a {header.kind} file carries; known are {names}")
 
 
-def _prompt(header: Header, loras: list[Header], wish: Conversion, found: Description | None) -> dict[str, Tensor]:
-    """{op4ksr.txt, op4ksr.vec}: those asked for, else the last merged LoRA's, else the file's own."""
+def _prompt(
+    header: Header, loras: list[Header], conversion: Conversion, found: Description | None
+) -> dict[str, Tensor]:
+    """{op4ksr.txt, op4ksr.vec}: the requested ones, else the last merged LoRA's, else the file's own."""
     tensors: dict[str, Tensor] = {}
     for home in (header, *loras):
         tensors |= read_tensors(home, set(PROMPT_KEYS))
-    if wish.prompt is not None:
+    if conversion.prompt is not None:
         if header.kind == "vae":
             raise OptionError("--prompt-embedding: a VAE carries none; give it to the transformer or the LoRA")
-        tensors |= _read_prompt(wish.prompt)
+        tensors |= _read_prompt(conversion.prompt)
     if found is not None and isinstance(found.params, FluxParams):
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        path = wish.prompt or (loras[-1].path if loras else header.path)
+        path = conversion.prompt or (loras[-1].path if loras else header.path)
         check_prompt(replace(header, path=path, shapes=shapes), found.params.context_in_dim, found.params.vec_in_dim)
     return tensors
 
@@ -173,6 +169,7 @@ def _read_prompt(path: Path) -> dict[str, Tensor]:
             raise UnsupportedCheckpointError(
                 path, f"expected a prompt embedding ({' or '.join(names)}), got {', '.join(sorted(header.shapes)[:3])}"
             )
+        check_dtypes(header, [name])
         tensor = read_tensors(header, {name})[name]
         tensor = tensor[0] if tensor.ndim == dims + 1 and len(tensor) == 1 else tensor
         if tensor.ndim != dims or tensor.numel() == 0:
@@ -201,8 +198,6 @@ def _weights(header: Header, layout: LayoutName | None, loras: list[tuple[Header
 
 def _as_they_are(header: Header) -> dict[str, Entry]:
     names = [name for name in header.shapes if name not in PROMPT_KEYS]
-    for name in names:
-        _known_dtype(header, name)
     return {n: Entry(header.dtypes[n], header.shapes[n], lambda n=n: read_tensors(header, {n})[n]) for n in names}
 
 
@@ -211,11 +206,11 @@ def _rewritten(header: Header, layout: LayoutName, loras: list[tuple[Header, flo
     shapes = {name: recipe.shape(header.shape) for name, recipe in recipes.items()}
     if loras and header.kind == "vae":
         raise OptionError("--merge-lora: is for transformers, and this is a VAE")
-    merges = [_Merge(additions(lora, shapes), lora_tensors(lora), strength) for lora, strength in loras]
+    merges = [read_merge(lora, shapes, strength) for lora, strength in loras]
 
     @lru_cache(maxsize=1)  # the parts of a fused projection come one after the other
     def ours(name: str) -> Tensor:
-        return _merged(name, _read(header, recipes[name]), merges)
+        return merged_weight(name, _read(header, recipes[name]), merges)
 
     if layout == "bfl":
         export = {name: Piece(name, 0, shape[0]) for name, shape in shapes.items()}
@@ -236,19 +231,8 @@ def _read(header: Header, recipe: Recipe) -> Tensor:
     return recipe.make(tensors.__getitem__)
 
 
-def _merged(name: str, tensor: Tensor, merges: list[_Merge]) -> Tensor:
-    """The tensor with every LoRA's additions: summed in float32, rounded once."""
-    if not any(name in merge.parts for merge in merges):
-        return tensor
-    total = tensor.float().clone()
-    for merge in merges:
-        for part in merge.parts.get(name, []):
-            total[part.piece.start : part.piece.stop] += merge.strength * part.product(merge.tensors)
-    return total.to(tensor.dtype)
-
-
 def _dtype_of(header: Header, recipe: Recipe) -> str:
-    found = {_known_dtype(header, header.prefix + name) for name in recipe.sources}
+    found = {header.dtypes[header.prefix + name] for name in recipe.sources}
     if len(found) > 1:
         raise UnsupportedCheckpointError(
             header.path,
@@ -257,28 +241,5 @@ def _dtype_of(header: Header, recipe: Recipe) -> str:
     return found.pop()
 
 
-def _known_dtype(header: Header, name: str) -> str:
-    dtype = header.dtypes[name]
-    if dtype not in DTYPES:
-        raise UnsupportedCheckpointError(
-            header.path, f"{name} has the dtype {dtype}, which is not known here; cast it first"
-        )
-    return dtype
-
-
 def _dtype_name(tensor: Tensor) -> str:
     return next(name for name, dtype in DTYPES.items() if dtype == tensor.dtype)
-
-
-def parse_lora(text: str) -> tuple[Path, float]:
-    """``FILE`` or ``FILE:STRENGTH`` (a strength is what reads as a number)."""
-    match = re.fullmatch(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", text)
-    return (Path(match[1]), float(match[2])) if match else (Path(text), 1.0)
-
-
-def parse_setting(text: str) -> tuple[str, str]:
-    """``op4ksr.key=value``. OptionError if it is none."""
-    key, equals, value = text.partition("=")
-    if not equals or not key or not value:
-        raise OptionError(f"--set {text}: expected op4ksr.KEY=VALUE, like op4ksr.sigma=0.5")
-    return key, value

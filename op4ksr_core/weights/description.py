@@ -6,25 +6,35 @@ the file, the tensors' shapes, a named default. ``Description.why`` keeps the re
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import OptionError, UnsupportedCheckpointError
-from ..models.flux import DEFAULT_GUIDANCE, DEFAULT_SIGMA, FluxParams, OneStepSettings, check_sigma, split_head
+from ..errors import UnsupportedCheckpointError
+from ..models.flux import FluxParams, OneStepSettings, split_head
 from ..models.latent import PATCH
-from ..models.rope import FLUX_THETA, parse_theta
 from ..vae.autoencoder import AutoEncoderParams
-from .header import PROMPT_KEYS, Header, read_header, read_tensors
+from .blocks import count_blocks
+from .constants import check_prompt, number, settings_of, theta_of, with_prompt
+from .diffusers_config import DiffusersConfig, autoencoder_config
+from .header import PROMPT_KEYS, Header, check_dtypes, read_header
 from .layouts import Shape
+from .shards import some_names
 
 Params = TypeVar("Params", AutoEncoderParams, FluxParams)
 
 #: Widths of the public F16 checkpoints, which were all trained with the 1 px shift.
 _PUBLIC_WIDTHS = (128, 256, 512, 512)
 _LATENT_CHANNELS = 16
+
+#: Tensors in one block of each kind.
+RESNET_TENSORS, DOUBLE_BLOCK_TENSORS, SINGLE_BLOCK_TENSORS = 8, 24, 8
+
+#: Names of what quantization adds beside a weight: scaled fp8, ComfyUI's own formats.
+_SCALES = re.compile(r"scaled_fp8|scale_weight|weight_scale|comfy_quant")
 
 
 @dataclass(frozen=True)
@@ -52,13 +62,21 @@ class Description:
 
 
 def describe_autoencoder(
-    source: Header | str | Path, *, stride: int | None = None, shift: int | None = None
+    source: Description | Header | str | Path, *, stride: int | None = None, shift: int | None = None
 ) -> Description:
-    """Geometry of an autoencoder file. Raises UnsupportedCheckpointError if it is none of ours."""
-    header = source if isinstance(source, Header) else read_header(source)
+    """Geometry of an autoencoder file; only its header is read, and nothing is where ``source`` holds one already.
+
+    source: a path, a header, or an earlier description, which is returned as it is unless stride (1 or 2) or
+    shift (0 or 1) are given; these override what the file says. Raises UnsupportedCheckpointError: no Flux-type
+    VAE, damaged names, shapes or dtypes, wrong metadata.
+    """
+    if isinstance(source, Description) and isinstance(source.params, AutoEncoderParams) and stride is shift is None:
+        return source
+    header = _header_of(source)
     if header.kind != "vae":
         raise UnsupportedCheckpointError(header.path, f"expected a Flux-type VAE, got {_what(header)}")
-    shapes = {ours: recipe.shape(header.shape) for ours, recipe in header.layout().items()}
+    shapes = _shapes_of(header)
+    check_dtypes(header, header.shapes)
     channels = _dimension(header, shapes, "decoder.conv_in.weight", 1)
     if channels != _LATENT_CHANNELS or "quant_conv.weight" in shapes:
         raise UnsupportedCheckpointError(
@@ -67,18 +85,21 @@ def describe_autoencoder(
             f"{' and a quant_conv' if 'quant_conv.weight' in shapes else ''} (Stable Diffusion 1, 2, XL or 3?); "
             "choose a Flux or UltraFlux VAE",
         )
-    depth = max(1, _count(shapes, r"encoder\.down\.(\d+)\.block\."))
+    depth, layers = max(1, count_blocks(shapes, "encoder.down")), count_blocks(shapes, "encoder.down.0.block")
     widths = tuple(_dimension(header, shapes, f"encoder.down.{i}.block.0.conv1.weight", 0) for i in range(depth))
     why: dict[str, str] = {}
     assumed: list[str] = []
-    stride = _stride(header, stride, why, assumed)
+    _check_filled(header, depth * (2 * layers + 1) * RESNET_TENSORS, max(widths) ** 2)
+    sizes = {"block_out_channels": list(widths), "layers_per_block": layers, "latent_channels": channels}
+    config = autoencoder_config(header, sizes)
+    stride = _stride(header, stride, config, why, assumed)
     params = _checked(
         header,
         AutoEncoderParams,
         widths=widths,
-        layers_per_block=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+        layers_per_block=layers,
         latent_channels=channels,
-        norm_groups=_norm_groups(header, widths, why),
+        norm_groups=_norm_groups(header, widths, config, why),
         mid_attention="decoder.mid.attn_1.q.weight" in shapes,
         stride=stride,
         shift=_shift(header, widths, stride, shift, why),
@@ -86,28 +107,32 @@ def describe_autoencoder(
     return Description(header, params, None, why, tuple(assumed))
 
 
-def _stride(header: Header, wish: int | None, why: dict[str, str], assumed: list[str]) -> int:
-    if wish is not None:
-        why["stride"] = "as asked for"
-        return wish
+def _stride(
+    header: Header, requested: int | None, config: DiffusersConfig, why: dict[str, str], assumed: list[str]
+) -> int:
+    if requested is not None:
+        why["stride"] = "as requested"
+        return requested
     if (stated := header.metadata.get("op4ksr.vae_stride")) is not None:
         why["stride"] = "the file's metadata"
-        return _number(header, "op4ksr.vae_stride", stated, int)
-    if (config := header.config()) is not None:
-        why["stride"] = f"config.json beside the file {'says so' if 'stride' in config else 'names no stride: F8'}"
-        return _number(header, "stride in config.json", str(config.get("stride", 1)), int)
+        return number(header, "op4ksr.vae_stride", stated, int)
+    if config.values:
+        says = "says so" if "stride" in config.values else "names no stride: F8"
+        why["stride"] = f"config.json beside the file {says}"
+        return number(header, "stride in config.json", str(config.values.get("stride", 1)), int)
     why["stride"] = "assumed: nothing in the file says so, and no tensor's shape can; inspect --probe PHOTO tells"
+    why["stride"] += config.note
     assumed.append("stride")
     return 2
 
 
-def _shift(header: Header, widths: Shape, stride: int, wish: int | None, why: dict[str, str]) -> int:
-    if wish is not None:
-        why["shift"] = "as asked for"
-        return wish
+def _shift(header: Header, widths: Shape, stride: int, requested: int | None, why: dict[str, str]) -> int:
+    if requested is not None:
+        why["shift"] = "as requested"
+        return requested
     if (stated := header.metadata.get("op4ksr.vae_shift")) is not None:
         why["shift"] = "the file's metadata"
-        return _number(header, "op4ksr.vae_shift", stated, int)
+        return number(header, "op4ksr.vae_shift", stated, int)
     if stride == 2 and widths == _PUBLIC_WIDTHS and "op4ksr.format" not in header.metadata:
         why["shift"] = "assumed: the public full-width F16 VAEs were trained with it"
         return 1
@@ -115,19 +140,19 @@ def _shift(header: Header, widths: Shape, stride: int, wish: int | None, why: di
     return 0
 
 
-def _norm_groups(header: Header, widths: Shape, why: dict[str, str]) -> int:
+def _norm_groups(header: Header, widths: Shape, config: DiffusersConfig, why: dict[str, str]) -> int:
     if (stated := header.metadata.get("op4ksr.norm_groups")) is not None:
         why["norm_groups"] = "the file's metadata"
-        return _number(header, "op4ksr.norm_groups", stated, int)
-    if (config := header.config()) is not None and "norm_num_groups" in config:
+        return number(header, "op4ksr.norm_groups", stated, int)
+    if "norm_num_groups" in config.values:
         why["norm_groups"] = "config.json beside the file"
-        return _number(header, "norm_num_groups in config.json", str(config["norm_num_groups"]), int)
+        return number(header, "norm_num_groups in config.json", str(config.values["norm_num_groups"]), int)
     if all(width % 32 == 0 for width in widths):
         why["norm_groups"] = "default: Flux's 32"
         return 32
     raise UnsupportedCheckpointError(
         header.path,
-        f"widths {widths} do not fit Flux's 32 norm groups and the file does not say how many it has; "
+        f"widths {widths} do not fit Flux's 32 norm groups and the file does not say how many it has{config.note}; "
         "write metadata op4ksr.norm_groups",
     )
 
@@ -136,67 +161,59 @@ def _norm_groups(header: Header, widths: Shape, why: dict[str, str]) -> int:
 
 
 def describe_flux(
-    source: Header | str | Path, *, theta: float | str | tuple[float, float] | None = None, sigma: float | None = None
+    source: Description | Header | str | Path,
+    *,
+    theta: float | str | tuple[float, float] | None = None,
+    sigma: float | None = None,
 ) -> Description:
-    """Geometry and constants of a transformer file. Raises UnsupportedCheckpointError if it is none."""
-    header = source if isinstance(source, Header) else read_header(source)
+    """Geometry and constants of a transformer file; only its header is read, and nothing is where ``source`` holds one.
+
+    source: a path, a header, or an earlier description, which is returned as it is unless theta (one number or
+    rows and columns, at least 1) or sigma (above 0, at most 1) are given; these override what the file says. Raises
+    UnsupportedCheckpointError: no Flux transformer, damaged names, shapes or dtypes, wrong metadata; OptionError
+    for a theta or sigma out of range.
+    """
+    if isinstance(source, Description) and isinstance(source.params, FluxParams) and theta is sigma is None:
+        return source
+    header = _header_of(source)
     if header.kind != "transformer":
         raise UnsupportedCheckpointError(header.path, f"expected a Flux transformer, got {_what(header)}")
-    shapes = {ours: recipe.shape(header.shape) for ours, recipe in header.layout().items()}
-    quantized = any(re.search(r"scaled_fp8|scale_weight|weight_scale|comfy_quant", name) for name in shapes)
+    shapes = _shapes_of(header)
+    quantized = any(_SCALES.search(name) for name in shapes)
+    prompt = [key for key in PROMPT_KEYS if key in header.shapes]
+    check_dtypes(header, prompt if quantized else header.shapes)  # how scales are stored is the host's business
     hidden = _dimension(header, shapes, "img_in.weight", 0)
     head = _dimension(header, shapes, "double_blocks.0.img_attn.norm.query_norm.scale", 0)
+    depth, singles = count_blocks(shapes, "double_blocks"), count_blocks(shapes, "single_blocks")
+    context = _dimension(header, shapes, "txt_in.weight", 1)
+    pooled = _dimension(header, shapes, "vector_in.in_layer.weight", 1)
+    mlp = _dimension(header, shapes, "double_blocks.0.img_mlp.0.weight", 0)
+    tensors = depth * DOUBLE_BLOCK_TENSORS + singles * SINGLE_BLOCK_TENSORS
+    _check_filled(header, tensors, hidden * max(hidden, mlp, context, pooled))
     why: dict[str, str] = {}
     params = _checked(
         header,
         FluxParams,
         hidden_size=hidden,
-        num_heads=hidden // max(1, head),
-        depth=_count(shapes, r"double_blocks\.(\d+)\."),
-        depth_single_blocks=_count(shapes, r"single_blocks\.(\d+)\."),
+        num_heads=hidden // head,
+        depth=depth,
+        depth_single_blocks=singles,
         in_channels=_dimension(header, shapes, "img_in.weight", 1) // PATCH**2,
-        context_in_dim=_dimension(header, shapes, "txt_in.weight", 1),
-        vec_in_dim=_dimension(header, shapes, "vector_in.in_layer.weight", 1),
-        mlp_ratio=_dimension(header, shapes, "double_blocks.0.img_mlp.0.weight", 0) / max(1, hidden),
+        context_in_dim=context,
+        vec_in_dim=pooled,
+        mlp_ratio=mlp / hidden,
         guidance_embed="guidance_in.in_layer.weight" in shapes,
         axes_dim=axes_of_head(header.path, head),
-        theta=_theta(header, theta, why),
+        theta=theta_of(header, theta, why),
     )
     check_prompt(header, params.context_in_dim, params.vec_in_dim)
-    return Description(header, params, _settings(header, sigma, why), why, quantized=quantized)
-
-
-def constants(header: Header) -> tuple[tuple[float, float], OneStepSettings, dict[str, str]]:
-    """theta, sigma and the other constants that a transformer or LoRA file names (or our defaults), and why."""
-    why: dict[str, str] = {}
-    return _theta(header, None, why), _settings(header, None, why), why
+    return Description(header, params, settings_of(header, sigma, why), why, quantized=quantized)
 
 
 def settings_with_prompt(found: Description) -> OneStepSettings:
     """The described constants, with the prompt embedding read from the file if it carries one."""
     assert found.settings is not None
     return with_prompt(found.header, found.settings)
-
-
-def with_prompt(header: Header, settings: OneStepSettings) -> OneStepSettings:
-    """The settings with the prompt embedding that the file carries, float32; None where it carries none."""
-    tensors = read_tensors(header, set(PROMPT_KEYS))
-    txt, vec = (tensors.get(key) for key in PROMPT_KEYS)
-    return replace(settings, txt=None if txt is None else txt.float(), vec=None if vec is None else vec.float())
-
-
-def check_prompt(header: Header, context_in_dim: int, vec_in_dim: int) -> None:
-    """Refuse a prompt embedding that is not (T, context_in_dim), or a pooled one not (vec_in_dim,)."""
-    txt, vec = (header.shapes.get(key) for key in PROMPT_KEYS)
-    if txt is not None and (len(txt) != 2 or txt[0] < 1 or txt[1] != context_in_dim):
-        expected, got = f"op4ksr.txt of (T, {context_in_dim})", txt
-    elif vec is not None and vec != (vec_in_dim,):
-        expected, got = f"op4ksr.vec of ({vec_in_dim},)", vec
-    else:
-        return
-    raise UnsupportedCheckpointError(
-        header.path, f"carries another model's prompt embedding: expected {expected}, got {got}; fetch it again"
-    )
 
 
 def axes_of_head(path: Path, head: int) -> tuple[int, int, int]:
@@ -209,68 +226,51 @@ def axes_of_head(path: Path, head: int) -> tuple[int, int, int]:
     return axes
 
 
-def _theta(header: Header, wish: float | str | tuple[float, float] | None, why: dict[str, str]) -> tuple[float, float]:
-    if wish is not None:
-        why["theta"] = "as asked for"
-        return parse_theta(wish)
-    if (stated := header.metadata.get("op4ksr.rope_theta")) is not None:
-        why["theta"] = "the file's metadata"
-        try:
-            return parse_theta(stated)
-        except OptionError as error:
-            raise UnsupportedCheckpointError(
-                header.path, f"its metadata op4ksr.rope_theta is wrong: {error}; pass a theta, or fetch it again"
-            ) from error
-    why["theta"] = "default: Flux's, as the file names none"
-    return FLUX_THETA, FLUX_THETA
-
-
-def _settings(header: Header, sigma: float | None, why: dict[str, str]) -> OneStepSettings:
-    value = DEFAULT_SIGMA
-    if sigma is not None:
-        why["sigma"] = "as asked for"
-        value = check_sigma(sigma)
-    elif (stated := header.metadata.get("op4ksr.sigma")) is not None:
-        why["sigma"] = "the file's metadata"
-        value = _number(header, "op4ksr.sigma", stated, float)
-    else:
-        why["sigma"] = "default, as the file names none"
-    guidance, tokens = header.metadata.get("op4ksr.guidance"), header.metadata.get("op4ksr.train_tokens")
-    why["guidance"] = "the file's metadata" if guidance is not None else "default: FLUX.1-dev's, as the file names none"
-    try:
-        return OneStepSettings(
-            sigma=value,
-            guidance=DEFAULT_GUIDANCE if guidance is None else _number(header, "op4ksr.guidance", guidance, float),
-            train_tokens=None if tokens is None else _number(header, "op4ksr.train_tokens", tokens, int),
-        )
-    except OptionError as error:
-        raise UnsupportedCheckpointError(header.path, f"its metadata is wrong: {error}; fetch it again") from error
-
-
 # --- shared -----------------------------------------------------------------------------------
 
 
-def _count(shapes: dict[str, Shape], pattern: str) -> int:
-    return 1 + max((int(match[1]) for name in shapes if (match := re.match(pattern, name))), default=-1)
+def _header_of(source: Description | Header | str | Path) -> Header:
+    if isinstance(source, Description):
+        return source.header
+    return source if isinstance(source, Header) else read_header(source)
+
+
+def _shapes_of(header: Header) -> dict[str, Shape]:
+    """Shapes of our tensors, by our names."""
+    return {ours: recipe.shape(header.shape) for ours, recipe in header.layout().items()}
 
 
 def _dimension(header: Header, shapes: dict[str, Shape], name: str, axis: int) -> int:
+    """A size that the model is built with, read off one tensor."""
     try:
-        return shapes[name][axis]
+        size = shapes[name][axis]
     except (KeyError, IndexError) as error:
         what = "VAE" if header.kind == "vae" else "transformer"
         raise UnsupportedCheckpointError(
             header.path, f"is no complete Flux {what}: {name} is missing; fetch it again, or take another"
         ) from error
-
-
-def _number(header: Header, key: str, text: str, kind: type[Any]) -> Any:
-    try:
-        return kind(text)
-    except ValueError as error:
+    if size < 1:
         raise UnsupportedCheckpointError(
-            header.path, f"its metadata is wrong: {key} is no number: {text!r}; correct it, or fetch it again"
-        ) from error
+            header.path, f"{name} has the shape {shapes[name]}, which holds nothing; fetch it again, or take another"
+        )
+    return size
+
+
+def _check_filled(header: Header, tensors: int, numbers: int) -> None:
+    """Refuse names and shapes that promise a far larger model than the file holds, before it is built.
+
+    tensors: how many the blocks take that its names count; numbers: in the largest of its matrices. Our choice:
+    beyond twice the file's tensors, or 8 times its numbers (packed dtypes hold up to 8 in one), nothing is missing,
+    it is damaged; below, ``check_tensors`` names what is.
+    """
+    held = sum(math.prod(shape) for shape in header.shapes.values())
+    if tensors > 2 * len(header.shapes):
+        fault = f"the blocks that its names count take {tensors} tensors, but it holds {len(header.shapes)}"
+    elif numbers > 8 * held:
+        fault = f"a matrix of the sizes that its shapes state takes {numbers} numbers, but it holds {held} in all"
+    else:
+        return
+    raise UnsupportedCheckpointError(header.path, f"{fault}; it is damaged: fetch it again")
 
 
 def _checked(header: Header, params: type[Params], **values: Any) -> Params:
@@ -294,8 +294,3 @@ def _what(header: Header) -> str:
     if any("diffusion_model" in name or "input_blocks" in name for name in header.shapes):
         return "another diffusion model or a full checkpoint; choose a Flux file with this part alone"
     return f"something else ({some_names(sorted(names))}); choose a Flux or UltraFlux file"
-
-
-def some_names(names: Sequence[str], count: int = 3) -> str:
-    """The first few names in a row, with dots for the others, for an error."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UnsupportedCheckpointError
+from .blocks import numbering_fault
 from .layouts import (
     Layout,
     Shape,
@@ -20,6 +21,7 @@ from .layouts import (
     diffusers_flux_layout,
     is_diffusers,
 )
+from .shards import files_of, some_names
 
 Kind = Literal["vae", "transformer", "lora", "unknown"]
 LayoutName = Literal["bfl", "diffusers"]
@@ -29,6 +31,11 @@ OUR_FORMAT = {"op4ksr.format": "1", "format": "pt"}
 
 #: Tensors of ours that travel with a transformer or LoRA but are no weights of it.
 PROMPT_KEYS = ("op4ksr.txt", "op4ksr.vec")
+
+
+#: Dtypes of weights, as safetensors spells them; and of numbers that are no weights.
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+INTEGERS = ("I64", "I32", "I16", "I8", "U8")
 
 
 @dataclass(frozen=True)
@@ -79,25 +86,41 @@ class Header:
         return max(set(values), key=values.count)
 
     def layout(self) -> Layout:
-        """Our tensor names -> how to make each from the file's."""
+        """Our tensor names -> how to make each from the file's.
+
+        Raises UnsupportedCheckpointError where blocks are not numbered from 0 without gaps, or two names mean one
+        tensor.
+        """
+        names = self.names
+        if fault := numbering_fault(names):
+            raise UnsupportedCheckpointError(
+                self.path, f"expected blocks numbered from 0 without gaps: {fault}; it is damaged: fetch it again"
+            )
         if self.layout_name == "bfl":
-            return bfl_layout(self.names)
-        return (diffusers_autoencoder_layout if self.kind == "vae" else diffusers_flux_layout)(self.names)
+            layout = bfl_layout(names)
+        else:
+            layout = (diffusers_autoencoder_layout if self.kind == "vae" else diffusers_flux_layout)(names)
+        used = {source for recipe in layout.values() for source in recipe.sources}
+        if twice := sorted(names - used):
+            raise UnsupportedCheckpointError(
+                self.path, f"holds tensors under two names at once ({some_names(twice)}); fetch it again"
+            )
+        for recipe in layout.values():
+            self._check_parts(recipe.sources)
+        return layout
+
+    def _check_parts(self, names: tuple[str, ...]) -> None:
+        """Refuse parts of one tensor of ours that cannot be put together."""
+        first, *others = (self.shape(name) for name in names)
+        for name, shape in zip(names[1:], others, strict=True):
+            if not first or not shape or first[1:] != shape[1:]:
+                raise UnsupportedCheckpointError(
+                    self.path, f"{names[0]} {first} and {name} {shape} do not fit together; fetch it again"
+                )
 
     def shape(self, name: str) -> Shape:
         """Of a tensor, by its name without the prefix."""
         return self.shapes[self.prefix + name]
-
-    def config(self) -> dict[str, object] | None:
-        """The diffusers ``config.json`` beside the file, if there is one for this kind of model."""
-        path = self.files[0].parent / "config.json"
-        try:
-            found = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
-        wanted = {"vae": "Autoencoder", "transformer": "Flux"}.get(self.kind)
-        named = isinstance(found, dict) and str(found.get("_class_name", ""))  # pyright: ignore
-        return found if named and wanted and wanted in named else None
 
 
 def read_header(path: str | Path) -> Header:
@@ -106,7 +129,7 @@ def read_header(path: str | Path) -> Header:
     Raises UnsupportedCheckpointError: missing, not safetensors (and what it is), truncated, empty.
     """
     path = Path(path)
-    files = _files_of(path)
+    files = files_of(path)
     shapes: dict[str, Shape] = {}
     dtypes: dict[str, str] = {}
     metadata: dict[str, str] = {}
@@ -130,6 +153,20 @@ def read_header(path: str | Path) -> Header:
     return Header(path, tuple(files), shapes, dtypes, metadata, where, prefix)
 
 
+def check_dtypes(header: Header, names: Iterable[str], scalars: Iterable[str] = ()) -> None:
+    """Raise UnsupportedCheckpointError unless the tensors of these names (as on disk) hold floating-point numbers.
+
+    scalars: tensors that may hold integers as well (a LoRA's alpha).
+    """
+    allowed = [(names, FLOATS), (scalars, (*FLOATS, *INTEGERS))]
+    for name, dtypes in ((name, dtypes) for group, dtypes in allowed for name in group):
+        if (got := header.dtypes[name]) not in dtypes:
+            raise UnsupportedCheckpointError(
+                header.path,
+                f"{some_names([name])}: expected one of the dtypes {', '.join(dtypes)}, got {got}; take another file",
+            )
+
+
 def read_tensors(header: Header, names: set[str] | None = None) -> dict[str, Tensor]:
     """The file's tensors (all, or those named in full), on the CPU, in the file's dtypes."""
     tensors: dict[str, Tensor] = {}
@@ -139,48 +176,6 @@ def read_tensors(header: Header, names: set[str] | None = None) -> dict[str, Ten
                 if home == file and (names is None or name in names):
                     tensors[name] = opened.get_tensor(name)
     return tensors
-
-
-def _files_of(path: Path) -> list[Path]:
-    if path.is_dir():
-        indexes = sorted(path.glob("*.safetensors.index.json"))
-        singles = sorted(path.glob("*.safetensors"))
-        if len(indexes) == 1:
-            return _files_of(indexes[0])
-        if len(singles) == 1:
-            return singles
-        raise UnsupportedCheckpointError(
-            path, f"expected one safetensors file or one shard index in this folder, got {len(singles)} files; name one"
-        )
-    if not path.exists():
-        raise UnsupportedCheckpointError(path, "no such file; check the name and the folder")
-    if path.name.endswith(".index.json"):
-        return _shards(path)
-    for index in sorted(path.parent.glob("*.safetensors.index.json")):
-        try:
-            belongs = path in _listed(index)
-        except UnsupportedCheckpointError:  # another model's broken index, in a folder of many models
-            continue
-        if belongs:  # any one shard stands for its model
-            return _shards(index)
-    return [path]
-
-
-def _listed(index: Path) -> list[Path]:
-    """The files a shard index names, whether they are there or not."""
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
-        return sorted({index.parent / name for name in weight_map.values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnsupportedCheckpointError(index, f"is no shard index ({error}); fetch it again") from error
-
-
-def _shards(index: Path) -> list[Path]:
-    shards = _listed(index)
-    missing = [shard.name for shard in shards if not shard.exists()]
-    if missing:
-        raise UnsupportedCheckpointError(index, f"its shards {', '.join(missing)} are not here; fetch them too")
-    return shards
 
 
 def _refuse_other_formats(file: Path) -> None:

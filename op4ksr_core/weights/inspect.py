@@ -39,7 +39,7 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
         if header.kind != "vae":
             raise OptionError(f"--probe: {path} is a {header.kind}; only a VAE can be probed with a photo")
         image = load_image(photo).image
-        fits = probe(load_autoencoder(path), image)
+        fits = probe(load_autoencoder(header), image)
         fit = verdict(fits)
         report["probe"] = [asdict(fit) for fit in fits]
         report["probe_says"] = None if fit is None else {"stride": fit.stride, "shift": fit.shift}

@@ -1,5 +1,7 @@
 """LoRA files for Flux, in every layout that is in use: what they change, and the constants they carry.
 
+``merged_weight`` is the one place that adds strength * alpha / rank * B A to a weight.
+
 Layouts: kohya (``lora_unet_double_blocks_0_img_attn_qkv.lora_up``), PEFT over diffusers' names
 (``transformer.transformer_blocks.0.attn.to_q.lora_A``) or over BFL's (``double_blocks.0...lora_A``), each
 with or without its usual prefix. ``canonical_name`` makes of each the one that the host's loader maps.
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +21,10 @@ from torch import Tensor
 
 from ..errors import UnsupportedCheckpointError
 from ..models.flux import OneStepSettings
-from .description import constants, with_prompt
-from .export_layouts import Piece, export_flux
-from .header import PROMPT_KEYS, Header, read_header, read_tensors
-from .layouts import Shape
+from .constants import constants, with_prompt
+from .header import PROMPT_KEYS, Header, check_dtypes, read_header, read_tensors
+from .layouts import Piece, Shape, export_flux
+from .shards import some_names
 
 #: How the two factors are called: W + alpha / rank * up @ down.
 _DOWN = (".lora_down.weight", ".lora_A.weight")
@@ -46,7 +48,10 @@ class LoraDescription:
 
 @dataclass(frozen=True)
 class Addition:
-    """strength * alpha / rank * up @ down, added to the rows of ``piece`` of one of our tensors."""
+    """alpha / rank * up @ down, which a LoRA adds to the rows of ``piece`` of one of our tensors.
+
+    up, down, alpha: canonical names of the file's tensors; without an alpha the factor is 1.
+    """
 
     piece: Piece
     up: str
@@ -62,16 +67,49 @@ class Addition:
         return torch.cat(product.chunk(2)[::-1]) if self.piece.how == "swap_halves" else product
 
 
+@dataclass(frozen=True)
+class LoraMerge:
+    """One LoRA, ready to be added to a transformer: what it adds to which tensor, its tensors, its strength."""
+
+    parts: dict[str, list[Addition]]
+    tensors: dict[str, Tensor]
+    strength: float
+
+
+def read_merge(header: Header, shapes: Mapping[str, Shape], strength: float = 1.0) -> LoraMerge:
+    """Read a LoRA file to be merged into a transformer with tensors of these ``shapes`` (our names).
+
+    Raises UnsupportedCheckpointError as ``additions`` does.
+    """
+    return LoraMerge(additions(header, shapes), lora_tensors(header), strength)
+
+
+def merged_weight(name: str, weight: Tensor, merges: Sequence[LoraMerge]) -> Tensor:
+    """The weight of that name (ours) plus strength * alpha / rank * up @ down of each LoRA, in its own dtype.
+
+    Summed in float32 and rounded once. The weight itself, not a copy, where no LoRA changes it.
+    """
+    if not any(name in merge.parts for merge in merges):
+        return weight
+    total = weight.float().clone()
+    for merge in merges:
+        for part in merge.parts.get(name, []):
+            total[part.piece.start : part.piece.stop] += merge.strength * part.product(merge.tensors).to(total.device)
+    return total.to(weight.dtype)
+
+
 def describe_lora(source: Header | str | Path) -> LoraDescription:
-    """Constants of a LoRA file. Raises UnsupportedCheckpointError if it is none, or its metadata are wrong."""
+    """Constants of a LoRA file. UnsupportedCheckpointError: no LoRA, wrong metadata, or dtypes of no weights."""
     header = source if isinstance(source, Header) else read_header(source)
     if header.kind != "lora":
         what = {"vae": "a VAE", "transformer": "a whole Flux transformer: load it as the model"}.get(
-            header.kind, f"something else ({', '.join(sorted(header.names)[:3])})"
+            header.kind, f"something else ({some_names(sorted(header.names))})"
         )
         raise UnsupportedCheckpointError(
             header.path, f"holds no LoRA (no lora_A/lora_B or lora_down/lora_up tensors), it is {what}; choose a LoRA"
         )
+    alphas = {name for name in header.shapes if name.endswith(".alpha")}
+    check_dtypes(header, header.shapes.keys() - alphas, alphas)  # trainers write alpha as an integer too
     theta, settings, why = constants(header)
     return LoraDescription(header, settings, theta if "op4ksr.rope_theta" in header.metadata else None, why)
 
@@ -130,7 +168,7 @@ def additions(header: Header, shapes: Mapping[str, Shape]) -> dict[str, list[Add
     if left := sorted(names.keys() - used):
         raise UnsupportedCheckpointError(
             header.path,
-            f"{len(left)} of its {len(names)} tensors fit nothing in this transformer ({', '.join(left[:3])}); it is "
+            f"{len(left)} of its {len(names)} tensors fit nothing in this transformer ({some_names(left)}); it is "
             "for another model, or no plain LoRA (LoKr, LoHa, DoRA): merge those in ComfyUI and save the model there",
         )
     return found
@@ -152,7 +190,7 @@ def _places(shapes: Mapping[str, Shape]) -> dict[str, Piece]:
 def _check_shape(header: Header, base: str, piece: Piece, up: Shape, down: Shape, shapes: Mapping[str, Shape]) -> None:
     expected = (piece.stop - piece.start, shapes[piece.source][1])
     rank, got = math.prod(up[1:]), (*up[:1], math.prod(down[1:]))  # convolutions of 1 x 1 too
-    if expected != got or down[:1] != (rank,):
+    if expected != got or down[:1] != (rank,) or rank == 0:
         raise UnsupportedCheckpointError(
             header.path, f"is for a model of another size: {base} changes {got}, here it is {expected}; take its own"
         )

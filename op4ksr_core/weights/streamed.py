@@ -19,7 +19,7 @@ from ..errors import OutputError
 from ..files import written_whole
 from .layouts import Shape
 
-#: safetensors' names of what a model is stored in.
+#: safetensors' names of what is stored: weights, and integers (a LoRA's alpha).
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -32,7 +32,6 @@ DTYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
-    "BOOL": torch.bool,
 }
 
 

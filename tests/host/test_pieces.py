@@ -8,7 +8,7 @@ from host_support import Cases, find_host, run_cases
 
 pytestmark = pytest.mark.host
 
-#: Of images in [0, 1], as in test_host_nodes.py; and a difference that shows.
+#: Of images in [0, 1], as in test_nodes.py; and a difference that shows.
 SAME, VISIBLE = 1e-4, 0.02
 
 

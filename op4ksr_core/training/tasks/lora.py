@@ -1,4 +1,4 @@
-"""LoRA on a Flux transformer: attach, train, save in PEFT's layout, merge.
+"""LoRA on a Flux transformer: attach, train, save in PEFT's layout. ``weights.lora`` reads such files and merges them.
 
 Files carry diffusers' names (``transformer.transformer_blocks.0.attn.to_q.lora_A.weight``), which the
 host's own LoRA loader and diffusers map onto their models. A fused projection of ours (qkv) becomes
@@ -16,9 +16,7 @@ from torch.nn import functional as F
 from ...errors import OptionError
 from ...models.flux import Flux
 from ...weights.checkpoint import prompt_tensors, save_tensors, transformer_metadata
-from ...weights.export_layouts import rows_of_parts
-from ...weights.layouts import diffusers_modules
-from ...weights.lora import additions, describe_lora, lora_tensors
+from ...weights.layouts import diffusers_modules, rows_of_parts
 
 #: What PEFT and diffusers put before a transformer's LoRA.
 PREFIX = "transformer."
@@ -92,21 +90,3 @@ def save_lora(
     """Write the adapters with the constants of the model they were trained on. Raises OutputError."""
     metadata = {**transformer_metadata(model, training), "op4ksr.kind": "lora"}
     save_tensors(path, {**state_dict(adapters), **prompt_tensors(model)}, metadata, dtype)
-
-
-def merge(model: Flux, path: str | Path, strength: float = 1.0) -> int:
-    """Add a LoRA file, of any layout that ``lora_file`` reads, to the weights. Returns how many pairs it had.
-
-    A weight's sum is formed in float32 and rounded once. Raises UnsupportedCheckpointError: no LoRA, or one for
-    another model.
-    """
-    header = describe_lora(path).header
-    tensors, weights = lora_tensors(header), dict(model.named_parameters())
-    found = additions(header, {name: tuple(weight.shape) for name, weight in weights.items()})
-    with torch.no_grad():
-        for name, parts in found.items():
-            total = weights[name].float()
-            for part in parts:
-                total[part.piece.start : part.piece.stop] += strength * part.product(tensors).to(total.device)
-            weights[name].copy_(total)
-    return sum(map(len, found.values()))

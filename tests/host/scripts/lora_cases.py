@@ -12,8 +12,8 @@ from weights import difference, picture, prompt, write_flux, write_vae
 
 from op4ksr_core import OneStepOptions, Target, load_autoencoder, load_flux, upscale
 from op4ksr_core.training.config_file import parse_config
-from op4ksr_core.training.tasks.lora import merge
 from op4ksr_core.training.trainer import Trainer
+from op4ksr_core.weights.lora import describe_lora, merged_weight, read_merge
 
 VAE, FLUX, LORA = "f16.safetensors", "flux.safetensors", "trained.safetensors"
 
@@ -42,11 +42,14 @@ def trained_lora() -> dict[str, Any]:
     (patched,) = harness.run("LoraLoaderModelOnly", model, LORA, 1.0)
     changed, _ = harness.upscale_node(image, patched, vae)
     core = load_flux(harness.FOLDER / "diffusion_models" / FLUX)
-    layers = merge(core, harness.FOLDER / "loras" / LORA)
+    state = core.state_dict()
+    header = describe_lora(harness.FOLDER / "loras" / LORA).header
+    lora = read_merge(header, {name: tuple(weight.shape) for name, weight in state.items()})
+    core.load_state_dict({name: merged_weight(name, weight, [lora]) for name, weight in state.items()}, assign=True)
     options = OneStepOptions(target=Target(scale=2), color="none", fidelity=0.0)
     merged = upscale(image.movedim(-1, 1), core, load_autoencoder(harness.FOLDER / "vae" / VAE), options)
     return {
-        "layers": layers,
+        "layers": sum(map(len, lora.parts.values())),
         "changes": difference(plain, changed),
         "as_merged": difference(changed, merged.movedim(1, -1)),
     }

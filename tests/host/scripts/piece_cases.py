@@ -17,7 +17,7 @@ from op4ksr_core import Flux, OneStepOptions, OneStepSettings, Target, load_auto
 from op4ksr_core import upscale as core_upscale
 from op4ksr_core.images.resize import mirror_frame, resize
 from op4ksr_core.weights.header import read_header
-from op4ksr_core.weights.lora import additions, lora_tensors
+from op4ksr_core.weights.lora import merged_weight, read_merge
 
 VAE, FLUX = "f16.safetensors", "flux.safetensors"
 
@@ -183,10 +183,9 @@ def core_merged(name: str, strength: float = 1.0) -> Flux:
     base()
     plain = load_flux(harness.FOLDER / "diffusion_models" / BASE)
     header = read_header(harness.FOLDER / "loras" / name)
-    tensors, state = lora_tensors(header), plain.state_dict()
-    for ours, parts in additions(header, {n: tuple(t.shape) for n, t in state.items()}).items():
-        for part in parts:
-            state[ours][part.piece.start : part.piece.stop] += strength * part.product(tensors)
+    state = plain.state_dict()
+    lora = read_merge(header, {name: tuple(weight.shape) for name, weight in state.items()}, strength)
+    state = {name: merged_weight(name, weight, [lora]) for name, weight in state.items()}
     merged = Flux(replace(plain.params, theta=THETA), settings(), device="meta")
     merged.load_state_dict(state, assign=True)
     return merged.eval()

@@ -155,7 +155,7 @@ def published(source: Path, flux_tensors: Tensors, vae_tensors: Tensors) -> dict
 def tensors() -> tuple[Tensors, Tensors]:
     """(transformer, VAE) in diffusers' layout."""
     from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, FluxParams
-    from op4ksr_core.weights.export_layouts import export_autoencoder, export_flux
+    from op4ksr_core.weights.layouts import export_autoencoder, export_flux
 
     made: list[Tensors] = []
     for model, export in (

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from host_support import free_port
+from lora_merge import merge
 from PIL import Image
 
 from op4ksr_core import Op4ksrError, OptionError, load_autoencoder, load_flux, save_autoencoder, save_flux
@@ -29,7 +30,6 @@ from op4ksr_core.training.data.leaves import picture
 from op4ksr_core.training.data.sources import open_source
 from op4ksr_core.training.optimization import rate_at
 from op4ksr_core.training.tasks.choose import make_task
-from op4ksr_core.training.tasks.lora import merge
 from op4ksr_core.training.tasks.one_step import OneStepTask
 from op4ksr_core.training.tasks.task import UNIT, projected
 from op4ksr_core.training.trainer import Trainer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import shutil
 import struct
@@ -80,12 +79,12 @@ def flux_file(tmp_path: Path, make_flux: MakeFlux) -> Path:
 
 def rewrite(path: Path, change: Callable[[Tensors], Any] = lambda tensors: None, **metadata: str | None) -> Path:
     """The same file with other tensors, or other metadata (``vae_stride="x"``; None removes)."""
-    tensors, told = load_file(path), metadata_of(path)
+    tensors, old = load_file(path), metadata_of(path)
     change(tensors)
-    told |= {f"op4ksr.{key}": value for key, value in metadata.items() if value is not None}
+    old |= {f"op4ksr.{key}": value for key, value in metadata.items() if value is not None}
     for key in (key for key, value in metadata.items() if value is None):
-        told.pop(f"op4ksr.{key}", None)
-    save_file(tensors, path, told)
+        old.pop(f"op4ksr.{key}", None)
+    save_file(tensors, path, old)
     return path
 
 
@@ -122,12 +121,12 @@ def test_a_saved_autoencoder_comes_back_bit_for_bit(
     assert same_weights(loaded, model)
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(loaded.decode(loaded.encode(image)), model.decode(model.encode(image)))
-    told = metadata_of(path)
-    assert told["op4ksr.format"] == "1" and told["op4ksr.kind"] == "vae"
-    assert told["op4ksr.vae_stride"] == str(model.params.stride)
-    assert told["op4ksr.vae_shift"] == str(model.params.shift)
-    assert told["op4ksr.norm_groups"] == str(model.params.norm_groups)
-    assert told["op4ksr.training"] == "a line"
+    metadata = metadata_of(path)
+    assert metadata["op4ksr.format"] == "1" and metadata["op4ksr.kind"] == "vae"
+    assert metadata["op4ksr.vae_stride"] == str(model.params.stride)
+    assert metadata["op4ksr.vae_shift"] == str(model.params.shift)
+    assert metadata["op4ksr.norm_groups"] == str(model.params.norm_groups)
+    assert metadata["op4ksr.training"] == "a line"
 
 
 @pytest.mark.parametrize(
@@ -170,8 +169,8 @@ def test_the_constants_and_the_prompt_travel_with_the_flux(
     assert (loaded.sigma, loaded.guidance, loaded.train_tokens) == (0.123456789, 2.5, 128)
     assert loaded.txt is not None and loaded.vec is not None
     assert torch.equal(loaded.txt, settings.txt) and torch.equal(loaded.vec, settings.vec)
-    told = metadata_of(path)
-    assert told["op4ksr.kind"] == "transformer" and told["op4ksr.training"] == "a line"
+    metadata = metadata_of(path)
+    assert metadata["op4ksr.kind"] == "transformer" and metadata["op4ksr.training"] == "a line"
     assert {"op4ksr.txt", "op4ksr.vec"} <= set(load_file(path))
 
 
@@ -276,13 +275,13 @@ def test_metadata_is_believed_and_a_keyword_wins(tmp_path: Path, make_autoencode
     assert found.assumed == ()
     asked = describe_autoencoder(path, stride=1, shift=0)
     assert (asked.params.stride, asked.params.shift) == (1, 0)
-    assert asked.why["stride"] == asked.why["shift"] == "as asked for"
+    assert asked.why["stride"] == asked.why["shift"] == "as requested"
     loaded = load_autoencoder(path, stride=1, shift=0)
     assert (loaded.params.stride, loaded.params.shift) == (1, 0)
     assert loaded.encoder.conv_in.stride == (1, 1) and loaded.decoder.stride == 1
 
 
-def test_a_file_that_says_nothing_is_taken_for_f16_and_that_is_told(
+def test_a_file_that_says_nothing_is_taken_for_f16_and_that_is_logged(
     tmp_path: Path, make_autoencoder: MakeAutoEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "vae.safetensors"
@@ -295,38 +294,6 @@ def test_a_file_that_says_nothing_is_taken_for_f16_and_that_is_told(
         load_autoencoder(path)
     assert "vae.safetensors: stride 2 (assumed: nothing in the file says so" in caplog.text
     assert "norm_groups 32 (default: Flux's 32)" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("config", "stride", "shift"),
-    [
-        ({"_class_name": "AutoencoderKL", "stride": 2}, 2, 0),
-        ({"_class_name": "AutoencoderKL", "stride": 1}, 1, 0),
-        ({"_class_name": "AutoencoderKL"}, 1, 0),
-    ],
-    ids=str,
-)
-def test_a_config_beside_the_file_is_believed(vae_file: Path, config: dict[str, Any], stride: int, shift: int) -> None:
-    (vae_file.parent / "config.json").write_text(json.dumps({**config, "norm_num_groups": 4}), "utf-8")
-    found = describe_autoencoder(bare(vae_file))
-    assert (found.params.stride, found.params.shift, found.params.norm_groups) == (stride, shift, 4)
-    assert "config.json" in found.why["stride"] and found.assumed == ()
-
-
-@pytest.mark.parametrize(
-    "config", ["[]", "{", '{"_class_name": "FluxTransformer2DModel", "stride": 1}', '{"stride": 1}']
-)
-def test_another_models_config_is_not_believed(vae_file: Path, config: str) -> None:
-    (vae_file.parent / "config.json").write_text(config, "utf-8")
-    rewrite(vae_file, vae_stride=None)
-    assert describe_autoencoder(vae_file).assumed == ("stride",)
-
-
-def test_metadata_is_believed_over_a_config(vae_file: Path) -> None:
-    config = {"_class_name": "AutoencoderKL", "stride": 1, "norm_num_groups": 2}
-    (vae_file.parent / "config.json").write_text(json.dumps(config), "utf-8")
-    params = load_autoencoder(vae_file).params
-    assert (params.stride, params.norm_groups) == (2, 4)
 
 
 def public_width_header(path: Path, **metadata: str) -> Path:
@@ -367,13 +334,13 @@ def test_theta_and_sigma_can_be_asked_for(flux_file: Path, theta: Any) -> None:
     loaded = load_flux(flux_file, theta=theta, sigma=0.9)
     assert loaded.params.theta == loaded.pe_embedder.thetas == (80.0, 80.0)
     assert loaded.settings.sigma == 0.9
-    assert describe_flux(flux_file, theta=theta, sigma=0.9).why["theta"] == "as asked for"
+    assert describe_flux(flux_file, theta=theta, sigma=0.9).why["theta"] == "as requested"
 
 
-@pytest.mark.parametrize("wish", [{"theta": "ten"}, {"theta": 0.5}, {"sigma": 0.0}, {"sigma": 7.0}], ids=str)
-def test_an_impossible_wish_is_the_callers_fault(flux_file: Path, wish: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"theta": "ten"}, {"theta": 0.5}, {"sigma": 0.0}, {"sigma": 7.0}], ids=str)
+def test_an_impossible_option_is_the_callers_fault(flux_file: Path, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
-        load_flux(flux_file, **wish)
+        load_flux(flux_file, **options)
 
 
 @pytest.mark.parametrize(
@@ -386,64 +353,6 @@ def test_axes_of_a_head(head: int, axes: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("head", [16, 48, 80, 100, 1])
 def test_heads_that_do_not_divide_into_axes_are_refused(head: int) -> None:
     assert str(head) in refusal(lambda path: axes_of_head(path, head), Path("x"))
-
-
-# --- shards -----------------------------------------------------------------------------------
-
-
-def shard(path: Path, count: int = 3) -> Path:
-    """Split a file into shards with an index, as diffusers names them; the original is removed."""
-    tensors, told = load_file(path), metadata_of(path)
-    names = sorted(tensors)
-    weight_map: dict[str, str] = {}
-    for i in range(count):
-        file = f"model-{i + 1:05}-of-{count:05}.safetensors"
-        part = {name: tensors[name] for name in names[i::count]}
-        save_file(part, path.parent / file, told)
-        weight_map |= dict.fromkeys(part, file)
-    path.unlink()
-    index = path.parent / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), "utf-8")
-    return index
-
-
-def test_shards_are_one_model_by_folder_index_or_any_shard(flux_file: Path, make_flux: MakeFlux) -> None:
-    index = shard(flux_file)
-    folder = index.parent
-    for path in (folder, index, *folder.glob("*-of-*.safetensors")):
-        assert same_weights(load_flux(path), make_flux())
-        assert len(read_header(path).files) == 3
-
-
-def test_a_missing_shard_is_named(flux_file: Path) -> None:
-    index = shard(flux_file)
-    (index.parent / "model-00002-of-00003.safetensors").unlink()
-    for path in (index, index.parent, index.parent / "model-00001-of-00003.safetensors"):
-        assert "model-00002-of-00003.safetensors" in refusal(load_flux, path, index)
-
-
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"weight_map": 5}', '{"weight_map": {"a": 5}}', '{"weight_map": null}']
-)
-def test_a_broken_index_is_refused(tmp_path: Path, content: str) -> None:
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(content, "utf-8")
-    assert "shard index" in refusal(load_flux, index)
-
-
-@pytest.mark.parametrize("content", ["{", '{"weight_map": {"a": "gone.safetensors"}}'])
-def test_another_models_broken_index_in_the_same_folder_does_no_harm(flux_file: Path, content: str) -> None:
-    """ComfyUI keeps all models in one folder."""
-    (flux_file.parent / "other.safetensors.index.json").write_text(content, "utf-8")
-    assert load_flux(flux_file).params.hidden_size == 64
-
-
-def test_a_folder_of_several_models_is_refused(tmp_path: Path, vae_file: Path, flux_file: Path) -> None:
-    assert "got 2 files; name one" in refusal(load_flux, tmp_path)
-
-
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    assert "got 0 files" in refusal(load_flux, tmp_path)
 
 
 # --- files that are no safetensors ------------------------------------------------------------
@@ -525,7 +434,7 @@ def test_a_truncated_file_is_refused(vae_file: Path, share: float) -> None:
 # --- other models -----------------------------------------------------------------------------
 
 
-def test_one_kind_given_as_the_other_is_told(vae_file: Path, flux_file: Path) -> None:
+def test_one_kind_given_as_the_other_is_named(vae_file: Path, flux_file: Path) -> None:
     assert "got a Flux transformer; choose it as the model" in refusal(load_autoencoder, flux_file)
     assert "got a VAE; choose it as the VAE" in refusal(load_flux, vae_file)
 
@@ -707,14 +616,6 @@ def test_wrong_numbers_in_a_fluxs_metadata_are_refused(flux_file: Path, key: str
 
 
 @pytest.mark.parametrize(
-    "config", [{"stride": "two"}, {"stride": None}, {"stride": 2, "norm_num_groups": "x"}], ids=str
-)
-def test_wrong_numbers_in_a_config_are_refused(vae_file: Path, config: dict[str, Any]) -> None:
-    (vae_file.parent / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **config}), "utf-8")
-    assert "config.json" in refusal(load_autoencoder, bare(vae_file))
-
-
-@pytest.mark.parametrize(
     ("name", "shape", "expected"),
     [
         ("op4ksr.txt", (5, 25), "op4ksr.txt of (T, 24), got (5, 25)"),
@@ -730,6 +631,34 @@ def test_a_prompt_of_another_model_is_refused(
     assert expected in refusal(
         load_flux, rewrite(flux_file, lambda tensors: tensors.update({name: torch.zeros(shape)}))
     )
+
+
+# --- read once --------------------------------------------------------------------------------
+
+
+def test_a_header_or_a_description_loads_without_reading_the_header_again(
+    vae_file: Path, flux_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, flux = describe_autoencoder(vae_file, shift=1), describe_flux(flux_file, theta=80.0)
+    headers = read_header(vae_file), read_header(flux_file)
+    plain = load_autoencoder(vae_file), load_flux(flux_file)
+    monkeypatch.setattr("op4ksr_core.weights.description.read_header", None)
+    for source, shift in ((vae, 1), (headers[0], 0)):
+        assert load_autoencoder(source).params.shift == shift
+        assert same_weights(load_autoencoder(source), plain[0])
+    for source, theta in ((flux, 80.0), (headers[1], 10000.0)):
+        assert load_flux(source).params.theta == (theta, theta)
+        assert same_weights(load_flux(source), plain[1])
+    assert describe_autoencoder(vae) is vae and describe_flux(flux) is flux
+
+
+def test_an_option_wins_over_a_description_and_the_wrong_kind_is_refused(vae_file: Path, flux_file: Path) -> None:
+    vae, flux = describe_autoencoder(vae_file, shift=1), describe_flux(flux_file, theta=80.0)
+    assert load_autoencoder(vae, stride=1, shift=0).params.stride == 1
+    assert load_flux(flux, sigma=0.9).settings.sigma == 0.9
+    for load, other in ((load_autoencoder, flux), (load_flux, vae)):
+        with pytest.raises(UnsupportedCheckpointError, match="expected a Flux"):
+            load(other)
 
 
 # --- writing ----------------------------------------------------------------------------------

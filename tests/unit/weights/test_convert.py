@@ -41,9 +41,9 @@ def run(*arguments: str | Path) -> int:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     assert run(*arguments) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and told.count("\n") == 1 and len(told) < 500
-    return told
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1 and len(text) < 500
+    return text
 
 
 @pytest.fixture
@@ -66,8 +66,9 @@ def diffusers_flux(tmp_path: Path, make_diffusers_flux: Callable[..., Any]) -> P
 def diffusers_vae(tmp_path: Path, make_diffusers_autoencoder: Callable[..., Any]) -> Path:
     path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     path.parent.mkdir()
-    save_file(dict(make_diffusers_autoencoder(2, norm_num_groups=32).state_dict()), path)
-    config = {"_class_name": "AutoencoderKL", "stride": 2, "norm_num_groups": 32}
+    model = make_diffusers_autoencoder(2, norm_num_groups=32)
+    save_file(dict(model.state_dict()), path)
+    config = {**model.config, "_class_name": "AutoencoderKL", "stride": 2}
     (path.parent / "config.json").write_text(json.dumps(config))
     return path
 
@@ -273,11 +274,11 @@ def test_a_lora_becomes_a_one_step_lora(tmp_path: Path) -> None:
     assert run(path, "-o", out, "--prompt-embedding", prompt, "--set", "op4ksr.rope_theta=46.7") == 0
     assert same(load_file(out), {**lora, **load_file(prompt)})
     assert metadata_of(out)["op4ksr.kind"] == "lora" and metadata_of(out)["op4ksr.rope_theta"] == "46.7"
-    told = inspect_file(out)
-    assert told["theta"] == [46.7, 46.7] and told["prompt_embedding"] and "Load SR LoRA" in told["usable"]
+    text = inspect_file(out)
+    assert text["theta"] == [46.7, 46.7] and text["prompt_embedding"] and "Load SR LoRA" in text["usable"]
 
 
-def test_json_tells_what_was_written(tmp_path: Path, flux_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_reports_what_was_written(tmp_path: Path, flux_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.safetensors"
     assert run(flux_file, "-o", out, "--layout", "diffusers", "--json") == 0
     report = json.loads(capsys.readouterr().out)
@@ -294,8 +295,7 @@ def test_every_dtype_is_written_as_the_library_writes_it(tmp_path: Path) -> None
     lora |= {
         "scalar": torch.tensor(2.0),
         "empty": torch.zeros(0, 4),
-        "flag": torch.tensor([True]),
-        "int": torch.arange(3),
+        "x.alpha": torch.tensor(4),
     }
     path, out = lora_file(tmp_path / "lora.safetensors", lora), tmp_path / "out.safetensors"
     assert run(path, "-o", out) == 0
@@ -342,16 +342,16 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, flux_file: Path, monkeypa
         (("--prompt-embedding", "missing.safetensors"), ("missing.safetensors", "no such file")),
     ],
 )
-def test_wrong_wishes(
+def test_wrong_options(
     tmp_path: Path,
     flux_file: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
     words: tuple[str, ...],
 ) -> None:
-    told = refused(capsys, flux_file, "-o", tmp_path / "out.safetensors", *arguments)
+    text = refused(capsys, flux_file, "-o", tmp_path / "out.safetensors", *arguments)
     for word in words:
-        assert word in told
+        assert word in text
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -383,11 +383,11 @@ def test_wrong_files(
     assert "model of another size" in refused(capsys, flux_file, "-o", out, "--merge-lora", flat_lora)
     pair = {f"{base}.lora_A.weight": noise(4, 320), f"{base}.lora_B.weight": noise(64, 4)}
     odd = lora_file(tmp_path / "a.safetensors", {**pair, f"{base}.alpha": noise(3)})
-    told = refused(capsys, flux_file, "-o", out, "--merge-lora", odd)
-    assert f"{base}.alpha: expected a single number, got the shape (3,)" in told
+    text = refused(capsys, flux_file, "-o", out, "--merge-lora", odd)
+    assert f"{base}.alpha: expected a single number, got the shape (3,)" in text
     save_file({"txt": noise(2, 7, 24), "vec": noise(2, 12)}, prompt)
-    told = refused(capsys, flux_file, "-o", out, "--prompt-embedding", prompt)
-    assert f"{prompt}: txt: expected 2 axes, got the shape (2, 7, 24); save one prompt's embedding" in told
+    text = refused(capsys, flux_file, "-o", out, "--prompt-embedding", prompt)
+    assert f"{prompt}: txt: expected 2 axes, got the shape (2, 7, 24); save one prompt's embedding" in text
     assert "expected a prompt embedding" in refused(capsys, flux_file, "-o", out, "--prompt-embedding", lora)
     assert ".safetensors" in refused(capsys, flux_file, "-o", tmp_path / "out.ckpt")
     assert "no such folder" in refused(capsys, flux_file, "-o", tmp_path / "no" / "out.safetensors")
@@ -405,14 +405,6 @@ def test_quantized_and_mixed_files_are_refused(
     save_file({**tensors, name: tensors[name].float()}, mixed)
     assert "have different dtypes (BF16, F32)" in refused(capsys, mixed, "-o", out, "--layout", "bfl")
     assert run(mixed, "-o", out) == 0, "as it is, nothing is fused"
-
-
-def test_a_dtype_that_no_model_has_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, out = tmp_path / "lora.safetensors", tmp_path / "out.safetensors"
-    save_file({"x.lora_A.weight": noise(4, 8), "x.counts": torch.arange(3).to(torch.uint16)}, path)
-    told = refused(capsys, path, "-o", out)
-    assert f"{path}: x.counts has the dtype U16, which is not known here; cast it first" in told
-    assert not out.exists()
 
 
 def test_only_constants_come_along_with_a_lora_and_its_prompt_is_not_overwritten(

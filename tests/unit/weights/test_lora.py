@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lora_merge import merge
 from torch.nn import functional as F
 
 from op4ksr_core import OneStepSettings, OptionError, UnsupportedCheckpointError
-from op4ksr_core.training.tasks.lora import attach, merge, save_lora, state_dict
+from op4ksr_core.training.tasks.lora import attach, save_lora, state_dict
 from op4ksr_core.weights.checkpoint import save_tensors
 from op4ksr_core.weights.header import read_header, read_tensors
 from op4ksr_core.weights.lora import canonical_name, describe_lora

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lora_merge import merge
 from torch import autocast, nn
 from torch.nn import Linear
 from unit.training.test_trainer import config, folder, load, rows, train  # noqa: F401 - folder is a fixture
@@ -19,7 +20,7 @@ from op4ksr_core.training.config_file import parse_config
 from op4ksr_core.training.tasks import frozen
 from op4ksr_core.training.tasks.choose import make_task
 from op4ksr_core.training.tasks.frozen import DTYPES, FrozenLinear, freeze_blocks, quantized, shapes_of
-from op4ksr_core.training.tasks.lora import attach, merge
+from op4ksr_core.training.tasks.lora import attach
 from op4ksr_core.training.tasks.one_step import LoraTask
 
 #: Root mean square error of a product over its own, seeded normal or uniform weights: measured 2.6 % and 0.4 to 0.8 %.

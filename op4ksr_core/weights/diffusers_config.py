@@ -1,0 +1,67 @@
+"""The ``config.json`` that diffusers writes beside a VAE, taken only where it can be that very file's.
+
+A folder such as ComfyUI's models/vae holds many files and perhaps one config, of any of them or of none. Our
+choice: it counts where the file has diffusers' own name or is the folder's only model, and where the sizes it
+states are those of the file's tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .header import Header
+from .shards import read_json
+
+#: How diffusers begins the name of every weights file it saves.
+_NAME = "diffusion_pytorch_model"
+_MODEL_SUFFIXES = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf"}
+
+
+@dataclass(frozen=True)
+class DiffusersConfig:
+    """The config of a file. values: empty where there is none; ignored: why the one that lies there does not count."""
+
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    ignored: str = ""
+
+    @property
+    def note(self) -> str:
+        """To be added to the reason of a default: nothing where no config lies beside the file."""
+        return f"; config.json beside the file is ignored: {self.ignored}" if self.ignored else ""
+
+
+def autoencoder_config(header: Header, sizes: Mapping[str, Any]) -> DiffusersConfig:
+    """The config beside a VAE's file. sizes: what the tensors' shapes say, by diffusers' keys; each must be stated."""
+    path = header.files[0].parent / "config.json"
+    try:
+        values: Any = read_json(path)
+    except FileNotFoundError:
+        return DiffusersConfig()
+    except (OSError, ValueError):
+        return DiffusersConfig(ignored="it cannot be read as JSON")
+    if not isinstance(values, dict) or "Autoencoder" not in str(values.get("_class_name")):  # pyright: ignore
+        return DiffusersConfig(ignored="it is not an autoencoder's")
+    if not _may_own_a_config(header.files):
+        return DiffusersConfig(
+            ignored=f"other models lie in this folder, and the file is not named {_NAME} as diffusers names its own"
+        )
+    found: dict[str, Any] = values
+    for key, size in sizes.items():
+        if found.get(key) != size:
+            stated = str(found[key])[:60] if key in found else "nothing"
+            return DiffusersConfig(ignored=f"it states {stated} for {key}, the file's tensors say {size}")
+    return DiffusersConfig(found)
+
+
+def _may_own_a_config(files: tuple[Path, ...]) -> bool:
+    """Whether the files have diffusers' name, or are the only models in their folder."""
+    if all(file.name.startswith(_NAME) for file in files):
+        return True
+    try:
+        beside = {file.name for file in files[0].parent.iterdir() if file.suffix.lower() in _MODEL_SUFFIXES}
+    except OSError:  # a folder that may be entered, not listed
+        return False
+    return beside <= {file.name for file in files}

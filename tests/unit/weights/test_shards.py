@@ -1,0 +1,148 @@
+"""Models in several files: an index, its shards, and indexes that no one may trust."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from op4ksr_core import Flux, UnsupportedCheckpointError, load_flux, save_autoencoder, save_flux
+from op4ksr_core.cli.main import main
+from op4ksr_core.weights.header import read_header
+
+MakeFlux = Callable[..., Flux]
+
+
+@pytest.fixture
+def flux_file(tmp_path: Path, make_flux: MakeFlux) -> Path:
+    path = tmp_path / "flux.safetensors"
+    save_flux(path, make_flux())
+    return path
+
+
+@pytest.fixture
+def vae_file(tmp_path: Path, make_autoencoder: Callable[..., Any]) -> Path:
+    path = tmp_path / "vae.safetensors"
+    save_autoencoder(path, make_autoencoder())
+    return path
+
+
+def refusal(load: Callable[[Path], Any], path: Path, culprit: Path | None = None) -> str:
+    """The one sentence that refuses ``path`` and names the file at fault."""
+    with pytest.raises(UnsupportedCheckpointError) as caught:
+        load(path)
+    text = str(caught.value)
+    assert text.startswith(f"{culprit or path}: ") and "\n" not in text and len(text) < 800
+    return text
+
+
+def shard(path: Path, count: int = 3) -> Path:
+    """Split a file into shards with an index, as diffusers names them; the original is removed."""
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
+    for i in range(count):
+        file = f"model-{i + 1:05}-of-{count:05}.safetensors"
+        part = {name: tensors[name] for name in names[i::count]}
+        save_file(part, path.parent / file, metadata)
+        weight_map |= dict.fromkeys(part, file)
+    path.unlink()
+    index = path.parent / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), "utf-8")
+    return index
+
+
+def test_shards_are_one_model_by_folder_index_or_any_shard(flux_file: Path, make_flux: MakeFlux) -> None:
+    index = shard(flux_file)
+    folder = index.parent
+    for path in (folder, index, *folder.glob("*-of-*.safetensors")):
+        state, expected = load_flux(path).state_dict(), make_flux().state_dict()
+        assert state.keys() == expected.keys() and all(state[name].equal(expected[name]) for name in state)
+        assert len(read_header(path).files) == 3
+
+
+def test_a_missing_shard_is_named(flux_file: Path) -> None:
+    index = shard(flux_file)
+    (index.parent / "model-00002-of-00003.safetensors").unlink()
+    for path in (index, index.parent, index.parent / "model-00001-of-00003.safetensors"):
+        assert "model-00002-of-00003.safetensors" in refusal(load_flux, path, index)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": 5}',
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 5}}',
+        '{"weight_map": {"a": ["b"]}}',
+        '{"weight_map": null}',
+        "[" * 100_000,
+        '{"weight_map": ' * 50_000,
+        '{"weight_map": {"a": ' + "9" * 5000 + "}}",
+    ],
+    ids=lambda content: content[:30],
+)
+def test_a_broken_index_is_refused(tmp_path: Path, content: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(content, "utf-8")
+    assert "shard index" in refusal(load_flux, index)
+
+
+@pytest.mark.parametrize("content", ["{", '{"weight_map": {"a": "gone.safetensors"}}'])
+def test_another_models_broken_index_in_the_same_folder_does_no_harm(flux_file: Path, content: str) -> None:
+    """ComfyUI keeps all models in one folder."""
+    (flux_file.parent / "other.safetensors.index.json").write_text(content, "utf-8")
+    assert load_flux(flux_file).params.hidden_size == 64
+
+
+def test_a_folder_of_several_models_is_refused(tmp_path: Path, vae_file: Path, flux_file: Path) -> None:
+    assert "got 2 files; name one" in refusal(load_flux, tmp_path)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    assert "got 0 files" in refusal(load_flux, tmp_path)
+
+
+#: Names that reach beyond the index's own folder, on this or another system, or that no file can have.
+OUTSIDE = ["../{}", "../../{}", "{folder}/{}", "sub/{}", "..\\\\{}", "C:{}", "{}:stream", "{}\\u0000", "..", ".", ""]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_index_names_files_beside_it_and_no_others(flux_file: Path, name: str) -> None:
+    """The named files exist, so that nothing but the names is wrong with them."""
+    folder = flux_file.parent / "model"
+    (folder / "sub").mkdir(parents=True)
+    for place in (folder, folder / "sub", flux_file.parent.parent):
+        (place / flux_file.name).write_bytes(flux_file.read_bytes())
+    index = folder / "model.safetensors.index.json"
+    text = name.replace("{folder}", flux_file.parent.as_posix()).replace("{}", flux_file.name)
+    index.write_text(f'{{"weight_map": {{"img_in.weight": "{text}", "x": "flux.safetensors"}}}}', "utf-8")
+    for source in (index, folder):
+        assert "expected the names of files in its own folder" in refusal(load_flux, source, index)
+
+
+def test_a_name_longer_than_any_files_is_a_sentence(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "x" * 3000}}), "utf-8")
+    refusal(load_flux, index)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"weight_map": {"a": "../../x.safetensors"}}'])
+def test_the_commands_say_it_in_one_sentence(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(content, "utf-8")
+    for arguments in (["inspect", str(index)], ["convert", str(index), "-o", str(tmp_path / "out.safetensors")]):
+        assert main(arguments) == 1
+        text = capsys.readouterr().err
+        assert text.startswith(f"error: {index}: is no shard index") and text.count("\n") == 1
