@@ -125,7 +125,7 @@ class SetRecipe:
             raise OptionError(f"--factor: expected a whole number from 2 to 16, got {self.factor}")
         if self.side < self.factor or self.seed < 0:
             raise OptionError(
-                f"benchmark make-set: expected a side of at least the factor and a seed from 0 up, got {self.side} px "
+                f"benchmarks make-set: expected a side of at least the factor and a seed from 0 up, got {self.side} px "
                 f"and {self.seed}; change them"
             )
 

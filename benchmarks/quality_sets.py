@@ -1,4 +1,4 @@
-"""``benchmark quality`` on sets of pictures that are there as LR and HR, or as LR only: Syn, RealSquare, RealVary.
+"""``quality`` on sets of pictures that are there as LR and HR, or as LR only: Syn, RealSquare, RealVary.
 
 With HR pictures every score; without them those that need none. Seconds and bytes are of the enlarging alone.
 """

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.speed import QUICK_CASES as QUICK_SPEED
+from benchmarks.speed import speed
 from torch import Tensor
 
 from benchmarks import memory as benchmark_memory
 from benchmarks import tables as benchmark
 from benchmarks.commands import main as cli
 from benchmarks.memory import GEOMETRIES, QUICK_CASES, end_to_end, exactness, peaks, random_autoencoder, uneven
-from benchmarks.speed import QUICK_CASES as QUICK_SPEED
-from benchmarks.speed import speed
 from benchmarks.tiles import three_passes
 from op4ksr_core import Op4ksrError, OutputError
 

@@ -28,7 +28,7 @@ def test_the_fit_lies_between_two_powers() -> None:
 def test_theory_is_fitted_as_the_measurement_is_over_all_sides_and_the_largest() -> None:
     sides = [256, 512, 1024, 2048]
     rows: list[Row] = [
-        {"stage": "encode", "px": s, "s": s**2.2, "TFLOP": s**2.0, "GB": s**2.0, "forecast GB": s**1.6} for s in sides
+        {"stage": "encode", "px": s, "s": s**2.2, "TFLOP": s**2.0, "GB": s**2.0, "estimated GB": s**1.6} for s in sides
     ]
     rows[0]["s"] *= 10  # a start that costs time of its own, in the smallest alone
     seconds, upper, size, _ = exponents(rows)
