@@ -32,7 +32,7 @@ STEPS, LOGGED = 20, 5
 
 #: What a started recipe does not need in full; and what is smaller with the small geometry.
 _SHORT = f"data.pictures=64 output.log_every={LOGGED} output.samples=0 train.warmup={LOGGED} train.linear_steps=10"
-_SMALL = "data.pictures=4 data.picture_side=128 data.crop=64 data.late_crop=96 data.late_batch=1 train.batch=1"
+_SMALL = "data.workers=0 data.pictures=4 data.picture_side=128 data.crop=64 data.late_crop=96 data.late_batch=1 train.batch=1"
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,9 @@ def rounded(linear: torch.nn.Linear, base: Base) -> FrozenLinear:
     return FrozenLinear(linear.weight.detach().to(DTYPES[base]), ones, linear.bias)
 
 
-def of_upscale(models: Models, send: Send, home: bool = True, rows: Any = None, fp8: bool = False, **how: Any) -> Tensor:
+def of_upscale(
+    models: Models, send: Send, home: bool = True, rows: Any = None, fp8: bool = False, **how: Any
+) -> Tensor:
     flux, autoencoder = send(models.flux()), send(models.autoencoder())
     if fp8:
         freeze_blocks(flux, "fp8", rounded)

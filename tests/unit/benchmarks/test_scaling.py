@@ -1,4 +1,4 @@
-"""``benchmark scaling``: the fit finds a power law that is known, theory is fitted in the same way, both files come."""
+"""``scaling``: the fit finds a power law that is known, theory is fitted in the same way, both files come."""
 
 from __future__ import annotations
 
