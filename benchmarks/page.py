@@ -86,7 +86,7 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "ablation": (
         "The ablation: RFR and L_AP",
-        "Small models trained anew with neither, each and both, on a CPU. mesh: what repeats every token in the error, "
+        "Small models trained with neither, each and both, on a CPU. mesh: what repeats every token in the error, "
         "RMS in grey levels of 255; periodicity: the meter's score, +- its deviation over the seeds; l_ap: the share "
         "of the error that repeats. They show nothing about the paper's scale. [What it means](ablation.md).",
     ),

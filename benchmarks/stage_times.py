@@ -136,7 +136,7 @@ def flops_of(plan: Plan) -> dict[str, float]:
     return {stage.name: stage.flops for stage in plan.stages if stage.flops}
 
 
-#: Which stage of a plan foretells the memory of which of ours.
+#: Which stage of a plan estimates the memory of which of ours.
 _PLANNED = {"colour fix": "finish", "back-projection": "finish"}
 
 

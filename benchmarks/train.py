@@ -122,7 +122,7 @@ class Step:
 def train_rows(
     config: TrainConfig, geometry: Geometry, *, random: bool, device: torch.device, repeats: int = 5
 ) -> tuple[list[Row], list[Row]]:
-    """One row for the step, told with the plan beside it; and one for each of ``repeats`` timed steps.
+    """One row for the step, with the plan beside it; and one for each of ``repeats`` timed steps.
 
     Four steps come before the clock: one to set up, one each under the counters of memory and of work, one to settle.
     random: weights of ``geometry`` instead of the config's files. Raises OptionError for an autoencoder's config.

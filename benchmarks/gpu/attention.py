@@ -154,10 +154,10 @@ def fastest(rows: list[Row]) -> str:
     if own is None:
         return "the pack's attention does not run here"
     best = min((row for row in done if row["error"] <= AS_EXACT * own["error"]), key=lambda row: row["s"])
-    return f"the pack's {_told(own)}, fastest of the exact ones: {best['kernel']} {_told(best)}"
+    return f"the pack's {_in_words(own)}, fastest of the exact ones: {best['kernel']} {_in_words(best)}"
 
 
-def _told(row: Row) -> str:
+def _in_words(row: Row) -> str:
     return f"{1e3 * row['s']:.3g} ms (error {row['error']:.1e})"
 
 

@@ -32,7 +32,7 @@ STEPS, LOGGED = 20, 5
 
 #: What a started recipe does not need in full; and what is smaller with the small geometry.
 _SHORT = f"data.pictures=64 output.log_every={LOGGED} output.samples=0 train.warmup={LOGGED} train.linear_steps=10"
-_SMALL = "data.workers=0 data.pictures=4 data.picture_side=128 data.crop=64 data.late_crop=96 data.late_batch=1 train.batch=1"
+_SMALL = "data.workers=0 data.pictures=4 data.picture_side=128 data.crop=64 data.late_crop=96 train.batch=1"
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Recipe:
 
 #: In this order: the second learns on the first one's autoencoder.
 RECIPES = (
-    Recipe("autoencoder_h200.toml", small="model.widths=[8,16,16,16]"),
+    Recipe("autoencoder_h200.toml", small="model.widths=[8,16,16,16] data.late_batch=1"),
     Recipe(
         "flux_h200.toml",
         f"train.latent_steps={LOGGED}",
-        "train.grid_every=0 data.late_crop=128 data.crop=128 data.picture_side=192",
+        "train.grid_every=0 data.late_crop=128 data.crop=128 data.picture_side=192 data.late_batch=1",
     ),
 )
 

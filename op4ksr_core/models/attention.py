@@ -43,7 +43,7 @@ def is_fused(q: Tensor, k: Tensor, v: Tensor) -> bool:
     The CPU's never does; elsewhere flash attention is relied upon up to heads of 256. Above them CUDA has the
     memory-efficient kernel, where PyTorch says that it takes these tensors. It works on 32 queries per block, so
     that a chunk of 1024 would keep 32 of a card's 100 and more processors busy: it gets all at once (read in
-    PyTorch's sources, not measured; ``benchmark facts`` times both).
+    PyTorch's sources, not measured; ``benchmarks/gpu/attention.py`` times both).
     """
     if q.device.type == "cpu" or q.shape[-1] <= LARGEST_FLASH_HEAD:
         return True
