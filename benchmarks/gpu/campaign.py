@@ -55,7 +55,7 @@ STEPS = (
     Step("4096-fp8", "And with the blocks in fp8?", "benchmarks.gpu.upscale --side 4096 --weights fp8", 70),
     Step("peaks", "Are the VAE's peaks what the plan says?", "benchmarks.gpu.checks --only peaks", 60),
     Step("training-start", "Does training start?", "benchmarks.gpu.training --start", 80),
-    Step("training-step", "Seconds and memory of one step of a LoRA on 12 B?", "benchmarks.gpu.training", 60),
+    Step("training-step", "Seconds and memory of one step of a LoRA on 12 B?", "benchmarks.gpu.training", 90),
     Step("2048-bf16", "Seconds and memory of 2048 px?", "benchmarks.gpu.upscale --side 2048", 50),
     Step("8192-bf16", "And of 8192 px?", "benchmarks.gpu.upscale --side 8192 --repeats 1", 120),
 )

@@ -49,8 +49,8 @@ RECIPES = (
     Recipe("autoencoder_h200.toml", small="model.widths=[8,16,16,16] data.late_batch=1"),
     Recipe(
         "flux_h200.toml",
-        f"train.latent_steps={LOGGED}",
-        "train.grid_every=0 data.late_crop=128 data.crop=128 data.picture_side=192 data.late_batch=1",
+        f"train.latent_steps={LOGGED} train.grid_pictures=64",
+        "train.grid_every=0 train.grid_pictures=4 data.late_crop=128 data.crop=128 data.picture_side=192 data.late_batch=1",
     ),
 )
 
