@@ -20,11 +20,12 @@ from op4ksr_core.bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX, SAMPLE_PHOTO
 from op4ksr_core.errors import Op4ksrError
 from op4ksr_core.images.io import load_image
 from op4ksr_core.images.resize import Target, resize
-from op4ksr_core.machine import AllocationTracker, dtype_name, peak_memory, wait_for
+from op4ksr_core.machine import AllocationTracker, dtype_name, explain_out_of_memory, peak_memory, wait_for
 from op4ksr_core.models.flux import OnProgress
 from op4ksr_core.one_step import CoreStages, OneStepOptions, run
+from op4ksr_core.planning.geometries import AUTOENCODERS
 from op4ksr_core.vae.autoencoder import AutoEncoder, AutoEncoderParams
-from op4ksr_core.vae.estimate import Stage, both, explain_out_of_memory, peak_elements
+from op4ksr_core.vae.estimate import Stage, both, peak_elements
 from op4ksr_core.vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 
@@ -32,15 +33,6 @@ from .tables import Row
 from .tiles import three_passes
 
 log = logging.getLogger(__name__)
-
-#: Geometry by name. The small ones have the bundled file's widths (it has one norm group).
-GEOMETRIES = {
-    "F16, full width": AutoEncoderParams(),
-    "F16, full width, shift 1": AutoEncoderParams(shift=1),
-    "F8, full width": AutoEncoderParams(stride=1),
-    "F16, small": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False),
-    "F8, small": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False, stride=1),
-}
 
 #: ComfyUI's tiled nodes as they are set when put on the canvas, in px.
 TILE, OVERLAP = 512, 64
@@ -79,15 +71,15 @@ class Case:
 
 
 CASES = (
-    Case("F16, small", (512, 512)),
-    Case("F16, small", (1024, 1024)),
-    Case("F16, small", (992, 544)),
+    Case("F16, bundled", (512, 512)),
+    Case("F16, bundled", (1024, 1024)),
+    Case("F16, bundled", (992, 544)),
     Case("F16, full width", (512, 512)),
     Case("F16, full width", (1024, 1024)),
     Case("F16, full width, shift 1", (544, 288)),
     Case("F8, full width", (512, 512), tiles=False),
 )
-QUICK_CASES = (Case("F16, small", (256, 256)), Case("F16, small", (544, 144)))
+QUICK_CASES = (Case("F16, bundled", (256, 256)), Case("F16, bundled", (544, 144)))
 
 
 def exactness(cases: tuple[Case, ...] = CASES) -> list[Row]:
@@ -100,7 +92,7 @@ def exactness(cases: tuple[Case, ...] = CASES) -> list[Row]:
     rows: list[Row] = []
     for case in cases:
         log.info("exactness: %s, %s", case.geometry, case.size)
-        params = GEOMETRIES[case.geometry]
+        params = AUTOENCODERS[case.geometry]
         model = random_autoencoder(params)
         latent = uneven(1, params.latent_channels, *(side // params.ratio for side in case.size))
         pixels = model.decode_strips(latent).clamp(-1, 1)
@@ -157,8 +149,8 @@ def _plain(model: AutoEncoder, stage: str, given: Tensor) -> Tensor:
 
 
 def _strips(model: AutoEncoder, stage: str, given: Tensor, settings: StripSettings) -> Tensor:
-    model.bounded.wish = both(settings)
-    return model.decode_strips(given) if stage == "decode" else model.encode_strips(given)
+    run = model.decode_strips if stage == "decode" else model.encode_strips
+    return run(given, strips=settings)
 
 
 def _tiled(model: AutoEncoder, stage: str, given: Tensor) -> Tensor:
@@ -200,7 +192,7 @@ TARGETS: dict[tuple[str, int, str], float] = {
 
 
 def peaks(
-    geometries: tuple[str, ...] = ("F16, small", "F16, full width", "F8, full width"),
+    geometries: tuple[str, ...] = ("F16, bundled", "F16, full width", "F8, full width"),
     real_sides: tuple[int, ...] = (1024, 2048),
     meta_sides: tuple[int, ...] = (4096, 8192),
 ) -> list[Row]:
@@ -208,7 +200,7 @@ def peaks(
     rows: list[Row] = []
     for name in geometries:
         for side in (*real_sides, *meta_sides):
-            large = GEOMETRIES[name].stride == 1 and side > min(real_sides)  # minutes each
+            large = AUTOENCODERS[name].stride == 1 and side > min(real_sides)  # minutes each
             device = "meta" if side in meta_sides or large else "cpu"
             for stage in ("encode", "decode"):
                 log.info("peaks: %s, %d px, %s", name, side, stage)
@@ -217,7 +209,7 @@ def peaks(
 
 
 def _peaks_of(name: str, stage: Stage, side: int, device: str) -> Iterator[Row]:
-    params = GEOMETRIES[name]
+    params = AUTOENCODERS[name]
     with torch.device(device):
         model = AutoEncoder(params, dtype=torch.bfloat16).requires_grad_(False)
         shape = (params.latent_channels, side // params.ratio, side // params.ratio)
@@ -251,11 +243,11 @@ def _run_once(model: AutoEncoder, stage: str, given: Tensor, out: Tensor | None,
     if way == "plain":
         _plain(model, stage, given)
         return
-    model.bounded.wish = both(StripSettings(mode=_mode(way)))
+    settings = StripSettings(mode=_mode(way))
     if stage == "decode":
-        model.decode_strips(given, out=out)
+        model.decode_strips(given, out=out, strips=settings)
     else:
-        model.encode_strips(given)
+        model.encode_strips(given, strips=settings)
 
 
 # --- a whole run ------------------------------------------------------------------------------
@@ -301,9 +293,10 @@ def _in_a_process(way: str, side: int, factor: int) -> Row:
 
 def _upscale_and_tell(way: str, side: int, factor: int, results: Any) -> None:
     autoencoder, flux = load_autoencoder(BUNDLED_AUTOENCODER), load_flux(BUNDLED_FLUX)
-    stages = PlainStages(flux, autoencoder) if way == "plain" else CoreStages(flux, autoencoder)
-    if way != "plain":
-        autoencoder.bounded.wish = both(StripSettings(mode=_mode(way)))
+    if way == "plain":
+        stages = PlainStages(flux, autoencoder)
+    else:
+        stages = CoreStages(flux, autoencoder, strips=both(StripSettings(mode=_mode(way))))
     image = resize(load_image(SAMPLE_PHOTO).image, side, side).clamp(0, 1)
     before = peak_memory(torch.device("cpu")) or 0
     options = replace(OneStepOptions(), target=Target(scale=factor))
@@ -320,16 +313,16 @@ SPEED_CASES: tuple[SpeedCase, ...] = (
     ("F16, full width", 1024, torch.bfloat16),
     ("F16, full width", 512, torch.float32),
     ("F8, full width", 512, torch.bfloat16),
-    ("F16, small", 2048, torch.float32),
+    ("F16, bundled", 2048, torch.float32),
 )
-QUICK_SPEED_CASES = (("F16, small", 256, torch.float32),)
+QUICK_SPEED_CASES = (("F16, bundled", 256, torch.float32),)
 
 
 def speed(cases: Sequence[SpeedCase] = SPEED_CASES, device: str = "cpu", repeats: int = 3) -> list[Row]:
     """Plain and each mode in turn, ``repeats`` times after one warm-up; the fastest of each counts."""
     rows: list[Row] = []
     for name, side, dtype in cases:
-        params = GEOMETRIES[name]
+        params = AUTOENCODERS[name]
         model = random_autoencoder(params).to(device, dtype)
         latent = uneven(1, params.latent_channels, side // params.ratio, side // params.ratio).to(device, dtype)
         pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
@@ -359,17 +352,13 @@ def speed(cases: Sequence[SpeedCase] = SPEED_CASES, device: str = "cpu", repeats
 
 def _seconds(model: AutoEncoder, stage: str, given: Tensor, way: str) -> float:
     settings = next((StripSettings(mode=mode) for mode in MEMORY_MODES if mode == way), None)
-    if settings is not None:
-        model.bounded.wish = both(settings)
-    runs = {
-        ("encode", True): model.encode_pixels,
-        ("encode", False): model.encode_strips,
-        ("decode", True): model.decode_pixels,
-        ("decode", False): model.decode_strips,
-    }
+    plain, strips = {
+        "encode": (model.encode_pixels, model.encode_strips),
+        "decode": (model.decode_pixels, model.decode_strips),
+    }[stage]
     wait_for(given.device)
     began = time.perf_counter()
     with torch.no_grad():
-        runs[stage, settings is None](given)
+        _ = plain(given) if settings is None else strips(given, strips=settings)
     wait_for(given.device)
     return time.perf_counter() - began

@@ -37,7 +37,7 @@ class Cut:
         return Counter((height, width) for _, _, height, width in places(size, (self.side, self.side), self.overlap))
 
 
-class PatchStages:
+class PatchStages(Stages):
     """Any ``Stages`` as a patch-by-patch upscaler has them: for ``run`` with ``vae_only``.
 
     Its encode hands the enlarged picture through, and its decode does the work: every patch is a picture of its

@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from op4ksr_core.errors import ImageError, OptionError, OutputError
+from op4ksr_core.files import make_folder
 from op4ksr_core.images.io import Picture, load_image, save_image, to_8_bit
-from op4ksr_core.images.paths import gather, make_folder, output_paths
+from op4ksr_core.images.paths import gather, output_paths
 from op4ksr_core.training.data.degradation import Degradation, degrade
 
 LOW, HIGH = "LR", "HR"

@@ -23,11 +23,13 @@ from op4ksr_core.machine import dtype_name
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.one_step import CoreStages, OneStepOptions
 from op4ksr_core.planning.cost import flux_flops
+from op4ksr_core.planning.geometries import AUTOENCODERS
 from op4ksr_core.planning.plan import Plan
 from op4ksr_core.vae.autoencoder import AutoEncoder
+from op4ksr_core.vae.estimate import StripPlan
 
 from .ceiling import matmul_ceiling
-from .memory import GEOMETRIES, PlainStages, random_autoencoder
+from .memory import PlainStages, random_autoencoder
 from .patches import Cut, PatchStages, difference
 from .stage_clock import STAGES, PeakMeter, StageClock, StageNames, TimedStages
 from .stage_times import (
@@ -81,15 +83,17 @@ def photo(side: int, device: torch.device) -> Tensor:
     return resize(load_image(SAMPLE_PHOTO).image, side, side).clamp(0, 1).to(device)
 
 
-def upscale_tables(flux: Flux | None, autoencoder: AutoEncoder, settings: PipelineSettings) -> tuple[Tables, list[Row]]:
+def upscale_tables(
+    flux: Flux | None, autoencoder: AutoEncoder, settings: PipelineSettings, strips: StripPlan | None = None
+) -> tuple[Tables, list[Row]]:
     """The stages of one upscale, the ceiling, and the comparisons with plain passes and patches; every turn's seconds.
 
-    flux None: the autoencoder alone. Strips as the autoencoder's ``wish`` says, else by the free memory.
+    flux None: the autoencoder alone. strips None: by the free memory.
     """
-    core = CoreStages(flux, autoencoder)
+    core = CoreStages(flux, autoencoder, strips=strips)
     size, options = (settings.start, settings.start), OneStepOptions(settings.target, vae_only=flux is None)
-    plan = plan_of(size, settings.target, core, autoencoder.bounded.wish)
-    autoencoder.bounded.wish = plan.strips()
+    plan = plan_of(size, settings.target, core)
+    core = core.with_strips(plan.strips())
     with tempfile.TemporaryDirectory() as folder:
         ways = {"patch-free": core_way(core, options, plan, Path(folder) / "picture.png")}
         if "plain" in settings.compare:
@@ -121,12 +125,12 @@ def patches_way(core: CoreStages, size: tuple[int, int], settings: PipelineSetti
     """The same models, patch by patch, over an enlarged picture of ``size`` (height, width); FLOPs of all patches."""
 
     def stages(clock: StageClock) -> TimedStages:
-        patched = PatchStages(timed(core, clock, "blend"), settings.cut, size, vae_only=core.flux is None)
+        patched = PatchStages(timed(core, clock, "blend", "blend"), settings.cut, size, vae_only=core.flux is None)
         return TimedStages(patched, clock, StageNames("blend", "blend", "blend"))
 
     flops: dict[str, float] = {}
     for patch, count in settings.cut.sizes(size).items():
-        plan = plan_of(patch, Target(scale=1), core, core.autoencoder.bounded.wish)
+        plan = plan_of(patch, Target(scale=1), core)
         for stage, work in flops_of(plan).items():
             flops[stage] = flops.get(stage, 0.0) + count * work
     return Way(stages, OneStepOptions(settings.target, vae_only=True), flops)
@@ -154,7 +158,7 @@ def _comparisons(found: Mapping[str, Measured], settings: PipelineSettings) -> T
 def f8_tables(
     flux: Flux | None, weights: str, device: torch.device, dtype: torch.dtype, settings: PipelineSettings
 ) -> tuple[Tables, list[Row]]:
-    """F16 and F8 autoencoders of one width (weights: "small", "full width"), random, on the same picture.
+    """F16 and F8 autoencoders of one width (weights: "bundled", "full width"), random, on the same picture.
 
     Colour fix and back-projection are left out; the transformer's work at either's tokens is counted, not run.
     """
@@ -163,10 +167,9 @@ def f8_tables(
     ways: dict[str, Way] = {}
     sizes: list[Row] = []
     for name in ("F16", "F8"):
-        model = random_autoencoder(GEOMETRIES[f"{name}, {weights}"]).to(device, dtype)
+        model = random_autoencoder(AUTOENCODERS[f"{name}, {weights}"]).to(device, dtype)
         core = CoreStages(None, model)
         plan = plan_of(size, target, core)
-        model.bounded.wish = plan.strips()
         ways[name] = core_way(core, options, plan)
         tokens = plan.tokens[0] * plan.tokens[1]
         work = "" if flux is None else flux_flops(flux.params, tokens, text_tokens(flux)) / 1e12

@@ -13,23 +13,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from op4ksr_core.models.flux import Flux, FluxParams, OneStepSettings
-from op4ksr_core.planning.geometries import LONGEST_PROMPT, Geometry
-from op4ksr_core.vae.autoencoder import AutoEncoder, AutoEncoderParams
+from op4ksr_core.models.flux import Flux, OneStepSettings
+from op4ksr_core.planning.geometries import Geometry
+from op4ksr_core.vae.autoencoder import AutoEncoder
 
 Model = TypeVar("Model", Flux, AutoEncoder)
 
-
-#: flux: FLUX.1-dev's 12 B and the full-width autoencoder.
-#: small: as small as ComfyUI's own loader takes; every dimension a multiple of 16, as fp8 products want it.
-GEOMETRIES = {
-    "flux": Geometry(FluxParams(), AutoEncoderParams(), LONGEST_PROMPT),
-    "small": Geometry(
-        FluxParams(hidden_size=128, num_heads=1, depth=1, depth_single_blocks=2, context_in_dim=64, vec_in_dim=32),
-        AutoEncoderParams(widths=(16, 16, 32, 32), norm_groups=4),
-        16,
-    ),
-}
 
 SEED = 0
 

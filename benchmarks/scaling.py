@@ -19,6 +19,7 @@ from op4ksr_core.models.flux import Flux
 from op4ksr_core.one_step import CoreStages, OneStepOptions
 from op4ksr_core.planning.plan import Plan
 from op4ksr_core.vae.autoencoder import AutoEncoder
+from op4ksr_core.vae.estimate import StripPlan
 
 from .pipeline import meanings, photo, spread, turns_table
 from .stage_times import Measured, core_way, estimated_bytes, measure, plan_of
@@ -44,25 +45,23 @@ def fit_exponent(pixels: Sequence[float], values: Sequence[float]) -> float:
 
 
 def scaling(
-    flux: Flux | None, autoencoder: AutoEncoder, sides: Sequence[int], repeats: int
+    flux: Flux | None, autoencoder: AutoEncoder, sides: Sequence[int], repeats: int, strips: StripPlan | None = None
 ) -> tuple[Tables, list[Row]]:
     """Settings, figures by side, the exponents; and every turn's seconds. Whole runs without colour fix.
 
-    flux None: the autoencoder alone. Strips as the autoencoder's ``wish`` says, else by the free memory, for each
-    side. Raises, before anything is computed, OptionError (fewer than 2 sides, one beyond the ceiling) and
-    OutOfMemoryError (one that cannot fit).
+    flux None: the autoencoder alone. strips None: by the free memory, for each side. Raises, before anything is
+    computed, OptionError (fewer than 2 sides, one beyond the ceiling) and OutOfMemoryError (one that cannot fit).
     """
-    core, wish, sides = CoreStages(flux, autoencoder), autoencoder.bounded.wish, sorted(set(sides))
+    core, sides = CoreStages(flux, autoencoder, strips=strips), sorted(set(sides))
     if len(sides) < 2 or sides[0] < 1:
         raise OptionError(
             f"benchmarks scaling: expected 2 or more different sides from 1 px up, got {sides}; name more"
         )
-    plans = {side: plan_of((_low(side), _low(side)), Target(long_edge=side), core, wish) for side in sides}
+    plans = {side: plan_of((_low(side), _low(side)), Target(long_edge=side), core) for side in sides}
     rows: list[Row] = []
     turns: list[Row] = []
     for side, plan in plans.items():
         log.info("scaling: %d px", side)
-        autoencoder.bounded.wish = plan.strips()
         options = OneStepOptions(Target(long_edge=side), color="none", fidelity=0.0, vae_only=flux is None)
         image = photo(_low(side), autoencoder.device)
         found = measure({f"{side} px": core_way(core, options, plan)}, image, repeats)

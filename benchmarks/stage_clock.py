@@ -1,7 +1,7 @@
 """A clock and a memory meter for the stages of the one pipeline there is, ``one_step.run``.
 
-Nothing of the pipeline is repeated here: ``run`` calls its ``Stages`` and reports its progress, and where it
-does, one stage ends and the next begins. What lies between two stages (a slice, a copy) is in the earlier one.
+Nothing of the pipeline is repeated here: ``run`` calls its ``Stages``, and where it does, one stage ends and the
+next begins. What lies between two stages (a slice, a copy) is in the earlier one.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from op4ksr_core.images.color import ColorFix
 from op4ksr_core.machine import AllocationTracker, wait_for
 from op4ksr_core.models.flux import OnProgress
-from op4ksr_core.one_step import Stages
+from op4ksr_core.one_step import Frame, Stages
 
 #: What ``StageClock`` calls the parts of a run, in order. "blend" is there where patches are.
 STAGES = ("resize", "encode", "transformer", "decode", "blend", "colour fix", "back-projection", "save")
@@ -99,28 +100,27 @@ class StageClock:
             self.peaks[stage] = max(self.peaks.get(stage, 0), self.meter.peak())
         self._stage = ""
 
-    def on_progress(self, done: int, total: int) -> None:
-        """To be ``run``'s ``on_progress``: its first report after decoding is the end of the colour fix."""
-        if self._stage == "colour fix":
-            self.begin("back-projection")
-
 
 @dataclass(frozen=True)
 class StageNames:
-    """What the clock calls the time of each model, and the time after the last of them."""
+    """What the clock calls the time of each model, the time after the last of them, and that of the last step."""
 
     encode: str = "encode"
     transform: str = "transformer"
     decode: str = "decode"
     after: str = "colour fix"
+    finish: str = "back-projection"
 
 
-class TimedStages:
+class TimedStages(Stages):
     """Any ``Stages``, timed: they tell a clock when a stage begins. The results are the same."""
 
     def __init__(self, stages: Stages, clock: StageClock, names: StageNames | None = None) -> None:
         self.stages, self.clock, self.names = stages, clock, names or StageNames()
         self.ratio = stages.ratio
+
+    def enlarge(self, low: Tensor, frame: Frame) -> Tensor:
+        return self.stages.enlarge(low, frame)
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
         self.clock.begin(self.names.encode)
@@ -136,3 +136,10 @@ class TimedStages:
         image = self.stages.decode(raw, tell)
         self.clock.begin(self.names.after)
         return image
+
+    def fix_colors(self, decoded: Tensor, enlarged: Tensor, frame: Frame, kind: ColorFix, factor: float) -> Tensor:
+        return self.stages.fix_colors(decoded, enlarged, frame, kind, factor)
+
+    def finish(self, output: Tensor, low: Tensor, frame: Frame, fidelity: float, tell: OnProgress) -> Tensor:
+        self.clock.begin(self.names.finish)
+        return self.stages.finish(output, low, frame, fidelity, tell)

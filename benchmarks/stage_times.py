@@ -15,7 +15,6 @@ from op4ksr_core.machine import free_memory
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.one_step import CoreStages, OneStepOptions, Stages, run
 from op4ksr_core.planning.plan import Machine, Models, Plan, make_plan
-from op4ksr_core.vae.bounded import StripWish
 
 from .stage_clock import PeakMeter, StageClock, StageNames, TimedStages
 
@@ -91,7 +90,7 @@ def measure(ways: Mapping[str, Way], image: Tensor, repeats: int) -> dict[str, M
 
 def _run(way: Way, image: Tensor, clock: StageClock) -> Tensor:
     clock.begin("resize")
-    result = run(image, way.stages(clock), way.options, clock.on_progress)
+    result = run(image, way.stages(clock), way.options)
     if way.save is not None:
         clock.begin("save")
         save_image(way.save, Picture(result))
@@ -100,25 +99,28 @@ def _run(way: Way, image: Tensor, clock: StageClock) -> Tensor:
 
 
 def core_way(core: CoreStages, options: OneStepOptions, plan: Plan, save: Path | None = None) -> Way:
-    """The way that the core goes, with the plan's FLOPs. save: the file to write, if that is to be timed too."""
-    return Way(lambda clock: timed(core, clock), options, flops_of(plan), save)
+    """The way that the core goes, with the plan's strips and FLOPs. save: the file to write, if that is timed too."""
+    return Way(lambda clock: timed(core.with_strips(plan.strips()), clock), options, flops_of(plan), save)
 
 
-def timed(core: CoreStages, clock: StageClock, after: str = "colour fix") -> TimedStages:
+def timed(
+    core: CoreStages, clock: StageClock, after: str = StageNames.after, finish: str = StageNames.finish
+) -> TimedStages:
     """The core's models around a clock. Without a transformer, the time after encoding belongs to decoding."""
-    return TimedStages(core, clock, StageNames(transform="transformer" if core.flux else "decode", after=after))
+    names = StageNames(transform="transformer" if core.flux else "decode", after=after, finish=finish)
+    return TimedStages(core, clock, names)
 
 
 # --- what it should take ----------------------------------------------------------------------
 
 
-def plan_of(size: tuple[int, int], target: Target, core: CoreStages, wish: StripWish | None = None) -> Plan:
-    """The plan for a picture of ``size`` (height, width) with loaded models; without a wish by the free memory.
+def plan_of(size: tuple[int, int], target: Target, core: CoreStages) -> Plan:
+    """The plan for a picture of ``size`` (height, width) with loaded models; their strips, else by the free memory.
 
     Raises OutOfMemoryError where it cannot fit.
     """
     vae, flux = core.autoencoder, core.flux
-    models = Models(vae.params, wish=wish)
+    models = Models(vae.params, strips=core.strips)
     if flux is not None:
         models = replace(models, flux=flux.params, text_tokens=text_tokens(flux), transformer_dtype=flux.dtype)
     plan = make_plan(size, target, models, Machine(str(vae.device), vae.dtype, free_memory(vae.device)))

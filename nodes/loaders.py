@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .host.exact_vae import ExactVAE, memory_widget, wish_of
+from .host.exact_vae import ExactVAE, memory_widget, strips_of
 from .host.files import check_file, file_options, file_path
 from .host.lora import load_lora
 from .host.model import WEIGHT_DTYPES, load_model, prompt_conditioning
@@ -103,7 +103,7 @@ class ExactVAENode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae: Any, memory: str = "auto") -> io.NodeOutput:
-        return io.NodeOutput(ExactVAE.of(vae, wish_of(memory)))
+        return io.NodeOutput(ExactVAE.of(vae, strips_of(memory)))
 
 
 class LoadFluxSR(io.ComfyNode):

@@ -13,8 +13,7 @@ from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ..op4ksr_core.models.flux import FluxParams
 from ..op4ksr_core.planning.plan import Machine, Models, Plan, Weights, make_plan
-from ..op4ksr_core.vae.estimate import Stage
-from .host.exact_vae import ExactVAE
+from .host.exact_vae import ExactVAE, usable_memory
 from .host.model import settings_of
 from .host.schema import schema
 from .host.stages import HostStages
@@ -23,8 +22,10 @@ from .host.widgets import ceiling_widget, size_widgets, target_of
 log = logging.getLogger(__name__)
 
 
-def host_plan(size: tuple[int, int], target: Target, model: Any, vae: ExactVAE, vae_only: bool = False) -> Plan:
-    """The plan for a picture of ``size`` (height, width) under the host's memory manager.
+def host_plan(
+    size: tuple[int, int], target: Target, model: Any, vae: ExactVAE, vae_only: bool = False, batch: int = 1
+) -> Plan:
+    """The plan for ``batch`` pictures of ``size`` (height, width) under the host's memory manager.
 
     A GPU is a stage's own: weights are moved out of the way, pictures wait in ordinary memory. The CPU
     holds everything.
@@ -32,13 +33,13 @@ def host_plan(size: tuple[int, int], target: Target, model: Any, vae: ExactVAE, 
     device, dtype = vae.device, vae.vae_dtype
     total = int(comfy.model_management.get_total_memory(device))
     on_cpu = device.type == "cpu"
-    machine = Machine(str(device), dtype, total, on_cpu, on_cpu, host=True)
-    models = Models(vae.params_of("decode"), vae.params_of("encode"), weights=(_weights("VAE", vae.patcher),))
+    models = Models(vae.params_of("decode"), vae.params_of("encode"), strips=vae.strips)
+    models = replace(models, weights=(_weights("VAE", vae.patcher),))
     if not vae_only:
         models = _with_transformer(models, model)
-    framed = make_plan(size, target, models, machine).framed
-    wish: dict[Stage, Any] = {stage: vae.planned(stage, *framed, dtype) for stage in ("encode", "decode")}
-    return make_plan(size, target, replace(models, wish=wish), machine)
+    usable = usable_memory(vae, sum(w.size for w in models.weights) if on_cpu else 0)
+    machine = Machine(str(device), dtype, total, on_cpu, on_cpu, host=True, usable=usable)
+    return make_plan(size, target, models, machine, batch)
 
 
 def _with_transformer(models: Models, model: Any) -> Models:
@@ -149,12 +150,12 @@ class PlanRun(io.ComfyNode):
         image: Any = None,
         max_megapixels: float = DEFAULT_CEILING_MEGAPIXELS,
     ) -> io.NodeOutput:
-        size = (height, width) if image is None else (image.shape[1], image.shape[2])
+        batch, height, width = (1, height, width) if image is None else image.shape[:3]
         exact = HostStages(model, vae, None, None, None).vae  # which refuses what cannot run
         if not isinstance(exact, ExactVAE):
             raise OptionError("VAE: has other layers than Flux's, so its memory cannot be estimated; choose another")
-        wish = target_of(target, pixels, factor, megapixels, max_megapixels)
-        plan = host_plan(size, wish, model, exact, vae_only)
+        size = target_of(target, pixels, factor, megapixels, max_megapixels)
+        plan = host_plan((height, width), size, model, exact, vae_only, batch)
         text = plan.text()
         log.info("%s", text)
         return io.NodeOutput(text, plan.output[1], plan.output[0], plan.fits is not False, ui=ui.PreviewText(text))

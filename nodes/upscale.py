@@ -11,9 +11,10 @@ from comfy_api.latest import io
 from ..op4ksr_core.images.color import COLOR_FIXES
 from ..op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS
 from ..op4ksr_core.one_step import OneStepOptions, check_image, run, upscale_alpha
+from ..op4ksr_core.planning.plan import Plan
 from .host.exact_vae import ExactVAE
 from .host.schema import advanced, schema
-from .host.stages import HostStages, image_to_core, image_to_host, on_free_device, progress_bar
+from .host.stages import HostStages, image_to_core, image_to_host, progress_bar
 from .host.widgets import ceiling_widget, check_choice, sigma_widget, size_widgets, target_of
 from .plan import host_plan
 
@@ -125,20 +126,27 @@ class OneStepUpscale(io.ComfyNode):
             vae_only=vae_only,
         )
         stages = HostStages(model, vae, conditioning, sigma or None, guidance if guidance >= 0 else None)
-        announce(low, options, stages)
-        result = run(low, stages, options, progress_bar(), on_free_device)
+        plan = announce(low, options, stages)
+        if plan is not None:
+            stages = stages.with_strips(plan.strips())
+        result = run(low, stages, options, progress_bar(), torch.channels_last)
         return io.NodeOutput(image_to_host(result), enlarge_mask(mask, result))
 
 
-def announce(low: torch.Tensor, options: OneStepOptions, stages: HostStages) -> None:
-    """Log the plan; raise OutOfMemoryError, before anything is computed, where it cannot fit."""
+def announce(low: torch.Tensor, options: OneStepOptions, stages: HostStages) -> Plan | None:
+    """Log the plan and return it; None for a VAE that runs as the host runs it.
+
+    Raises OutOfMemoryError, before anything is computed, where it cannot fit.
+    """
     if not isinstance(stages.vae, ExactVAE):
-        return
-    plan = host_plan(low.shape[-2:], options.target, stages.model, stages.vae, options.vae_only)
+        return None
+    batch, _, height, width = low.shape
+    plan = host_plan((height, width), options.target, stages.model, stages.vae, options.vae_only, batch)
     log.info("%s", plan.text())
     for warning in plan.warnings:
         log.warning("%s", warning)
     plan.refuse_if_hopeless()
+    return plan
 
 
 def own_mask(image: torch.Tensor) -> torch.Tensor | None:

@@ -8,6 +8,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import OutputError
+
 
 @contextmanager
 def written_whole(path: Path, suffix: str = ".part") -> Generator[Path, None, None]:
@@ -25,3 +27,20 @@ def written_whole(path: Path, suffix: str = ".part") -> Generator[Path, None, No
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text; whole or not at all. Raises OutputError."""
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_text(text, "utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def make_folder(path: Path) -> None:
+    """Create the folder if there is none. Raises OutputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error

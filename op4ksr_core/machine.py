@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .errors import OutOfMemoryError
 
 
 def default_device() -> torch.device:
@@ -79,6 +83,29 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch's out-of-memory errors of any device, and Python's own."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "_status_alloc_failed")
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+
+
+@contextmanager
+def explain_out_of_memory(
+    what: str, is_oom: Callable[[BaseException], bool] = is_out_of_memory
+) -> Generator[None, None, None]:
+    """Turn any out-of-memory error inside into ours, with the remedy: one that nobody answers with tiles."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_oom(error):
+            raise
+        raise OutOfMemoryError(
+            f"{what}: out of memory; ask for a smaller target, use bfloat16 instead of float32, or run on the CPU"
+        ) from None
 
 
 class AllocationTracker(TorchDispatchMode):

@@ -9,10 +9,10 @@ No noise is added; the enlarged input stands in for x_t of the rectified flow at
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from .models.flux import Flux, FluxParams, OnProgress, check_sigma
 from .models.latent import MARGIN, PATCH, process_in, process_out
 from .models.rope import Rfr, parse_theta
 from .vae.autoencoder import AutoEncoder, AutoEncoderParams
+from .vae.estimate import StripPlan
 
 log = logging.getLogger(__name__)
 
@@ -45,30 +46,79 @@ class OneStepOptions:
             raise OptionError(f"fidelity: expected 0 to 1, got {self.fidelity}")
 
 
-#: Copies of the output picture alive at most while it is enlarged or fixed. As counted.
+#: Copies of the output picture alive at most in one of the picture steps (enlarge, fix_colors, finish). As counted.
 PICTURES_AT_ONCE = 5
 
 
-class Stages(Protocol):
-    """What the models do in a run, wherever they do it: in the core, or under a host's memory manager.
+@dataclass(frozen=True)
+class Frame:
+    """The output's place, (height, width) in px, inside its mirrored frame, whose margin is ``margin`` px wide.
 
-    ``ratio`` is image px per latent px. Each stage tells its own progress (done, total), and lets through what the
-    telling raises: that is how a run is cancelled.
+    tokens: px per token and side, of which a frame has whole ones.
+    """
+
+    height: int
+    width: int
+    tokens: int
+    margin: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of one output picture in float32."""
+        return 3 * self.height * self.width * 4
+
+    def cut(self, framed: Tensor) -> Tensor:
+        """The output's place in a framed picture, as a view."""
+        return framed[..., self.margin : self.margin + self.height, self.margin : self.margin + self.width]
+
+
+AnyStages = TypeVar("AnyStages", bound="Stages")
+
+
+class Stages(ABC):
+    """The steps of a run, wherever they are done: in the core, or under a host's memory manager.
+
+    ``ratio`` is image px per latent px. Pictures are float32 in [0, 1], and every step returns them on the device of
+    the picture it was given. Steps that take long report (done, total) to ``tell``, and let through what it raises:
+    that is how a run is cancelled. ``strips``: how the autoencoder's passes are cut; a stage not named is decided by
+    the free memory when it runs.
     """
 
     ratio: int
+    strips: StripPlan = {}
 
+    def with_strips(self: AnyStages, strips: StripPlan) -> AnyStages:
+        """The same steps, with these strips: those of the plan that was logged."""
+        stages = copy(self)
+        stages.strips = strips
+        return stages
+
+    def enlarge(self, low: Tensor, frame: Frame) -> Tensor:
+        """Input (1, 3, h, w) -> its bicubic enlargement in a mirrored frame."""
+        return mirror_frame(resize(low, frame.height, frame.width).clamp(0, 1), frame.tokens, frame.margin)
+
+    @abstractmethod
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
-        """Image (1, 3, H, W) in [0, 1], sides multiples of the ratio -> raw latent (1, C, H / ratio, W / ratio)."""
-        ...
+        """Image (1, 3, H, W), sides multiples of the ratio -> raw latent (1, C, H / ratio, W / ratio), any device."""
 
+    @abstractmethod
     def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
         """Raw latent of the enlarged picture -> that of the sharp one, of the same shape (1, C, h, w)."""
-        ...
 
+    @abstractmethod
     def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
-        """Raw latent (1, C, h, w) -> image (1, 3, h * ratio, w * ratio) in [0, 1]."""
-        ...
+        """Raw latent (1, C, h, w) -> image (1, 3, h * ratio, w * ratio), any device and float dtype."""
+
+    def fix_colors(self, decoded: Tensor, enlarged: Tensor, frame: Frame, kind: ColorFix, factor: float) -> Tensor:
+        """Two framed pictures -> the decoded one without its frame, in the other's colours. factor: the enlargement."""
+        return color_fix(frame.cut(decoded), frame.cut(enlarged), kind, factor)
+
+    def finish(self, output: Tensor, low: Tensor, frame: Frame, fidelity: float, tell: OnProgress) -> Tensor:
+        """The result: an output that, shrunk, is the input ``low``, as exactly as ``fidelity`` in [0, 1] asks."""
+        tell(0, BACK_PROJECTIONS)
+        result = back_project(output, low, fidelity, on_round=lambda done: tell(done, BACK_PROJECTIONS)).clamp(0, 1)
+        tell(BACK_PROJECTIONS, BACK_PROJECTIONS)
+        return result
 
 
 def one_step(latent: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
@@ -85,20 +135,25 @@ def check_pair(flux: FluxParams, autoencoder: AutoEncoderParams) -> None:
         )
 
 
-class CoreStages:
-    """The core's own models as ``Stages``."""
+class CoreStages(Stages):
+    """The core's own models."""
 
     def __init__(
-        self, flux: Flux | None, autoencoder: AutoEncoder, sigma: float | None = None, rfr: Rfr | None = None
+        self,
+        flux: Flux | None,
+        autoencoder: AutoEncoder,
+        sigma: float | None = None,
+        rfr: Rfr | None = None,
+        strips: StripPlan | None = None,
     ) -> None:
         if flux is not None:
             check_pair(flux.params, autoencoder.params)
-        self.flux, self.autoencoder, self.rfr = flux, autoencoder, rfr
+        self.flux, self.autoencoder, self.rfr, self.strips = flux, autoencoder, rfr, strips or {}
         self.sigma = check_sigma(sigma) if sigma is not None else flux.settings.sigma if flux else 1.0
         self.ratio = autoencoder.params.ratio
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
-        return self.autoencoder.encode(image, tell)
+        return self.autoencoder.encode(image, tell, strips=self.strips.get("encode"))
 
     def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
         flux = self.flux
@@ -112,7 +167,7 @@ class CoreStages:
             return process_out(one_step(latent, velocity, sigma))
 
     def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
-        return self.autoencoder.decode(raw, tell)
+        return self.autoencoder.decode(raw, tell, strips=self.strips.get("decode"))
 
 
 def upscale(
@@ -124,12 +179,14 @@ def upscale(
     sigma: float | None = None,
     theta: float | str | tuple[float, float] | None = None,
     rfr: Rfr | None = None,
+    strips: StripPlan | None = None,
     on_progress: OnProgress | None = None,
 ) -> Tensor:
     """(B, 3, H, W) float in [0, 1] -> (B, 3, H', W') float32 in [0, 1] on the image's device.
 
     One forward pass per picture, no patches. ``flux`` may be None with ``options.vae_only``.
-    sigma and theta (or a whole ``rfr`` policy) override the model's own for this call.
+    sigma and theta (or a whole ``rfr`` policy) override the model's own for this call. strips: how the autoencoder's
+    passes are cut (``Plan.strips()``); a stage not named is decided by the free memory when it runs.
     ``on_progress(done, total)`` runs before each strip and after each block, and may raise to cancel.
     Raises ImageError (NaN, empty, wrong shape), OptionError (target beyond the ceiling, models that do
     not fit together), OutOfMemoryError (the VAE's leanest settings failed; torch's own may come from the
@@ -140,17 +197,7 @@ def upscale(
         raise OptionError("upscale needs a Flux model; pass one, or set vae_only")
     if theta is not None:
         rfr = Rfr("theta", theta=parse_theta(theta))
-    return run(image, CoreStages(flux, autoencoder, sigma, rfr), options, on_progress)
-
-
-#: ``placing(compute, home, size)`` chooses a device and returns ``compute(device)``: ``home``, where the picture is, or
-#: one that has ``size`` bytes to spare. compute puts its result back on ``home``.
-Placing = Callable[[Callable[[torch.device], Tensor], torch.device, int], Tensor]
-
-
-def at_home(compute: Callable[[torch.device], Tensor], home: torch.device, size: int) -> Tensor:
-    """The ``Placing`` that leaves pictures where they are."""
-    return compute(home)
+    return run(image, CoreStages(flux, autoencoder, sigma, rfr, strips), options, on_progress)
 
 
 def run(
@@ -158,64 +205,43 @@ def run(
     stages: Stages,
     options: OneStepOptions,
     on_progress: OnProgress | None = None,
-    placing: Placing = at_home,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """``upscale`` over any ``Stages``: the batch picture by picture, each at the size asked for.
 
-    placing: where pictures are enlarged, and have their colours and pixels fixed.
+    memory_format: of the result; channels_last where a host wants (B, H, W, 3), which then is a view of it. The
+    results of a batch lie in one block from the start, and no other copy of them is made.
     """
     check_image(image)
     height, width = options.target.size(*image.shape[-2:])
-    results: list[Tensor] = []
-    for index, low in enumerate(image.float().clamp(0, 1).split(1)):
-        meter = _Meter(on_progress, index, len(image), options)
-        results.append(_one_picture(low, height, width, stages, options, meter, placing))
-    return torch.cat(results) if len(results) > 1 else results[0]
+    frame = Frame(height, width, stages.ratio * PATCH, stages.ratio * MARGIN)
+
+    def upscaled(index: int) -> Tensor:
+        low = image[index : index + 1].float().clamp(0, 1)
+        return _one_picture(low, frame, stages, options, _Meter(on_progress, index, len(image), options))
+
+    if len(image) == 1:
+        return upscaled(0).contiguous(memory_format=memory_format)
+    results = torch.empty((len(image), 3, height, width), device=image.device, memory_format=memory_format)
+    for index in range(len(image)):
+        results[index] = upscaled(index)[0]
+    return results
 
 
-def _one_picture(
-    low: Tensor, height: int, width: int, stages: Stages, options: OneStepOptions, meter: _Meter, placing: Placing
-) -> Tensor:
-    home, margin = low.device, stages.ratio * MARGIN
-
-    def place(compute: Callable[[torch.device], Tensor]) -> Tensor:
-        return placing(lambda device: compute(device).to(home), home, PICTURES_AT_ONCE * 12 * height * width)
-
-    def enlarge(device: torch.device) -> Tensor:
-        return mirror_frame(resize(low.to(device), height, width).clamp(0, 1), stages.ratio * PATCH, margin)
-
-    framed = place(enlarge)
-    raw = stages.encode(framed, meter.part("encode"))
+def _one_picture(low: Tensor, frame: Frame, stages: Stages, options: OneStepOptions, meter: _Meter) -> Tensor:
+    enlarged = stages.enlarge(low, frame)
+    raw = stages.encode(enlarged, meter.part("encode"))
     _check_finite("VAE", raw)
     if not options.vae_only:
         raw = _transform_inner(raw, stages, meter.part("transform"))
         _check_finite("model", raw)
-    output = stages.decode(raw, meter.part("decode")).to(home, torch.float32)
+    decoded = stages.decode(raw, meter.part("decode")).to(low.device, torch.float32)
     del raw
-    _check_finite("VAE", output)
-    inner = (..., slice(margin, margin + height), slice(margin, margin + width))
-    factor = max(height / low.shape[-2], width / low.shape[-1])
-    output = place(partial(_fix_colors, output, framed, inner, options.color, factor))
-    del framed
-    finish = meter.part("finish")
-    finish(0, BACK_PROJECTIONS)
-
-    def project(device: torch.device) -> Tensor:
-        image = back_project(
-            output.to(device), low.to(device), options.fidelity, on_round=lambda done: finish(done, BACK_PROJECTIONS)
-        )
-        return image.clamp(0, 1)
-
-    output = place(project)
-    finish(BACK_PROJECTIONS, BACK_PROJECTIONS)
-    return output
-
-
-def _fix_colors(
-    output: Tensor, framed: Tensor, inner: tuple[Any, ...], kind: ColorFix, factor: float, device: torch.device
-) -> Tensor:
-    """Cut out on the device: what is sent there is one block, and needs no copy beforehand."""
-    return color_fix(output.to(device)[inner], framed.to(device)[inner], kind, factor)
+    _check_finite("VAE", decoded)
+    factor = max(frame.height / low.shape[-2], frame.width / low.shape[-1])
+    output = stages.fix_colors(decoded, enlarged, frame, options.color, factor)
+    del decoded, enlarged
+    return stages.finish(output, low, frame, options.fidelity, meter.part("finish"))
 
 
 def _check_finite(part: str, output: Tensor) -> None:
@@ -261,7 +287,7 @@ _PARTS = {"encode": 30, "transform": 20, "decode": 45, "finish": 5}
 
 
 class _Meter:
-    """Makes one ``on_progress(done, total)`` over all pictures of the progress of each picture's parts."""
+    """One ``on_progress(done, total)`` for a whole run, made of the progress of each picture's parts."""
 
     def __init__(self, on_progress: OnProgress | None, index: int, pictures: int, options: OneStepOptions) -> None:
         parts = {name: share for name, share in _PARTS.items() if name != "transform" or not options.vae_only}
@@ -274,7 +300,7 @@ class _Meter:
             start += share
 
     def part(self, name: str) -> OnProgress:
-        """What a part tells its own (done, total)."""
+        """To be called with a part's own (done, total)."""
         start, share = self.starts[name]
 
         def tell(done: int, total: int) -> None:

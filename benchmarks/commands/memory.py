@@ -36,7 +36,7 @@ _TABLES: dict[str, Callable[[], list[Row]]] = {
     "exactness": memory.exactness,
 }
 _QUICK_TABLES: dict[str, Callable[[], list[Row]]] = {
-    "peaks": lambda: memory.peaks(("F16, small",), (512,), (1024,)),
+    "peaks": lambda: memory.peaks(("F16, bundled",), (512,), (1024,)),
     "exactness": lambda: memory.exactness(memory.QUICK_CASES),
 }
 

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from op4ksr_core.cli.options import DTYPES, add_models, load_models, parse_device
+from op4ksr_core.machine import explain_out_of_memory
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.vae.autoencoder import AutoEncoder
-from op4ksr_core.vae.estimate import explain_out_of_memory
+from op4ksr_core.vae.estimate import StripPlan, both
 
-from ..memory import both
 from ..patches import Cut
 from ..pipeline import COMPARISONS, QUICK, PipelineSettings, f8_tables, upscale_tables
 from ..scaling import CPU_SIDES, QUICK_SIDES, SIDES, scaling
 from ..tables import Row, Tables, setting_rows, write_report
 
-_RANDOM = {"small": "small", "full": "full width"}
+_RANDOM = {"bundled": "bundled", "full": "full width"}
 
 
 def add_benchmark(kinds: Any) -> None:
@@ -35,7 +35,7 @@ def add_benchmark(kinds: Any) -> None:
     pipeline.add_argument(
         "--compare", nargs="*", choices=COMPARISONS, help="with these only, or with none (default: all)"
     )
-    pipeline.add_argument("--f8", choices=_RANDOM, help="random VAEs; default: small on the CPU, full elsewhere")
+    pipeline.add_argument("--f8", choices=_RANDOM, help="random VAEs of that width; default: full on a GPU")
     by_size = kinds.add_parser("scaling", help="seconds and bytes by the output's side, and their exponents")
     by_size.set_defaults(command=run_scaling)
     by_size.add_argument("--sides", nargs="+", type=int, metavar="PX", help="default: 512 to 8192, on the CPU to 4096")
@@ -51,11 +51,11 @@ def run_pipeline(options: argparse.Namespace) -> int:
     settings, device = _settings(options), parse_device(options.device)
     autoencoder, flux, files = _models(options, device)
     with explain_out_of_memory("benchmarks pipeline"):
-        tables, turns = upscale_tables(flux, autoencoder, settings)
+        tables, turns = upscale_tables(flux, autoencoder, settings, _strips(options))
         tables["Settings"] = files + tables["Settings"]
         if "f8" in settings.compare:
             write_report(options.output, "pipeline", tables, turns)
-            weights = _RANDOM[options.f8 or ("small" if options.quick or device.type == "cpu" else "full")]
+            weights = _RANDOM[options.f8 or ("bundled" if options.quick or device.type == "cpu" else "full")]
             more, more_turns = f8_tables(flux, weights, device, autoencoder.dtype, settings)
             tables, turns = tables | more, turns + more_turns
     return _report(options, "pipeline", tables, turns)
@@ -68,7 +68,7 @@ def run_scaling(options: argparse.Namespace) -> int:
     sides = options.sides or (QUICK_SIDES if options.quick else usual)
     autoencoder, flux, files = _models(options, device)
     with explain_out_of_memory("benchmarks scaling"):
-        tables, turns = scaling(flux, autoencoder, sides, options.repeats)
+        tables, turns = scaling(flux, autoencoder, sides, options.repeats, _strips(options))
     tables["Settings"] = files + tables["Settings"]
     return _report(options, "scaling", tables, turns)
 
@@ -87,12 +87,14 @@ def _given(value: Any, default: Any) -> Any:
 
 
 def _models(options: argparse.Namespace, device: torch.device) -> tuple[AutoEncoder, Flux | None, list[Row]]:
-    """The models, with the strips that --strips names, and their files as rows of the settings."""
+    """The models, and the files they are from as rows of the settings."""
     autoencoder, flux = load_models(options, device, DTYPES[options.dtype] if options.dtype else None)
-    if options.strips is not None:
-        autoencoder.bounded.wish = both(options.strips)
     files = {"VAE file": options.vae.name, "model file": "none" if flux is None else options.model.name}
     return autoencoder, flux, setting_rows(files)
+
+
+def _strips(options: argparse.Namespace) -> StripPlan | None:
+    return None if options.strips is None else both(options.strips)
 
 
 def _report(options: argparse.Namespace, name: str, tables: Tables, turns: list[Row]) -> int:

@@ -24,13 +24,13 @@ from op4ksr_core.errors import Op4ksrError, OptionError
 from op4ksr_core.images.resize import Target
 from op4ksr_core.machine import release_memory, wait_for
 from op4ksr_core.one_step import OneStepOptions, upscale
+from op4ksr_core.planning.geometries import AUTOENCODERS, GEOMETRIES
 from op4ksr_core.vae.estimate import WORKSPACE, Stage, peak_elements
 from op4ksr_core.vae.strips import MEMORY_MODES, Affine, Moments, StripSettings
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 
-from ..memory import GEOMETRIES, both, random_autoencoder, uneven
+from ..memory import random_autoencoder, uneven
 from ..pipeline import photo
-from ..random_models import GEOMETRIES as SHAPES
 from ..random_models import random_flux
 from ..stage_clock import PeakMeter
 from ..tables import Row
@@ -85,7 +85,7 @@ def meter_checks(device: torch.device) -> Iterator[Check]:
 def norm_checks(device: torch.device) -> Iterator[Check]:
     """Statistics of bf16 maps are float32's: far from 0, where bf16's own would lose the variance."""
     generator = torch.Generator().manual_seed(0)
-    norm = random_autoencoder(GEOMETRIES["F16, small"]).decoder.norm_out.to(device, torch.bfloat16)
+    norm = random_autoencoder(AUTOENCODERS["F16, bundled"]).decoder.norm_out.to(device, torch.bfloat16)
     exact = 20 + torch.randn(1, norm.num_channels, 64, 64, generator=generator, dtype=torch.float64)
     half = exact.to(device, torch.bfloat16)
     weight, bias = norm.weight.double(), norm.bias.double()
@@ -103,18 +103,18 @@ def norm_checks(device: torch.device) -> Iterator[Check]:
 def strip_checks(device: torch.device) -> Iterator[Check]:
     """Strips are the plain pass, in true float32."""
     with true_float32():
-        model = random_autoencoder(GEOMETRIES["F16, small"]).to(device)
+        model = random_autoencoder(AUTOENCODERS["F16, bundled"]).to(device)
         latent = uneven(1, 16, 12, 8).to(device)
         for mode in MEMORY_MODES:
-            model.bounded.wish = both(StripSettings(16, mode))
-            error = (model.decode_strips(latent) - model.decode_pixels(latent)).abs().max().item()
+            ours = model.decode_strips(latent, strips=StripSettings(16, mode))
+            error = (ours - model.decode_pixels(latent)).abs().max().item()
             yield Check(f"strips, {mode}, against the plain pass: largest error", error, 1e-4)
 
 
 def peak_checks(device: torch.device) -> Iterator[Check]:
     """Peaks over their estimates, in bf16, a tenth for kernels included; at full width and 4096 px on a GPU."""
-    name, side = ("F16, small", 512) if device.type == "cpu" else ("F16, full width", 4096)
-    params = GEOMETRIES[name]
+    name, side = ("F16, bundled", 512) if device.type == "cpu" else ("F16, full width", 4096)
+    params = AUTOENCODERS[name]
     model = random_autoencoder(params).to(device, torch.bfloat16)
     low = side // params.ratio
     latent = torch.randn(1, 16, low, low, device=device).bfloat16()
@@ -124,11 +124,13 @@ def peak_checks(device: torch.device) -> Iterator[Check]:
     for stage in stages:
         for mode in MEMORY_MODES:
             settings = StripSettings(mode=mode)
-            model.bounded.wish = both(settings)
             release_memory()
             with torch.no_grad(), PeakMeter(device) as meter:
                 meter.restart()
-                _ = model.decode_strips(latent, out=out) if stage == "decode" else model.encode_strips(pixels)
+                if stage == "decode":
+                    model.decode_strips(latent, out=out, strips=settings)
+                else:
+                    _ = model.encode_strips(pixels, strips=settings)
                 wait_for(device)
                 peak = meter.peak()
             estimated = 2 * peak_elements(params, stage, side, side, settings)
@@ -161,13 +163,11 @@ def memory_checks(device: torch.device) -> Iterator[Check]:
     On CUDA the process really gets no more than 1.3 times what "tiny" needs, which "fast" exceeds in the lowest
     strips too; elsewhere the first try is made to fail.
     """
-    params, side = GEOMETRIES["F16, small"], 2048 if device.type == "cuda" else 128
+    params, side = AUTOENCODERS["F16, bundled"], 2048 if device.type == "cuda" else 128
     model = random_autoencoder(params).to(device)
     latent = torch.randn(1, 16, side // 16, side // 16, device=device)
     with true_float32():
-        model.bounded.wish = both(StripSettings(mode="tiny"))
-        whole = model.decode_strips(latent)
-        model.bounded.wish = both(StripSettings(mode="fast"))
+        whole = model.decode_strips(latent, strips=StripSettings(mode="tiny"))
         tries: list[int] = []
 
         def counted(done: int, total: int) -> None:
@@ -179,7 +179,7 @@ def memory_checks(device: torch.device) -> Iterator[Check]:
         need = 4 * peak_elements(params, "decode", side, side, StripSettings(mode="tiny"))
         out = torch.empty_like(whole)
         with limited(device, int(1.3 * need)):
-            result = model.decode_strips(latent, counted, out)
+            result = model.decode_strips(latent, counted, out, strips=StripSettings(mode="fast"))
     yield Check("out of memory: tries that it took, at least 2 (as 2 / tries)", 2 / len(tries), 1.0)
     yield Check("out of memory: largest difference of the picture", (result - whole).abs().max().item(), 1e-4)
 
@@ -209,7 +209,7 @@ def fp8_checks(device: torch.device) -> Iterator[Check]:
     product = scaled_mm(a, b.t(), of_a, of_b.t(), torch.bfloat16)
     exact = (a.double() * of_a.double()) @ (b.double() * of_b.double()).t()
     yield Check("torch._scaled_mm: relative difference from float64's", _relative(product, exact), 4e-3)
-    whole, rounded = (random_flux(SHAPES["small"], device, torch.bfloat16) for _ in range(2))
+    whole, rounded = (random_flux(GEOMETRIES["small"], device, torch.bfloat16) for _ in range(2))
     store_in_fp8(rounded)
     latent = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
     with torch.no_grad():

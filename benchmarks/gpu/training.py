@@ -19,9 +19,9 @@ import torch
 from op4ksr_core.cli.main import main as op4ksr
 from op4ksr_core.cli.options import parse_device
 from op4ksr_core.machine import peak_memory
+from op4ksr_core.planning.geometries import GEOMETRIES
 from op4ksr_core.training.config_file import read_config
 
-from ..random_models import GEOMETRIES
 from ..tables import Row
 from .step import StepReport, step_parser
 

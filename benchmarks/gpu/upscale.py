@@ -14,9 +14,10 @@ import torch
 from op4ksr_core.cli.options import parse_device
 from op4ksr_core.errors import OptionError
 from op4ksr_core.machine import release_memory
+from op4ksr_core.planning.geometries import GEOMETRIES
 
 from ..pipeline import PipelineSettings, Tables, upscale_tables
-from ..random_models import GEOMETRIES, random_autoencoder_on, random_flux, weights_bytes
+from ..random_models import random_autoencoder_on, random_flux, weights_bytes
 from ..stage_times import TOGETHER
 from ..tables import FACTOR, Row
 from .fp8 import has_scaled_mm, store_in_fp8

@@ -16,35 +16,38 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...op4ksr_core.errors import OptionError, OutOfMemoryError
-from ...op4ksr_core.vae.bounded import BoundedAutoEncoder, StripWish, check_size
-from ...op4ksr_core.vae.estimate import MARGIN, Stage, choose_strips, is_out_of_memory, peak_bytes
+from ...op4ksr_core.machine import is_out_of_memory
+from ...op4ksr_core.vae.bounded import BoundedAutoEncoder, check_size
+from ...op4ksr_core.vae.estimate import MARGIN, Stage, StripPlan, both, choose_strips, peak_bytes
 from ...op4ksr_core.vae.layers import AutoEncoderParams
 from ...op4ksr_core.vae.strips import MemoryMode, OnStrip, StripSettings
 from .schema import advanced
 from .widgets import chosen
 
-#: Share of the device's memory that the manager is asked for at most, before a leaner way is planned.
+#: Share of the device's memory that strips are chosen for at most. Our choice.
 SHARE = 0.8
 
 _MEMORY: dict[str, MemoryMode | None] = {"auto": None, "fast": "fast", "lean": "lean", "tiny": "tiny"}
 
 #: Where strips are reported; None: to a progress bar of their own.
-_listener: ContextVar[OnStrip | None] = ContextVar("op4ksr_strips", default=None)
-#: What is being encoded or decoded whole, in words; None: nothing, and tiles are the user's wish.
+_listener: ContextVar[OnStrip | None] = ContextVar("op4ksr_listener", default=None)
+#: The strips of the run that is under way: what its plan says, what the manager makes room for, and what is run.
+_strips: ContextVar[StripPlan] = ContextVar("op4ksr_strips", default={})  # noqa: B039 (a Mapping: nobody writes)
+#: What is being encoded or decoded whole, in words; None: nothing, and tiles are the user's choice.
 _whole: ContextVar[str | None] = ContextVar("op4ksr_whole", default=None)
 #: Where an encoder in strips computes.
 _target: ContextVar[torch.device] = ContextVar("op4ksr_target")
 
 
 @contextmanager
-def report_strips(on_strip: OnStrip) -> Generator[None, None, None]:
-    """Strips run inside report to ``on_strip`` instead of a bar of their own."""
-    with _told(_listener, on_strip):
+def running(strips: StripPlan, on_strip: OnStrip) -> Generator[None, None, None]:
+    """Inside, VAEs run in these strips, and report to ``on_strip`` instead of a bar of their own."""
+    with _set(_strips, strips), _set(_listener, on_strip):
         yield
 
 
 @contextmanager
-def _told(variable: ContextVar[Any], value: Any) -> Generator[None, None, None]:
+def _set(variable: ContextVar[Any], value: Any) -> Generator[None, None, None]:
     token = variable.set(value)
     try:
         yield
@@ -81,6 +84,22 @@ def check_vae(vae: Any) -> None:
     vae.throw_exception_if_invalid()
 
 
+def usable_memory(vae: Any, held: int = 0) -> int:
+    """Bytes of the VAE's device that strips are chosen for, at most ``SHARE`` of all that it has.
+
+    On a GPU: what is free or can be moved out by the manager, less the VAE's own weights. On the CPU, from which
+    nothing is moved out: what is free. held: bytes that are taken already, but counted again with what lies beside
+    the strips.
+    """
+    management, device = comfy.model_management, vae.device
+    free = int(management.get_free_memory(device)) + held
+    if device.type != "cpu":
+        models = (model for model in management.loaded_models() if model is not None)
+        free += sum(int(model.loaded_size()) for model in models if model.load_device == device)
+        free -= int(vae.patcher.model_size())
+    return min(free, int(management.get_total_memory(device) * SHARE))
+
+
 #: How the host's memory enters the core's strips.
 HOST_MEMORY: dict[str, Callable[..., Any]] = {
     "free_memory": lambda device: int(comfy.model_management.get_free_memory(device)),
@@ -89,10 +108,10 @@ HOST_MEMORY: dict[str, Callable[..., Any]] = {
 }
 
 
-def wish_of(memory: str) -> StripWish:
+def strips_of(memory: str) -> StripPlan:
     """The node's dropdown -> settings for both stages; nothing for auto."""
     mode = chosen("memory", memory, _MEMORY)
-    return {} if mode is None else {"encode": StripSettings(mode=mode), "decode": StripSettings(mode=mode)}
+    return {} if mode is None else both(StripSettings(mode=mode))
 
 
 def memory_widget() -> Any:
@@ -102,8 +121,8 @@ def memory_widget() -> Any:
             optional=True,  # prompts saved before it existed still run
             options=list(_MEMORY),
             default="auto",
-            tooltip="auto: the fastest way that fits the free memory. fast, lean, tiny: how much is kept, how much is "
-            "computed twice. The picture is the same.",
+            tooltip="auto: the fastest mode that fits the free memory. fast, lean, tiny: less memory, more time. "
+            "The picture is the same.",
         )
     )
 
@@ -114,24 +133,24 @@ class WholeVAE(comfy.sd.VAE):
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """As the host's, which crops to whole latent pixels first: nothing may be left, but in words of the picture."""
         check_size(pixel_samples.shape[-3], pixel_samples.shape[-2], self.spacial_compression_encode())
-        with _told(_whole, f"VAE encode of {pixel_samples.shape[2]}x{pixel_samples.shape[1]} px"):
+        with _set(_whole, f"VAE encode of {pixel_samples.shape[2]}x{pixel_samples.shape[1]} px"):
             return super().encode(pixel_samples)
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         ratio = self.spacial_compression_decode()
-        with _told(_whole, f"VAE decode of {samples_in.shape[-1] * ratio}x{samples_in.shape[-2] * ratio} px"):
+        with _set(_whole, f"VAE decode of {samples_in.shape[-1] * ratio}x{samples_in.shape[-2] * ratio} px"):
             return super().decode(samples_in, *args, **kwargs)
 
     def encode_tiled_(self, *args: Any, **kwargs: Any) -> Tensor:
-        self._demand_wish()
+        self._refuse_as_fallback()
         return super().encode_tiled_(*args, **kwargs)
 
     def decode_tiled_(self, *args: Any, **kwargs: Any) -> Tensor:
-        self._demand_wish()
+        self._refuse_as_fallback()
         return super().decode_tiled_(*args, **kwargs)
 
-    def _demand_wish(self) -> None:
-        """Tiles inside encode() or decode() are the host's answer to out of memory, not the user's wish."""
+    def _refuse_as_fallback(self) -> None:
+        """Tiles inside encode() or decode() are the host's answer to out of memory, not the user's choice."""
         if (what := _whole.get()) is not None:
             raise OutOfMemoryError(
                 f"{what}: out of memory while the weights were loaded or room was made for the result; ask for "
@@ -139,29 +158,29 @@ class WholeVAE(comfy.sd.VAE):
             )
 
 
-_OWN = {"given", "ratio", "bounded", "engine"}
+_OWN = {"given", "ratio", "strips", "bounded", "engine"}
 
 
 class StripEngine:
     """The host's autoencoder over the same weights, with its encoder and decoder run in strips.
 
-    Everything else (quantisation, what follows the encoder, the weights' names) is the engine's own.
+    Everything else (quantisation, what follows the encoder, the weights' names) is the engine's own. strips: of a
+    stage that the run under way names none for; without any, by the free memory.
     """
 
     comfy_has_chunked_io = True
 
-    def __init__(self, given: Any, ratio: int, wish: StripWish) -> None:
-        self.given, self.ratio = given, ratio
+    def __init__(self, given: Any, ratio: int, strips: StripPlan) -> None:
+        self.given, self.ratio, self.strips = given, ratio, strips
         parts = (getattr(given, name, None) for name in ("encoder", "decoder"))
         self.bounded = BoundedAutoEncoder(*parts, **HOST_MEMORY)
-        self.bounded.wish = wish
         self.engine = _twin(given)
-        self.engine.encoder = _twin(given.encoder, _strip_encoder(self.bounded))
-        self.engine.decoder = _twin(given.decoder, _strip_decoder(self.bounded))
+        self.engine.encoder = _twin(given.encoder, _strip_encoder(self.bounded, strips))
+        self.engine.decoder = _twin(given.decoder, _strip_decoder(self.bounded, strips))
 
     def encode(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1], on any device -> latent on ``device`` (default: the pixels')."""
-        with _told(_target, device or pixels.device):
+        with _set(_target, device or pixels.device):
             return self.engine.encode(pixels)
 
     def decode(self, latent: Tensor, output_buffer: Tensor | None = None, **options: Any) -> Tensor:
@@ -186,10 +205,10 @@ class StripEngine:
             self.__dict__[name] = value
             return
         setattr(self.given, name, value)
-        self.__init__(self.given, self.ratio, self.bounded.wish)
+        self.__init__(self.given, self.ratio, self.strips)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StripEngine:
-        return StripEngine(copy.deepcopy(self.given, memo), self.ratio, self.bounded.wish)
+        return StripEngine(copy.deepcopy(self.given, memo), self.ratio, self.strips)
 
 
 def _twin(module: Any, forward: Callable[..., Tensor] | None = None) -> Any:
@@ -204,17 +223,18 @@ def _twin(module: Any, forward: Callable[..., Tensor] | None = None) -> Any:
 # Functions, not methods: a model in a circle of references would outlive its last use.
 
 
-def _strip_encoder(bounded: BoundedAutoEncoder) -> Callable[[Tensor], Tensor]:
+def _strip_encoder(bounded: BoundedAutoEncoder, strips: StripPlan) -> Callable[[Tensor], Tensor]:
     def forward(pixels: Tensor) -> Tensor:
-        device, dtype = _target.get(), pixels.dtype
-        return bounded.encode(pixels, lambda strip: strip.to(device), device, dtype, on_strip())
+        device, settings = _target.get(), {**strips, **_strips.get()}.get("encode")
+        return bounded.encode(pixels, lambda strip: strip.to(device), device, pixels.dtype, on_strip(), settings)
 
     return forward
 
 
-def _strip_decoder(bounded: BoundedAutoEncoder) -> Callable[..., Tensor]:
+def _strip_decoder(bounded: BoundedAutoEncoder, strips: StripPlan) -> Callable[..., Tensor]:
     def forward(latent: Tensor, output_buffer: Tensor | None = None) -> Tensor:
-        return bounded.decode(latent, output_buffer, on_strip())
+        settings = {**strips, **_strips.get()}.get("decode")
+        return bounded.decode(latent, output_buffer, on_strip(), settings)
 
     return forward
 
@@ -222,17 +242,18 @@ def _strip_decoder(bounded: BoundedAutoEncoder) -> Callable[..., Tensor]:
 class ExactVAE(WholeVAE):
     """A VAE in strips. The host may replace its model (Select VAE Device): the new one runs in strips too."""
 
-    wish: StripWish = {}
+    #: What was asked for; a stage that is not named is decided by the memory when it runs.
+    strips: StripPlan = {}
 
     @classmethod
-    def of(cls, vae: Any, wish: StripWish) -> ExactVAE:
+    def of(cls, vae: Any, strips: StripPlan) -> ExactVAE:
         """The same VAE, sharing weights and patcher, in strips. Raises OptionError if it cannot."""
         check_vae(vae)
         kind = next(base for base in type(vae).__mro__ if not issubclass(base, WholeVAE))
         exact = cls.__new__(cls if kind is comfy.sd.VAE else type(cls.__name__, (cls, kind), {}))
         replaced = ("first_stage_model", "memory_used_encode", "memory_used_decode")
         exact.__dict__.update({name: value for name, value in vae.__dict__.items() if name not in replaced})
-        exact.wish = wish
+        exact.strips = strips
         model = vae.first_stage_model
         exact.first_stage_model = model.given if isinstance(model, StripEngine) else model
         return exact
@@ -243,25 +264,45 @@ class ExactVAE(WholeVAE):
 
     @first_stage_model.setter
     def first_stage_model(self, model: Any) -> None:
-        self.__dict__["strip_engine"] = StripEngine(model, self.spacial_compression_decode(), self.wish)
+        self.__dict__["strip_engine"] = StripEngine(model, self.spacial_compression_decode(), self.strips)
 
     def params_of(self, stage: Stage) -> AutoEncoderParams:
         return self.first_stage_model.bounded.params_of(stage)
 
-    def planned(self, stage: Stage, height: int, width: int, dtype: torch.dtype) -> StripSettings:
-        """The strips that the manager is asked to make room for: the wish, else the fastest that this device holds."""
-        total = comfy.model_management.get_total_memory(self.device)
-        return self.wish.get(stage) or choose_strips(
-            self.params_of(stage), stage, height, width, dtype, int(total * SHARE)
-        )
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        count, height, width = pixel_samples.shape[0], *pixel_samples.shape[-3:-1]
+        with _set(_strips, self._chosen("encode", height, width, count)):
+            return super().encode(pixel_samples)
+
+    def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        ratio = self.spacial_compression_decode()
+        count, height, width = samples_in.shape[0], *(length * ratio for length in samples_in.shape[-2:])
+        with _set(_strips, self._chosen("decode", height, width, count)):
+            return super().decode(samples_in, *args, **kwargs)
+
+    def _chosen(self, stage: Stage, height: int, width: int, count: int) -> StripPlan:
+        """The strips of a pass: the run's, else those asked for, else the fastest that fit. Chosen once, here."""
+        asked: dict[Stage, StripSettings] = {**self.strips, **_strips.get()}
+        if stage not in asked:
+            asked[stage] = self._fitting(stage, height, width, self.vae_dtype, count)
+        return asked
+
+    def _fitting(self, stage: Stage, height: int, width: int, dtype: torch.dtype, count: int) -> StripSettings:
+        """The fastest settings that fit; on the CPU beside ``count`` pictures (3 channels, float32)."""
+        beside = count * 12 * height * width if self.device.type == "cpu" else 0
+        free = usable_memory(self)
+        return choose_strips(self.params_of(stage), stage, height, width, dtype, free, beside)
 
     def _room(self, stage: Stage, height: int, width: int, dtype: torch.dtype) -> float:
-        """Bytes to ask for: with the margin that the choice of strips leaves, so that what is asked for is chosen."""
-        settings = self.planned(stage, height, width, dtype)
+        """Bytes to ask for, with the margin that the choice of strips leaves: the host's manager makes that much room.
+
+        Outside of a pass, for which the strips are chosen: for those that it would have.
+        """
+        settings = {**self.strips, **_strips.get()}.get(stage) or self._fitting(stage, height, width, dtype, 1)
         return peak_bytes(self.params_of(stage), stage, height, width, dtype, settings) / (1 - MARGIN)
 
     def memory_used_encode(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        """Bytes, for pixels (B, C, H, W): the host's manager makes that much room, and no more."""
+        """Bytes, for pixels (B, C, H, W)."""
         return self._room("encode", shape[2], shape[3], dtype)
 
     def memory_used_decode(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:

@@ -1,4 +1,4 @@
-"""The host's VAE and MODEL as the core's three stages; pictures and progress between the two."""
+"""The host's VAE and MODEL as the core's ``Stages``; pictures and progress between the two."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ...op4ksr_core.errors import OptionError
+from ...op4ksr_core.images.color import ColorFix
 from ...op4ksr_core.models.flux import OnProgress
-from .exact_vae import ExactVAE, check_vae, is_oom, report_strips
+from ...op4ksr_core.one_step import PICTURES_AT_ONCE, Frame, Stages
+from .exact_vae import ExactVAE, check_vae, is_oom, running
 from .model import check_conditioning, check_flow, prompt_conditioning, settings_of
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ class OneStepSampler(comfy.samplers.Sampler):
         return result
 
 
-class HostStages:
+class HostStages(Stages):
     """The host's VAE and MODEL as the core's ``Stages``: its memory manager loads and evicts."""
 
     def __init__(
@@ -89,7 +91,7 @@ class HostStages:
         self.ratio = int(vae.spacial_compression_encode())
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
-        with report_strips(tell):
+        with running(self.strips, tell):
             return self.vae.encode(image.movedim(1, -1))  # a view: the host turns it back, and nothing is copied
 
     def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
@@ -102,31 +104,47 @@ class HostStages:
         return result.to(raw.device)
 
     def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
-        with report_strips(tell):
+        with running(self.strips, tell):
             return image_to_core(self.vae.decode(raw))
 
+    def enlarge(self, low: Tensor, frame: Frame) -> Tensor:
+        return on_free_device(lambda low: super(HostStages, self).enlarge(low, frame), frame, low)
 
-def on_free_device(compute: Callable[[torch.device], Tensor], home: torch.device, size: int) -> Tensor:
-    """Enlarge or fix pictures, which ComfyUI keeps in ordinary memory, on a GPU with room for it as it is.
+    def fix_colors(self, decoded: Tensor, enlarged: Tensor, frame: Frame, kind: ColorFix, factor: float) -> Tensor:
+        def fix(decoded: Tensor, enlarged: Tensor) -> Tensor:
+            return super(HostStages, self).fix_colors(decoded, enlarged, frame, kind, factor)
 
-    No model is moved out of the way for it. Out of memory there, it is done at home.
+        return on_free_device(fix, frame, decoded, enlarged)
+
+    def finish(self, output: Tensor, low: Tensor, frame: Frame, fidelity: float, tell: OnProgress) -> Tensor:
+        def project(output: Tensor, low: Tensor) -> Tensor:
+            return super(HostStages, self).finish(output, low, frame, fidelity, tell)
+
+        return on_free_device(project, frame, output, low)
+
+
+def on_free_device(step: Callable[..., Tensor], frame: Frame, *pictures: Tensor) -> Tensor:
+    """``step(*pictures)`` on a GPU that has room for it as it is, where there is one; the result lies where they did.
+
+    ComfyUI keeps pictures in ordinary memory. No model is moved out of the way for them.
     """
-    device = comfy.model_management.get_torch_device()
-    if device.type != "cuda" or comfy.model_management.get_free_memory(device) < _ROOM * size:
-        return compute(home)
-    return with_retreat(compute, device, home)
+    home, device = pictures[0].device, comfy.model_management.get_torch_device()
+    need = _ROOM * PICTURES_AT_ONCE * frame.nbytes
+    if device.type != "cuda" or comfy.model_management.get_free_memory(device) < need:
+        return step(*pictures)
+    return with_retreat(step, device, home, *pictures)
 
 
-def with_retreat(compute: Callable[[torch.device], Tensor], device: torch.device, home: torch.device) -> Tensor:
-    """``compute(device)``, or ``compute(home)`` where that runs out of memory."""
+def with_retreat(step: Callable[..., Tensor], device: torch.device, home: torch.device, *pictures: Tensor) -> Tensor:
+    """``step`` on the device, or at home where that runs out of memory; the result is at home."""
     try:
-        return compute(device)
+        return step(*(picture.to(device) for picture in pictures)).to(home)
     except (RuntimeError, MemoryError) as error:  # PyTorch's out of memory is a RuntimeError
         if not is_oom(error):
             raise
         log.info("colours and pixels are fixed on %s: %s is out of memory", home, device)
     comfy.model_management.soft_empty_cache()
-    return compute(home)
+    return step(*pictures)
 
 
 def in_strips(vae: Any) -> Any:

@@ -23,7 +23,7 @@ from ...op4ksr_core.weights.checkpoint import (
     read_state,
 )
 from ...op4ksr_core.weights.probe import doubt
-from .exact_vae import ExactVAE, wish_of
+from .exact_vae import ExactVAE, strips_of
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def load_vae(path: Path, stride: int | None, shift: int | None, memory: str = "a
         raise UnsupportedCheckpointError(
             path, f"{warning}; load it with ComfyUI's own Load VAE, or set compression to 16x to insist"
         )
-    return ExactVAE.of(_build_vae(found, path, stride, shift), wish_of(memory))
+    return ExactVAE.of(_build_vae(found, path, stride, shift), strips_of(memory))
 
 
 def _vae_patcher(path: Path, stride: int | None, shift: int | None, disable_dynamic: bool = False) -> Any:

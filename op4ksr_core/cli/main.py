@@ -19,14 +19,14 @@ import torch
 from .. import __version__
 from ..bundled import SAMPLE_PHOTO
 from ..errors import Op4ksrError
+from ..files import make_folder
 from ..images.color import COLOR_FIXES
 from ..images.io import Picture, check_bits, from_pil, holds_alpha, levels, load_image, save_image
-from ..images.paths import gather, make_folder, output_paths
-from ..machine import dtype_name, peak_memory
+from ..images.paths import gather, output_paths
+from ..machine import dtype_name, explain_out_of_memory, peak_memory
 from ..models.flux import Flux
 from ..one_step import OneStepOptions, upscale, upscale_alpha
 from ..vae.autoencoder import AutoEncoder
-from ..vae.estimate import explain_out_of_memory
 from ..weights.inspect import inspect_file
 from . import periodicity as cli_periodicity
 from .convert import add_convert
@@ -204,10 +204,10 @@ def _upscale_file(
         log.warning("%s: %s", source, warning)
     if not options.anyway:
         plan.refuse_if_hopeless()
-    autoencoder.bounded.wish = plan.strips()
     show = None if options.json or not sys.stderr.isatty() else _show_progress
     with explain_out_of_memory(str(source)):
-        image = upscale(picture.image.to(device), flux, autoencoder, settings, on_progress=show)
+        low = picture.image.to(device)
+        image = upscale(low, flux, autoencoder, settings, strips=plan.strips(), on_progress=show)
         if device.type != "cpu":
             image = levels(image, options.bits)
         alpha = None if picture.alpha is None else upscale_alpha(picture.alpha, *image.shape[-2:])

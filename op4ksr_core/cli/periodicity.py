@@ -14,10 +14,10 @@ from ..errors import Op4ksrError, OptionError
 from ..images.io import Picture, check_output, from_pil, load_image, save_image
 from ..images.metrics import luma
 from ..images.paths import gather, output_paths
+from ..machine import explain_out_of_memory
 from ..periodicity.meter import ALARM_RATE, PeriodicityReport, in_words, measure_periodicity
 from ..periodicity.report_picture import draw_report
 from ..periodicity.suppress import for_8_bit, is_8_bit, suppress_with_report
-from ..vae.estimate import explain_out_of_memory
 
 #: Exit status where at least one picture is above the alarm level.
 ALARMED = 3

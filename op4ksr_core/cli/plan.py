@@ -18,7 +18,6 @@ from ..models.flux import Flux, FluxParams
 from ..one_step import check_pair
 from ..planning.plan import GIGABYTE, Machine, Models, Plan, Weights, make_plan
 from ..vae.autoencoder import AutoEncoder
-from ..vae.bounded import StripWish
 from ..vae.estimate import both
 from ..vae.layers import AutoEncoderParams
 from ..weights.description import describe_autoencoder, describe_flux
@@ -107,14 +106,13 @@ def models_of(options: argparse.Namespace, machine: Machine) -> Models:
         text_tokens = described.header.shapes.get(PROMPT_KEYS[0], (1,))[0]
         train_tokens = described.settings.train_tokens
         weights.append(Weights(options.model.name, _count(Flux(flux, device="meta")) * itemsize, place))
-    wish: StripWish = {} if options.strips is None else both(options.strips)
     return Models(
         found.params,
         flux=flux,
         text_tokens=text_tokens,
         weights=tuple(weights),
         train_tokens=train_tokens,
-        wish=wish,
+        strips=None if options.strips is None else both(options.strips),
     )
 
 

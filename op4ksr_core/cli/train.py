@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from ..machine import default_device, free_memory
+from ..planning.geometries import GEOMETRIES
 from ..training.config import TrainConfig
 from ..training.config_file import read_config, read_text
-from ..training.step_plan import GEOMETRIES, StepPlan, geometry_of, plan_step, refuse_if_hopeless
+from ..training.step_plan import StepPlan, geometry_of, plan_step, refuse_if_hopeless
 from ..training.trainer import OnStep, Trainer
 
 log = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import OptionError, OutputError
+from ..files import make_folder
 from .io import IMAGE_SUFFIXES, check_output
 
 
@@ -44,14 +45,6 @@ def output_paths(sources: Sequence[Path], output: Path) -> list[tuple[Path, Path
     make_folder(output)
     check_output(pairs[0][1])
     return pairs
-
-
-def make_folder(path: Path) -> None:
-    """Create the folder if there is none. Raises OutputError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
 
 
 def keep_apart(pairs: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:

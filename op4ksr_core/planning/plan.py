@@ -1,6 +1,6 @@
 """What a run will need, before anything is computed: sizes, tokens, work, memory by stage, the path taken.
 
-Memory is in live tensors, as ``memory`` and ``cost`` predict them; kernels' own workspace comes on top
+Memory is in live tensors, as ``vae.estimate`` and ``cost`` estimate it; kernels' own workspace comes on top
 (``WORKSPACE``). A plan says "will not fit" only where even the settings that need least do not.
 """
 
@@ -17,8 +17,7 @@ from ..images.resize import Target, framed_size
 from ..machine import dtype_name
 from ..models.flux import FluxParams
 from ..models.latent import MARGIN, PATCH
-from ..vae.bounded import StripWish
-from ..vae.estimate import LEAST_MEMORY, Stage, choose_strips, peak_elements
+from ..vae.estimate import LEAST_MEMORY, Stage, StripPlan, choose_strips, peak_elements
 from ..vae.layers import AutoEncoderParams
 from ..vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 from .cost import autoencoder_flops, flux_flops, flux_peak_bytes, image_tokens
@@ -43,7 +42,7 @@ class Weights:
 class Machine:
     """Where the run takes place.
 
-    free: bytes to be had on the device (None: unknown). holds_weights, holds_pictures: whether the
+    free: bytes to be had on the device (None: unknown) before the run. holds_weights, holds_pictures: whether the
     models' weights, all of them, and the pictures come out of the same bytes; not where a manager
     moves weights out of the way, and pictures wait in ordinary memory.
     """
@@ -57,6 +56,8 @@ class Machine:
     host: bool = False
     #: Bytes to be had on the CPU, where that is another device.
     cpu_free: int | None = None
+    #: Bytes of ``free`` that strips are chosen for, where other programs or models hold the rest now; None: all.
+    usable: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class Plan:
     train_tokens: int | None
     #: Remedies, where it does not fit.
     remedies: tuple[str, ...] = ()
+    #: Pictures of this size, done one by one.
+    batch: int = 1
 
     @property
     def peak(self) -> int:
@@ -124,7 +127,7 @@ class Plan:
 
     @property
     def warnings(self) -> list[str]:
-        """What the user should know besides: a grid larger than the model has seen."""
+        """Warnings for the user: a grid larger than the model has seen."""
         if self.train_tokens is None or max(self.tokens) <= self.train_tokens:
             return []
         rows, columns = self.tokens
@@ -147,8 +150,8 @@ class Plan:
         do = " or ".join(self.remedies)
         return f"needs {need} even with the settings that need least, but there are {have}: this will not fit; {do}"
 
-    def strips(self) -> dict[Stage, StripSettings]:
-        """The settings planned for the VAE, as its ``wish``."""
+    def strips(self) -> StripPlan:
+        """The strips of each stage of the VAE, to be run with."""
         stages: tuple[Stage, ...] = get_args(Stage)
         by_name = {stage.name: stage.settings for stage in self.stages}
         return {name: settings for name in stages if (settings := by_name[name]) is not None}
@@ -170,7 +173,8 @@ class Plan:
         lines += [f"weights      {w.size / GIGABYTE:8.3f} GB  {w.name}: {w.place}" for w in self.weights]
         if self.machine.holds_pictures:
             size = self.worst.pictures
-            lines.append(f"pictures     {size / GIGABYTE:8.3f} GB  beside {self.worst.name}: enlarged input and result")
+            what = "enlarged input and result" if self.batch == 1 else f"enlarged input and {self.batch} results"
+            lines.append(f"pictures     {size / GIGABYTE:8.3f} GB  beside {self.worst.name}: {what}")
             lines.append(f"together     {self.peak / GIGABYTE:8.3f} GB  with {self.worst.name}, the largest stage")
         lines.append(f"{self.machine.device}, {dtype_name(self.machine.dtype)}: {self.verdict()}")
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
@@ -182,6 +186,7 @@ class Plan:
             "output_size": list(self.output[::-1]),
             "framed_size": list(self.framed[::-1]),
             "latent_size": list(self.latent[::-1]),
+            "pictures": self.batch,
             "tokens": {"rows": self.tokens[0], "columns": self.tokens[1], "train_tokens": self.train_tokens},
             "stages": [_stage_report(stage) for stage in self.stages],
             "weights": [vars(weights) for weights in self.weights],
@@ -250,42 +255,55 @@ class Models:
     transformer_peak: Callable[[int, int], int] | None = None
     weights: tuple[Weights, ...] = ()
     train_tokens: int | None = None
-    wish: StripWish | None = None
+    #: Strips that are asked for; a stage that is not named gets the fastest that fit.
+    strips: StripPlan | None = None
 
 
-def make_plan(size: tuple[int, int], target: Target, models: Models, machine: Machine) -> Plan:
-    """The plan for one picture of ``size`` (height, width). Raises OptionError beyond the target's ceiling."""
-    plan = _plan(size, target, models, machine)
+def make_plan(size: tuple[int, int], target: Target, models: Models, machine: Machine, batch: int = 1) -> Plan:
+    """The plan for ``batch`` pictures of ``size`` (height, width). Raises OptionError beyond the target's ceiling."""
+    plan = _plan(size, target, models, machine, batch)
     if plan.fits is not False:
         return plan
-    return replace(plan, remedies=tuple(_remedies(size, target, models, machine)))
+    return replace(plan, remedies=tuple(_remedies(size, target, models, machine, batch)))
 
 
-def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machine) -> Plan:
+def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machine, batch: int) -> Plan:
     params, output = models.autoencoder, target.size(*size)
     side = params.ratio * PATCH
     tokens = image_tokens(params, *framed_size(*output, side))
     framed = framed_size(*output, side, params.ratio * MARGIN)
-    pictures = {name: int(count * 12 * framed[0] * framed[1]) for name, count in _PICTURES.items()}
+    results = batch * 12 * output[0] * output[1] if batch > 1 else 0  # of a batch: in one block, from the start
+    pictures = {name: int(count * 12 * framed[0] * framed[1]) + results for name, count in _PICTURES.items()}
     stages = [_strip_stage("encode", framed, models, machine, pictures["encode"])]
     transformer = _transformer_stage(tokens, models, machine, pictures["transformer"])
     stages += [transformer] if transformer else []
     stages.append(_strip_stage("decode", framed, models, machine, pictures["decode"]))
     if machine.holds_pictures:
-        stages.append(StagePlan("finish", pictures["finish"], 0, path="colour fix and back-projection"))
+        peak = pictures["finish"] - results
+        stages.append(StagePlan("finish", peak, results, path="colour fix and back-projection"))
     latent = framed[0] // params.ratio, framed[1] // params.ratio
-    return Plan(size, output, framed, latent, tokens, tuple(stages), models.weights, machine, models.train_tokens)
+    return Plan(
+        input=size,
+        output=output,
+        framed=framed,
+        latent=latent,
+        tokens=tokens,
+        stages=tuple(stages),
+        weights=models.weights,
+        machine=machine,
+        train_tokens=models.train_tokens,
+        batch=batch,
+    )
 
 
 def _strip_stage(stage: Stage, framed: tuple[int, int], models: Models, machine: Machine, pictures: int) -> StagePlan:
     params = (models.encoder or models.autoencoder) if stage == "encode" else models.autoencoder
     dtype = machine.dtype
-    settings = (models.wish or {}).get(stage)
+    settings = (models.strips or {}).get(stage)
     if settings is None:
-        free = machine.free
-        if free is not None:
-            free -= _beside(pictures, models.weights, machine)
-        settings = choose_strips(params, stage, *framed, dtype, free)
+        free = machine.free if machine.usable is None else machine.usable
+        beside = _beside(pictures, models.weights, machine)
+        settings = choose_strips(params, stage, *framed, dtype, free, beside)
     peaks: dict[MemoryMode, int] = {
         mode: _live(params, stage, framed, dtype, StripSettings(mode=mode)) for mode in MEMORY_MODES
     }
@@ -320,13 +338,15 @@ def _live(
     return peak_elements(params, stage, *framed, settings) * dtype.itemsize
 
 
-def _remedies(size: tuple[int, int], target: Target, models: Models, machine: Machine) -> list[str]:
+def _remedies(size: tuple[int, int], target: Target, models: Models, machine: Machine, batch: int) -> list[str]:
     """What would help, each checked."""
 
     def fits(target: Target, models: Models = models, machine: Machine = machine) -> bool:
-        return _plan(size, target, models, machine).fits is True
+        return _plan(size, target, models, machine, batch).fits is True
 
     remedies: list[str] = []
+    if batch > 1 and _plan(size, target, models, machine, 1).fits:
+        remedies.append(f"upscale fewer than {batch} pictures at once")
     low, high = 0, max(target.size(*size)) // 16
     while low < high:  # in steps of 16 px
         middle = (low + high + 1) // 2

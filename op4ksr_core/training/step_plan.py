@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import OptionError, OutOfMemoryError
 from ..models.flux import Flux, FluxParams, OneStepSettings
-from ..planning.geometries import LONGEST_PROMPT, Geometry
+from ..planning.geometries import GEOMETRIES, Geometry
 from ..planning.plan import GIGABYTE
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from ..vae.estimate import WORKSPACE
@@ -34,24 +34,6 @@ from .tasks.task import BLOCKS
 
 #: Memory of the cards that a plan names, GB; a card of 24 "GB" has 25.8e9 bytes, of which its driver takes some.
 CARDS = (24, 48, 80)
-
-#: What can be planned without a file: FLUX.1-dev with the public F16 VAE, and something of the bundled models' kind.
-GEOMETRIES = {
-    "flux": Geometry(FluxParams(), AutoEncoderParams(shift=1), LONGEST_PROMPT),
-    "small": Geometry(
-        FluxParams(
-            hidden_size=256,
-            num_heads=2,
-            depth=1,
-            depth_single_blocks=2,
-            context_in_dim=64,
-            vec_in_dim=32,
-            guidance_embed=False,
-        ),
-        AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False),
-        4,
-    ),
-}
 
 
 def geometry_of(config: TrainConfig, name: str | None = None) -> Geometry:

@@ -1,4 +1,4 @@
 """The F16 autoencoder, whole or in exact row strips within a given number of bytes.
 
-Its face: ``autoencoder.AutoEncoder``, ``strips.StripSettings``, ``forecast.choose_strips``.
+Its face: ``autoencoder.AutoEncoder``, ``strips.StripSettings``, ``estimate.choose_strips``.
 """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ImageError
 from .bounded import BoundedAutoEncoder
 from .layers import AutoEncoderParams, Decoder, Encoder
-from .strips import OnStrip
+from .strips import OnStrip, StripSettings
 
 __all__ = ["AutoEncoder", "AutoEncoderParams"]
 
@@ -30,7 +30,7 @@ class AutoEncoder(nn.Module):
         super().__init__()
         self.encoder = Encoder(params, operations, device=device, dtype=dtype)
         self.decoder = Decoder(params, operations, device=device, dtype=dtype)
-        #: Runs both in strips. Its ``wish`` says how, else the free memory; the result is the same.
+        #: Runs both in strips.
         self.bounded = BoundedAutoEncoder(self.encoder, self.decoder, params)
 
     @property
@@ -55,43 +55,67 @@ class AutoEncoder(nn.Module):
         """The plain pass, for training: raw (B, C, h, w) -> (B, 3, h*ratio, w*ratio), about [-1, 1]."""
         return self.decoder(latent)
 
-    def encode_strips(self, pixels: Tensor, on_strip: OnStrip | None = None) -> Tensor:
+    def encode_strips(
+        self, pixels: Tensor, on_strip: OnStrip | None = None, *, strips: StripSettings | None = None
+    ) -> Tensor:
         """``encode_pixels`` in strips, picture by picture: the same to rounding, in bounded memory."""
-        return self._encode(pixels, lambda strip: strip, on_strip)
+        return self._encode(pixels, lambda strip: strip, on_strip, strips)
 
-    def decode_strips(self, latent: Tensor, on_strip: OnStrip | None = None, out: Tensor | None = None) -> Tensor:
+    def decode_strips(
+        self,
+        latent: Tensor,
+        on_strip: OnStrip | None = None,
+        out: Tensor | None = None,
+        *,
+        strips: StripSettings | None = None,
+    ) -> Tensor:
         """``decode_pixels`` in strips, written as they are done into ``out`` (any device, float dtype) if given."""
-        return self.bounded.decode(latent, out, on_strip)
+        return self.bounded.decode(latent, out, on_strip, strips)
 
-    def _encode(self, pixels: Tensor, prepare: Callable[[Tensor], Tensor], on_strip: OnStrip | None) -> Tensor:
-        moments = self.bounded.encode(pixels, prepare, self.device, self.dtype, on_strip)
+    def _encode(
+        self,
+        pixels: Tensor,
+        prepare: Callable[[Tensor], Tensor],
+        on_strip: OnStrip | None,
+        strips: StripSettings | None,
+    ) -> Tensor:
+        moments = self.bounded.encode(pixels, prepare, self.device, self.dtype, on_strip, strips)
         return moments.chunk(2, dim=1)[0]
 
-    def encode(self, image: Tensor, on_strip: OnStrip | None = None) -> Tensor:
+    def encode(self, image: Tensor, on_strip: OnStrip | None = None, *, strips: StripSettings | None = None) -> Tensor:
         """Image (B, 3, H, W), float in [0, 1] -> raw latent (B, C, H/ratio, W/ratio), posterior mean.
 
         Computed in the weights' dtype on the weights' device. A side that is no multiple of the
         ratio is rounded as the convolutions have it; ``upscale`` pads beforehand.
-        ``on_strip(done, total)`` runs before each strip and may raise to cancel. Raises ImageError for
-        another shape, or for sides shorter than the ratio; OutOfMemoryError when even the leanest settings fail.
+        ``on_strip(done, total)`` runs before each strip and may raise to cancel. strips: how the pass is cut, which
+        the result does not show; None: by the free memory. Raises ImageError for another shape, or for sides shorter
+        than the ratio; OutOfMemoryError when even the settings that need least fail.
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise ImageError(f"image: expected (B, 3, H, W), got {tuple(image.shape)}")
-        return self._encode(image, self._prepared, on_strip)
+        return self._encode(image, self._prepared, on_strip, strips)
 
     def _prepared(self, strip: Tensor) -> Tensor:
         """A strip in [0, 1] -> [-1, 1]. Rounded last: bfloat16 would lose half a grey level of the bright tones."""
         exact = torch.promote_types(self.dtype, torch.float32)
         return (strip.to(self.device, exact) * 2 - 1).to(self.dtype)
 
-    def decode(self, latent: Tensor, on_strip: OnStrip | None = None, out: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        latent: Tensor,
+        on_strip: OnStrip | None = None,
+        out: Tensor | None = None,
+        *,
+        strips: StripSettings | None = None,
+    ) -> Tensor:
         """Raw latent (B, C, h, w) -> image (B, 3, h*ratio, w*ratio) clamped to [0, 1].
 
         Computed in the weights' dtype on the weights' device; the result is in ``out`` (any device and
         float dtype) if given, else float32 there, so that no grey levels are lost to bfloat16. ``on_strip``
-        as in ``encode``. Raises ImageError for another shape, OutOfMemoryError when even the leanest settings fail.
+        and strips as in ``encode``. Raises ImageError for another shape, OutOfMemoryError when even the settings that
+        need least fail.
         """
         if latent.ndim != 4 or latent.shape[1] != self.params.latent_channels:
             raise ImageError(f"latent: expected (B, {self.params.latent_channels}, h, w), got {tuple(latent.shape)}")
-        pixels = self.decode_strips(latent.to(self.device, self.dtype), on_strip, out)
+        pixels = self.decode_strips(latent.to(self.device, self.dtype), on_strip, out, strips=strips)
         return pixels.add_(1).div_(2).clamp_(0, 1)

@@ -1,8 +1,8 @@
-"""Any autoencoder of LDM's layout within the memory there is: strips that fit, leaner ones if they did not."""
+"""Any autoencoder of LDM's layout in strips that fit the free memory; leaner ones where they ran out of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ImageError, OptionError
-from ..machine import free_memory, release_memory
-from .estimate import Result, Stage, choose_strips, explain_out_of_memory, is_out_of_memory, recovering
+from ..machine import explain_out_of_memory, free_memory, is_out_of_memory, release_memory
+from .estimate import Stage, choose_strips
 from .layers import AutoEncoderParams
+from .retry import Result, recovering
 from .strips import OnStrip, StripSettings, decode_picture, encode_picture
-
-#: Which settings each stage shall run with; a stage that is not named is decided by the free memory.
-StripWish = Mapping[Stage, StripSettings]
 
 
 class BoundedAutoEncoder:
@@ -40,7 +38,6 @@ class BoundedAutoEncoder:
         self.params = params or read_params(encoder, decoder)
         self._checked = params is None
         self.free_memory, self.release_memory, self.is_oom = free_memory, release_memory, is_oom
-        self.wish: StripWish = {}
 
     def params_of(self, stage: Stage) -> AutoEncoderParams:
         """The geometry of the half that the stage runs; some VAEs have a smaller decoder."""
@@ -53,44 +50,55 @@ class BoundedAutoEncoder:
         device: torch.device,
         dtype: torch.dtype,
         on_strip: OnStrip | None = None,
+        strips: StripSettings | None = None,
     ) -> Tensor:
         """Pixels (B, 3, H, W), anywhere -> the encoder's output (B, 2 C, h, w): mean, then log variance.
 
-        prepare: a strip of the pixels -> the same in [-1, 1], in ``dtype`` on ``device``.
-        Raises ImageError for sides shorter than the ratio, OutOfMemoryError when even the leanest settings
-        fail, OptionError if the modules were changed so that strips would be wrong.
+        prepare: a strip of the pixels -> the same in [-1, 1], in ``dtype`` on ``device``. strips: None: by the free
+        memory. Raises ImageError for sides shorter than the ratio, OutOfMemoryError when even the settings that need
+        least fail, OptionError if the modules were changed so that strips would be wrong.
         """
-        check_size(pixels.shape[-2], pixels.shape[-1], self.params.ratio)
+        height, width = pixels.shape[2:]
+        check_size(height, width, self.params.ratio)
         self._check()
+        settings = strips or self._chosen("encode", height, width, device, dtype)
 
         def encode_one(one: Tensor) -> Tensor:
             def run(settings: StripSettings) -> Tensor:
-                height = one.shape[2]
                 return encode_picture(self.encoder, height, lambda a, b: prepare(one[:, :, a:b]), settings, on_strip)
 
-            return self._run("encode", run, one.shape[2], one.shape[3], device, dtype)
+            return self._run("encode", run, settings, height, width)
 
         with torch.no_grad(), explain_out_of_memory("VAE encode", self.is_oom):
             return torch.cat([encode_one(one) for one in pixels.split(1)])
 
-    def decode(self, latent: Tensor, out: Tensor | None = None, on_strip: OnStrip | None = None) -> Tensor:
+    def decode(
+        self,
+        latent: Tensor,
+        out: Tensor | None = None,
+        on_strip: OnStrip | None = None,
+        strips: StripSettings | None = None,
+    ) -> Tensor:
         """Raw latent (B, C, h, w) -> (B, 3, H, W), about [-1, 1], each strip written as it is done.
 
-        out: where to, any device and float dtype; None: a new tensor beside the latent, float32 at least.
-        Raises OutOfMemoryError when even the leanest settings fail, OptionError as ``encode``.
+        out: where to, any device and float dtype; None: a new tensor beside the latent, float32 at least. strips:
+        None: by the free memory. Raises OutOfMemoryError when even the settings that need least fail, OptionError as
+        ``encode``.
         """
         height, width = (length * self.params.ratio for length in latent.shape[2:])
         self._check()
+        exact = torch.promote_types(latent.dtype, torch.float32)
+        result = len(latent) * 3 * height * width * exact.itemsize if out is None else 0
+        settings = strips or self._chosen("decode", height, width, latent.device, latent.dtype, beside=result)
         with torch.no_grad(), explain_out_of_memory("VAE decode", self.is_oom):
             if out is None:
-                exact = torch.promote_types(latent.dtype, torch.float32)
                 out = latent.new_empty((len(latent), 3, height, width), dtype=exact)
             for one, place in zip(latent.split(1), out.split(1), strict=True):
 
                 def run(settings: StripSettings, one: Tensor = one, place: Tensor = place) -> None:
                     decode_picture(self.decoder, one, settings, place, on_strip)
 
-                self._run("decode", run, height, width, latent.device, latent.dtype)
+                self._run("decode", run, settings, height, width)
         return out
 
     def _check(self) -> None:
@@ -98,18 +106,14 @@ class BoundedAutoEncoder:
         if self._checked:
             read_params(self.encoder, self.decoder)
 
+    def _chosen(
+        self, stage: Stage, height: int, width: int, device: torch.device, dtype: torch.dtype, beside: int = 0
+    ) -> StripSettings:
+        return choose_strips(self.params_of(stage), stage, height, width, dtype, self.free_memory(device), beside)
+
     def _run(
-        self,
-        stage: Stage,
-        run: Callable[[StripSettings], Result],
-        height: int,
-        width: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, stage: Stage, run: Callable[[StripSettings], Result], settings: StripSettings, height: int, width: int
     ) -> Result:
-        settings = self.wish.get(stage)
-        if settings is None:
-            settings = choose_strips(self.params_of(stage), stage, height, width, dtype, self.free_memory(device))
         what = f"VAE {stage} of {width}x{height} px"
         return recovering(run, settings, what, self.release_memory, self.is_oom)
 

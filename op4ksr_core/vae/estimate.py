@@ -1,30 +1,27 @@
-"""How much memory the autoencoder will need, which mode fits, and what to do when it did not.
+"""How much memory the autoencoder will need, and which strips fit.
 
-Predictions count live tensors, as ``machine.AllocationTracker`` measures them (a test holds the two together);
+Estimates count live tensors, as ``machine.AllocationTracker`` measures them (a test compares the two);
 scratch memory inside kernels comes on top and is covered by ``WORKSPACE``.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 
-from ..errors import OutOfMemoryError
 from .layers import AutoEncoderParams
 from .strips import MEMORY_MODES, MemoryMode, StripSettings
 
-log = logging.getLogger(__name__)
-
 Stage = Literal["encode", "decode"]
-Result = TypeVar("Result")
 
-#: Shares, our choice: of the prediction, what kernels may take on top; of the free memory, what is left free.
+#: The strips of each stage; a stage that is not named is decided by the free memory when it runs.
+StripPlan = Mapping[Stage, StripSettings]
+
+#: Shares, our choice: of the estimate, what kernels may take on top; of the free memory, what is left free.
 WORKSPACE, MARGIN = 0.10, 0.10
 
 #: Strips of the entering width that live at once while a level is entered, as counted; and the rows of
@@ -39,12 +36,12 @@ _FOLDING = 90.0
 #: Strips are not made lower than this: the halo would cost more than the strip.
 LOWEST_STRIP = 8
 
-#: Where ``leaner`` ends.
+#: The settings that need least: where ``retry.leaner`` ends.
 LEAST_MEMORY = StripSettings(LOWEST_STRIP, MEMORY_MODES[-1])
 
 
-def both(settings: StripSettings) -> dict[Stage, StripSettings]:
-    """The same settings for either stage, as an autoencoder's ``wish``."""
+def both(settings: StripSettings) -> StripPlan:
+    """The same settings for either stage."""
     return {"encode": settings, "decode": settings}
 
 
@@ -131,94 +128,24 @@ def peak_bytes(
 
 
 def choose_strips(
-    params: AutoEncoderParams, stage: Stage, height: int, width: int, dtype: torch.dtype, free: int | None
+    params: AutoEncoderParams,
+    stage: Stage,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    free: int | None,
+    beside: int = 0,
 ) -> StripSettings:
-    """The fastest settings that fit into ``free`` bytes (None: unknown, then the fastest); else the leanest."""
+    """The fastest settings that fit; else those that need least. The one rule: for the plan, the log and the run.
+
+    free: bytes to be had on the device (None: unknown, then the fastest). beside: bytes of them that the run itself
+    takes for other things than strips: pictures and weights that are not there yet when ``free`` is read.
+    """
     candidates = [StripSettings(mode=mode) for mode in MEMORY_MODES]
     candidates += [StripSettings(rows, "tiny") for rows in (32, 16, LOWEST_STRIP)]
     if free is None:
         return candidates[0]
     for settings in candidates:
-        if peak_bytes(params, stage, height, width, dtype, settings) <= free * (1 - MARGIN):
+        if peak_bytes(params, stage, height, width, dtype, settings) <= (free - beside) * (1 - MARGIN):
             return settings
     return candidates[-1]
-
-
-def leaner(settings: StripSettings) -> StripSettings | None:
-    """What to try after these ran out of memory: half the strip, then the next mode, then lower strips."""
-    level = MEMORY_MODES.index(settings.mode)
-    if settings.rows > 32:
-        return replace(settings, rows=settings.rows // 2)
-    if level + 1 < len(MEMORY_MODES):
-        return replace(settings, mode=MEMORY_MODES[level + 1])
-    if settings.rows > LOWEST_STRIP:
-        return replace(settings, rows=max(LOWEST_STRIP, settings.rows // 2))
-    return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch's out-of-memory errors of any device, and Python's own."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    texts = ("out of memory", "can't allocate memory", "not enough memory", "_status_alloc_failed")
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
-
-
-@contextmanager
-def explain_out_of_memory(
-    what: str, is_oom: Callable[[BaseException], bool] = is_out_of_memory
-) -> Generator[None, None, None]:
-    """Turn any out-of-memory error inside into ours, with the remedy: one that nobody answers with tiles."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_oom(error):
-            raise
-        raise OutOfMemoryError(
-            f"{what}: out of memory; ask for a smaller target, use bfloat16 instead of float32, or run on the CPU"
-        ) from None
-
-
-def recovering(
-    run: Callable[[StripSettings], Result],
-    settings: StripSettings,
-    what: str,
-    release: Callable[[], None] = lambda: None,
-    is_oom: Callable[[BaseException], bool] = is_out_of_memory,
-) -> Result:
-    """``run(settings)``; on out of memory again with leaner ones, the result being the same picture.
-
-    ``release`` runs between the tries, when nothing holds on to the failed one any more. Raises our
-    OutOfMemoryError, with what was tried and the remedy, when those that need least fail as well.
-    """
-    attempt: StripSettings | None = settings
-    tried: list[str] = []
-    while attempt is not None:
-        result = _try(run, attempt, is_oom)
-        if result is not None:
-            if tried:
-                log.warning("%s: out of memory with %s; done with %s", what, ", ".join(tried), _name(attempt))
-            return result[0]
-        tried.append(_name(attempt))
-        attempt = leaner(attempt)
-        release()
-    raise OutOfMemoryError(
-        f"{what}: out of memory even with the settings that need least (tried {', '.join(tried)}); "
-        "ask for a smaller target, close what else uses the memory, or run on the CPU"
-    )
-
-
-def _try(
-    run: Callable[[StripSettings], Result], settings: StripSettings, is_oom: Callable[[BaseException], bool]
-) -> tuple[Result] | None:
-    """The result in a tuple, or None if out of memory. The error does not leave: it would keep every tensor alive."""
-    try:
-        return (run(settings),)
-    except (RuntimeError, MemoryError) as error:
-        if not is_oom(error):
-            raise
-        return None
-
-
-def _name(settings: StripSettings) -> str:
-    return f"{settings.mode}, strips of {settings.rows} rows"

@@ -22,7 +22,7 @@ from ..vae.autoencoder import AutoEncoder
 from .description import Description
 
 #: (stride, shift) that exist: 8x has no shift.
-GEOMETRIES = ((2, 0), (2, 1), (1, 0))
+STRIDES_AND_SHIFTS = ((2, 0), (2, 1), (1, 0))
 
 #: Our choice: finest detail that counts as kept at stride 2, and that an 8x model must keep at stride 1.
 KEPT_DETAIL, KEPT_DETAIL_8X = 0.05, 0.15
@@ -55,7 +55,7 @@ def probe(model: AutoEncoder, image: Tensor) -> list[Fit]:
     image = _middle(image).float().cpu()
     fits: list[Fit] = []
     try:
-        for stride, shift in GEOMETRIES:
+        for stride, shift in STRIDES_AND_SHIFTS:
             set_geometry(model, stride, shift)
             output = model.decode(model.encode(image)).float().cpu()
             fits.append(Fit(stride, shift, psnr(output, image), _correlation(_finest(output), _finest(image))))

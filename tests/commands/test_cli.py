@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from op4ksr_core.cli import options as cli_options
 from op4ksr_core.cli import plan as cli_plan
 from op4ksr_core.images.io import Picture, load_image, save_image
 from op4ksr_core.one_step import upscale_alpha
+from op4ksr_core.vae import bounded
+from op4ksr_core.vae.strips import StripSettings
 
 Capture = pytest.CaptureFixture[str]
 
@@ -683,6 +686,34 @@ def test_a_demo_into_a_file_is_refused(tmp_path: Path, capsys: Capture) -> None:
     place = photo(tmp_path / "a.png")
     assert cli.main(["demo", "-o", str(place)]) == 1
     assert "choose another folder" in one_error(capsys)
+
+
+@pytest.mark.parametrize("free", [0.006, 0.004, 10.0])
+def test_the_plan_that_is_logged_is_the_one_that_runs(
+    run: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    free: float,
+) -> None:
+    """Whatever memory is free later: the autoencoder does not choose once more."""
+    ran: dict[str, StripSettings] = {}
+    for stage in ("encode", "decode"):
+        works = getattr(bounded, f"{stage}_picture")
+
+        def recorded(*given: Any, stage: str = stage, works: Any = works) -> Any:
+            ran[stage] = next(value for value in given if isinstance(value, StripSettings))
+            return works(*given)
+
+        monkeypatch.setattr(bounded, f"{stage}_picture", recorded)
+    monkeypatch.setattr(cli_plan, "free_memory", lambda device: int(free * 1e9))
+    monkeypatch.setattr(bounded, "choose_strips", lambda *given: pytest.fail("chosen once more"))
+    caplog.set_level("INFO")
+    assert run("upscale", photo(tmp_path / "in.png", 64, 48), "-o", tmp_path / "out.png", "--vae-only", "--anyway") == 0
+    (text,) = (record.getMessage() for record in caplog.records if "strips of" in record.getMessage())
+    logged = dict(re.findall(r"^(encode|decode) .*  (strips of \d+ rows, \w+)", text, re.MULTILINE))
+    assert logged == {stage: f"strips of {s.rows} rows, {s.mode}" for stage, s in ran.items()}
+    assert (logged["decode"] == "strips of 64 rows, fast") is (free > 1)
 
 
 # --- plan -------------------------------------------------------------------------------------

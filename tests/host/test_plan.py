@@ -50,6 +50,15 @@ def test_one_step_tells_the_same_plan(plan: Cases, what: str) -> None:
     assert plan["one_step_tells_it"][what]
 
 
+@pytest.mark.parametrize("mega", ["2", "4", "1000"])
+def test_the_strips_that_are_logged_are_the_ones_that_run(plan: Cases, mega: str) -> None:
+    """Whatever memory is free later; room is made for the same, and a VAE node by itself runs what it asks for."""
+    found = plan["logged_is_run"][mega]
+    assert found["logged"] == found["ran"] and len(found["ran"]) == 2
+    assert found["alone"]
+    assert (found["ran"]["decode"] == "strips of 64 rows, fast") is (mega == "1000")
+
+
 def test_one_step_refuses_before_computing(plan: Cases) -> None:
     found = plan["one_step_refuses"]
     assert found["classes"][0] == "OutOfMemoryError" and found["calls"] == [] and found["fits"] is False

@@ -27,6 +27,7 @@ from op4ksr_core.training.config_file import parse_config
 from op4ksr_core.training.data.degradation import Degradation, degrade
 from op4ksr_core.training.tasks.frozen import DTYPES, Base, FrozenLinear, freeze_blocks
 from op4ksr_core.training.trainer import Trainer
+from op4ksr_core.vae.estimate import StripPlan
 from op4ksr_core.vae.strips import MEMORY_MODES, StripSettings
 from op4ksr_core.weights.probe import probe
 
@@ -76,10 +77,9 @@ def of_upscale(
     flux, autoencoder = send(models.flux()), send(models.autoencoder())
     if fp8:
         freeze_blocks(flux, "fp8", rounded)
-    if rows:
-        autoencoder.bounded.wish = {"encode": rows, "decode": rows}
+    strips: StripPlan = {"encode": rows, "decode": rows} if rows else {}
     rfr, image = how.pop("rfr", None), send(models.image) if home else models.image
-    return upscale(image, flux, autoencoder, OneStepOptions(Target(scale=4), **how), rfr=rfr)
+    return upscale(image, flux, autoencoder, OneStepOptions(Target(scale=4), **how), rfr=rfr, strips=strips)
 
 
 UPSCALES: dict[str, dict[str, Any]] = {

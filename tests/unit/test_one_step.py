@@ -30,7 +30,11 @@ from op4ksr_core.images.resize import mirror_frame, resize
 from op4ksr_core.machine import AllocationTracker
 from op4ksr_core.models.flux import OnProgress
 from op4ksr_core.models.latent import process_in, process_out
-from op4ksr_core.one_step import PICTURES_AT_ONCE, CoreStages, one_step, run, upscale_alpha
+from op4ksr_core.one_step import PICTURES_AT_ONCE, CoreStages, Frame, Stages, one_step, run, upscale_alpha
+from op4ksr_core.planning.plan import Machine, Models, make_plan
+from op4ksr_core.vae import bounded
+from op4ksr_core.vae.estimate import LEAST_MEMORY, StripPlan, both
+from op4ksr_core.vae.strips import StripSettings
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 
 PLAIN = OneStepOptions(Target(scale=2), color="none", fidelity=0.0)
@@ -68,34 +72,48 @@ def with_final_layer(flux: Flux, make_flux: Callable[..., Flux], value: float) -
 # --- the steps --------------------------------------------------------------------------------
 
 
-def test_pictures_are_enlarged_and_fixed_where_the_caller_places_them(
-    image: Tensor, flux: Flux, autoencoder: AutoEncoder
-) -> None:
-    """Three parts, each told its bytes; the same picture, and a part may be computed twice.
+class Placed(CoreStages):
+    """Picture steps done twice, as by a host whose device ran out of memory, and noted."""
+
+    def __init__(self, *models: Any) -> None:
+        super().__init__(*models)
+        self.done: list[tuple[str, int, tuple[int, ...]]] = []
+
+    def _twice(self, name: str, *given: Any) -> Tensor:
+        step = getattr(super(), name)
+        step(*given)
+        found, (frame,) = step(*given), [value for value in given if isinstance(value, Frame)]
+        self.done.append((name, frame.nbytes, tuple(found.shape[-2:])))
+        return found
+
+    def enlarge(self, *given: Any) -> Tensor:
+        return self._twice("enlarge", *given)
+
+    def fix_colors(self, *given: Any) -> Tensor:
+        return self._twice("fix_colors", *given)
+
+    def finish(self, *given: Any) -> Tensor:
+        return self._twice("finish", *given)
+
+
+def test_a_host_may_place_the_picture_steps(image: Tensor, flux: Flux, autoencoder: AutoEncoder) -> None:
+    """Three steps, each with the picture's bytes; the same picture, and a step may be computed twice.
 
     The mirrored frame is the first one's: on a CPU beside a GPU it takes as long as all that the GPU does.
     """
-    told: list[int] = []
-    sizes: list[tuple[int, ...]] = []
-
-    def placing(compute: Callable[[torch.device], Tensor], home: torch.device, size: int) -> Tensor:
-        told.append(size)
-        compute(home)
-        found = compute(home)
-        assert found.device == home
-        sizes.append(tuple(found.shape[-2:]))
-        return found
-
-    options = OneStepOptions(Target(scale=2))
-    found = run(image, CoreStages(flux, autoencoder), options, placing=placing)
-    assert torch.equal(found, upscale(image, flux, autoencoder, options))
-    assert told == [5 * 48 * 80 * 12] * 3
-    assert sizes == [(64 + 64, 96 + 64), (48, 80), (48, 80)]
+    options, stages = OneStepOptions(Target(scale=2)), Placed(flux, autoencoder)
+    assert torch.equal(run(image, stages, options), upscale(image, flux, autoencoder, options))
+    size = 48 * 80 * 12
+    assert stages.done == [
+        ("enlarge", size, (64 + 64, 96 + 64)),
+        ("fix_colors", size, (48, 80)),
+        ("finish", size, (48, 80)),
+    ]
 
 
 @pytest.mark.parametrize("kind", COLOR_FIXES)
 def test_five_pictures_at_once_are_enough(kind: ColorFix) -> None:
-    """As ``Placing`` is told, in bytes, counted; the fixes alone, whose inputs are copies on another device."""
+    """Bytes, counted; the fixes alone, whose inputs are copies on another device."""
     small, large = torch.rand(1, 3, 512, 48), torch.rand(1, 3, 2048, 192)
     with AllocationTracker() as tracker:
         output, enlarged = large.clone(), resize(small, 2048, 192).clamp(0, 1)
@@ -195,7 +213,7 @@ def test_the_size_is_kept_to_the_pixel(
     assert result.min() >= 0 and result.max() <= 1
 
 
-class Shuffled:
+class Shuffled(Stages):
     """Stages that lose nothing: 16 x 16 px as channels, and back."""
 
     ratio = 16
@@ -291,6 +309,60 @@ def test_a_batch_is_its_pictures_one_by_one(flux: Flux, autoencoder: AutoEncoder
     assert batch.shape == (3, 3, 52, 68)
     assert torch.equal(batch, torch.cat([upscale(image[None], flux, autoencoder) for image in images]))
     assert not torch.equal(batch[0], batch[1])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_batch_holds_its_results_once(flux: Flux, autoencoder: AutoEncoder, layout: torch.memory_format) -> None:
+    """Each further picture adds its own result, and no copy of it; a host's layout (B, H, W, 3) is a view."""
+    stages, options = CoreStages(flux, autoencoder), OneStepOptions(Target(scale=4))
+    peaks: list[int] = []
+    for count in range(1, 5):
+        images = torch.rand(count, 3, 64, 48, generator=torch.Generator().manual_seed(2))
+        with AllocationTracker() as tracker:
+            results = run(images, stages, options, memory_format=layout)
+            assert results.is_contiguous(memory_format=layout)
+            if layout == torch.channels_last:
+                assert results.movedim(1, -1).contiguous().data_ptr() == results.data_ptr()
+        peaks.append(tracker.peak)
+        assert tracker.live == results.nbytes
+    one = 3 * 256 * 192 * 4
+    assert [peak - peaks[0] for peak in peaks] == [0, 2 * one, 3 * one, 4 * one]
+
+
+def test_what_a_batch_needs_is_planned(flux: Flux, autoencoder: AutoEncoder) -> None:
+    """Live tensors above the input: within 10 %; the results of a batch lie beside every stage."""
+    target, strips = Target(scale=4), both(StripSettings(32, "tiny"))
+    models = Models(autoencoder.params, flux=flux.params, strips=strips)
+    for count in range(1, 5):
+        images = torch.rand(count, 3, 128, 96, generator=torch.Generator().manual_seed(2))
+        plan = make_plan((128, 96), target, models, Machine("cpu", torch.float32, None), batch=count)
+        with AllocationTracker() as tracker:
+            upscale(images, flux, autoencoder, OneStepOptions(target), strips=plan.strips())
+        assert plan.peak == pytest.approx(tracker.peak, rel=0.1), count
+
+
+def test_strips_that_are_passed_are_run(
+    image: Tensor, flux: Flux, autoencoder: AutoEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: dict[str, StripSettings] = {}
+    for stage in ("encode", "decode"):
+        _record(monkeypatch, stage, ran)
+    asked: StripPlan = {"encode": StripSettings(16, "tiny"), "decode": StripSettings(8, "lean")}
+    upscale(image, flux, autoencoder, PLAIN, strips=asked)
+    assert ran == asked
+    monkeypatch.setattr(autoencoder.bounded, "free_memory", lambda device: 1)
+    upscale(image, flux, autoencoder, PLAIN, strips={"decode": asked["decode"]})
+    assert ran == {"encode": LEAST_MEMORY, "decode": asked["decode"]}
+
+
+def _record(monkeypatch: pytest.MonkeyPatch, stage: str, ran: dict[str, StripSettings]) -> None:
+    works = getattr(bounded, f"{stage}_picture")
+
+    def recorded(*args: Any) -> Any:
+        ran[stage] = next(value for value in args if isinstance(value, StripSettings))
+        return works(*args)
+
+    monkeypatch.setattr(bounded, f"{stage}_picture", recorded)
 
 
 # --- progress ---------------------------------------------------------------------------------

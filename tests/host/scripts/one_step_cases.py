@@ -20,6 +20,7 @@ from weights import difference, noise, picture, prompt, seeded, unet_model, writ
 import nodes
 from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, OneStepOptions, Target, load_autoencoder, load_flux
 from op4ksr_core import upscale as core_upscale
+from op4ksr_core.one_step import Frame
 
 VAE, FLUX, GUIDED = "f16.safetensors", "flux.safetensors", "guided.safetensors"
 
@@ -259,20 +260,20 @@ def retreats() -> dict[str, Any]:
     stages = sys.modules[
         nodes.NODE_CLASS_MAPPINGS["OP4KSR_OneStepUpscale"].__module__.replace("nodes.upscale", "nodes.host.stages")
     ]
-    full, home, tried = torch.device("meta"), torch.device("cpu"), []
+    full, home, given, tried = torch.device("meta"), torch.device("cpu"), torch.zeros(2), []
 
-    def compute(device: torch.device) -> torch.Tensor:
-        tried.append(device.type)
-        if device == full:
+    def compute(picture: torch.Tensor) -> torch.Tensor:
+        tried.append(picture.device.type)
+        if picture.device == full:
             raise torch.OutOfMemoryError("full")
-        return torch.ones(2, device=device)
+        return picture + 1
 
-    def wrong(device: torch.device) -> torch.Tensor:
-        raise RuntimeError(f"wrong on {device}")
+    def wrong(picture: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(f"wrong on {picture.device}")
 
-    result = stages.with_retreat(compute, full, home)
-    asked = stages.on_free_device(compute, home, 1)  # no GPU here
-    other = harness.refusal(lambda: stages.with_retreat(wrong, full, home))
+    result = stages.with_retreat(compute, full, home, given)
+    asked = stages.on_free_device(compute, Frame(1, 2, 32, 32), given)  # no GPU here
+    other = harness.refusal(lambda: stages.with_retreat(wrong, full, home, given))
     return {"result": result.tolist(), "tried": tried, "asked": asked.tolist(), "other": other["message"]}
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 from functools import lru_cache
 from typing import Any
+from unittest import mock
 
 import comfy.ldm.flux.math
 import comfy.ldm.modules.attention
@@ -75,6 +77,57 @@ def one_step_tells_it() -> dict[str, bool]:
     }
 
 
+def logged_is_run() -> dict[str, Any]:
+    """By the megabytes that are free at first, and less with every call, as beside other programs."""
+    return {str(mega): _logged_and_run(mega * 1_000_000) for mega in (2, 4, 1000)}
+
+
+def _logged_and_run(free: int) -> dict[str, Any]:
+    """The strips in the one-step node's log, those that it ran, and whether a VAE node runs those it asks room for."""
+    management, pack = comfy.model_management, nodes.NODE_CLASS_MAPPINGS["OP4KSR_Plan"].__module__
+    bounded = importlib.import_module(pack.replace("nodes.plan", "op4ksr_core.vae.bounded"))
+    exact_vae = importlib.import_module(pack.replace("nodes.plan", "nodes.host.exact_vae"))
+    model, vae = models()
+    total = model.model_size() + vae.patcher.model_size() + max(free, 20_000_000)
+    readings = iter(range(free, 0, -free // 50))
+    ran, asked = dict[str, str](), dict[str, str]()
+    encode, decode, need = bounded.encode_picture, bounded.decode_picture, exact_vae.peak_bytes
+
+    def described(given: tuple[Any, ...]) -> str:
+        settings = next(value for value in given if isinstance(value, bounded.StripSettings))
+        return f"strips of {settings.rows} rows, {settings.mode}"
+
+    def recorded(into: dict[str, str], stage: str, works: Any) -> Any:
+        def run(*given: Any) -> Any:
+            into[stage] = described(given)
+            return works(*given)
+
+        return run
+
+    def reading(device: Any = None, torch_free_too: bool = False) -> Any:
+        value = next(readings)
+        return (value, value) if torch_free_too else value
+
+    def needed(params: Any, stage: str, *rest: Any) -> int:
+        asked[stage] = described(rest)
+        return need(params, stage, *rest)
+
+    with (
+        mock.patch.object(management, "get_total_memory", lambda *_, **__: total),
+        mock.patch.object(management, "get_free_memory", reading),
+        mock.patch.object(bounded, "encode_picture", recorded(ran, "encode", encode)),
+        mock.patch.object(bounded, "decode_picture", recorded(ran, "decode", decode)),
+        mock.patch.object(exact_vae, "peak_bytes", needed),
+    ):
+        with harness.Log() as log:
+            harness.upscale_node(picture(60, 100), model, vae)
+        one_step = dict(ran)
+        vae.decode(noise(1, 16, 8, 12))
+    text = next(line for line in log.lines if "strips of" in line)
+    logged = re.findall(r"^(encode|decode) .*  (strips of \d+ rows, \w+)", text, re.MULTILINE)
+    return {"logged": dict(logged), "ran": one_step, "alone": ran["decode"] == asked["decode"]}
+
+
 def one_step_refuses() -> dict[str, Any]:
     """With a device far too small: before anything is computed."""
     model, vae = models()
@@ -130,4 +183,4 @@ def prediction() -> dict[str, float]:
     return found
 
 
-CASES = (node, one_step_tells_it, one_step_refuses, prediction)
+CASES = (node, one_step_tells_it, logged_is_run, one_step_refuses, prediction)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from benchmarks import memory
 from benchmarks.commands import main as cli
-from benchmarks.memory import GEOMETRIES, QUICK_CASES, end_to_end, exactness, peaks, random_autoencoder, uneven
+from benchmarks.memory import QUICK_CASES, end_to_end, exactness, peaks, random_autoencoder, uneven
 from benchmarks.tables import Row, write_report
 from benchmarks.tiles import three_passes
 from op4ksr_core import Op4ksrError, OutputError
+from op4ksr_core.planning.geometries import AUTOENCODERS
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_outputs_are_of_order_one(rows: list[Row]) -> None:
 
 
 def test_peaks_are_counted_and_predicted() -> None:
-    found = peaks(("F16, small",), (64,), (512,))
+    found = peaks(("F16, bundled",), (64,), (512,))
     by_way = {(row["stage"], row["px"], row["way"]): row["GB"] for row in found}
     for stage in ("encode", "decode"):
         gigabytes = [by_way[stage, 512, way] for way in ("plain", "fast", "lean", "tiny")]
@@ -89,7 +90,7 @@ def test_tiles_see_their_own_statistics_only() -> None:
 
 
 def test_random_weights_are_seeded_and_scaled() -> None:
-    first, again = (random_autoencoder(GEOMETRIES["F16, small"]) for _ in range(2))
+    first, again = (random_autoencoder(AUTOENCODERS["F16, bundled"]) for _ in range(2))
     latent = uneven(1, 16, 8, 8)
     assert torch.equal(first.decode_pixels(latent), again.decode_pixels(latent))
     assert first.decode_pixels(latent).std() < 1
@@ -98,7 +99,7 @@ def test_random_weights_are_seeded_and_scaled() -> None:
 def test_the_command_writes_json_and_markdown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "QUICK_SPEED_CASES", (("F16, small", 128, torch.float32),))
+    monkeypatch.setattr(memory, "QUICK_SPEED_CASES", (("F16, bundled", 128, torch.float32),))
     assert cli.main(["speed", "--quick", "--repeats", "1", "--device", "cpu", "-o", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "speed.json").read_text("utf-8"))
     assert report["machine"]["torch"] == torch.__version__

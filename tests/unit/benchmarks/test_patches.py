@@ -12,10 +12,10 @@ from benchmarks.patches import Cut, PatchStages, difference, seams
 from benchmarks.tiles import one_pass, places
 from op4ksr_core import AutoEncoder, Flux, OneStepOptions, OptionError, Target, upscale
 from op4ksr_core.models.flux import OnProgress
-from op4ksr_core.one_step import CoreStages, run
+from op4ksr_core.one_step import CoreStages, Stages, run
 
 
-class Still:
+class Still(Stages):
     """Stages that hand the picture through, so that only cutting and blending are left."""
 
     ratio = 1

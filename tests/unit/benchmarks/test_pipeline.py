@@ -60,14 +60,14 @@ def test_ratios_are_to_the_first_way_named() -> None:
 
 def test_the_patches_work_is_the_sum_of_theirs(core: CoreStages) -> None:
     target = Target(long_edge=64)
-    core.autoencoder.bounded.wish = plan_of((32, 32), target, core).strips()
-    whole = flops_of(plan_of((32, 32), target, core, core.autoencoder.bounded.wish))
+    core = core.with_strips(plan_of((32, 32), target, core).strips())
+    whole = flops_of(plan_of((32, 32), target, core))
 
     def work(cut: Cut) -> Any:
         return patches_way(core, (64, 64), PipelineSettings(32, 64, cut)).flops
 
     assert work(Cut(64, 16)) == whole
-    part = flops_of(plan_of((32, 32), Target(scale=1), core, core.autoencoder.bounded.wish))
+    part = flops_of(plan_of((32, 32), Target(scale=1), core))
     assert work(Cut(32, 0)) == pytest.approx({stage: 4 * flops for stage, flops in part.items()})
 
 
@@ -78,7 +78,7 @@ def test_the_ceiling_is_that_of_products_on_the_device() -> None:
 
 def test_f8_has_four_times_the_tokens(core: CoreStages) -> None:
     settings = PipelineSettings(16, 64, repeats=1)
-    tables, turns = f8_tables(core.flux, "small", CPU, torch.float32, settings)
+    tables, turns = f8_tables(core.flux, "bundled", CPU, torch.float32, settings)
     (title, rows), (_, sizes) = tables.items()
     assert "random weights" in title and [row["way"] for row in rows] == ["F16", "F8"] * 2
     assert [row["tokens"] for row in sizes] == [4, 16]
@@ -130,5 +130,5 @@ def test_a_wrong_size_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda(tmp_path: Path) -> None:
-    report = run(tmp_path, "--device", "cuda", "--f8", "small")
+    report = run(tmp_path, "--device", "cuda", "--f8", "bundled")
     assert all(row["GB"] > 0 for row in report["tables"]["Stages of one upscale"])

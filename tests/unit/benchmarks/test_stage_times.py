@@ -83,15 +83,6 @@ def test_a_stage_that_comes_again_is_added_to(monkeypatch: pytest.MonkeyPatch) -
     assert clock.seconds == {"a": 2.0 + 7.0, "b": 1.0} and len(waited) == 4
 
 
-def test_only_the_colour_fix_ends_by_progress() -> None:
-    clock = StageClock(torch.device("cpu"))
-    for stage in ("decode", "colour fix"):
-        clock.begin(stage)
-        clock.on_progress(1, 2)
-    clock.end()
-    assert list(clock.seconds) == ["decode", "colour fix", "back-projection"]
-
-
 def test_the_meter_forgets_what_is_gone() -> None:
     with PeakMeter(torch.device("cpu")) as meter:
         kept = torch.zeros(1000)

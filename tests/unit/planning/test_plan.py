@@ -14,6 +14,7 @@ from op4ksr_core.machine import AllocationTracker
 from op4ksr_core.models.flux import FluxParams
 from op4ksr_core.one_step import OneStepOptions
 from op4ksr_core.planning.plan import Machine, Models, Plan, Weights, make_plan
+from op4ksr_core.vae.estimate import both
 from op4ksr_core.vae.layers import AutoEncoderParams
 from op4ksr_core.vae.strips import MEMORY_MODES, StripSettings
 
@@ -96,16 +97,15 @@ def test_unknown_memory_is_said_and_not_refused() -> None:
     found.refuse_if_hopeless()
 
 
-def test_a_wish_is_planned_as_it_is() -> None:
-    wish = StripSettings(16, "lean")
-    found = plan(100, models=replace(FULL, wish={"decode": wish}))
-    assert found.strips()["decode"] == wish and found.strips()["encode"] == StripSettings()
-    assert wish.mode in found.text()
+def test_strips_that_are_asked_for_are_planned_as_they_are() -> None:
+    asked = StripSettings(16, "lean")
+    found = plan(100, models=replace(FULL, strips={"decode": asked}))
+    assert found.strips() == {"encode": StripSettings(), "decode": asked}
+    assert asked.mode in found.text()
 
 
-def test_a_wish_that_does_not_fit_is_no_refusal_where_leaner_strips_do() -> None:
-    wish = replace(FULL, wish={"decode": StripSettings(), "encode": StripSettings()})
-    found = plan(14.5, models=wish)
+def test_strips_that_do_not_fit_are_no_refusal_where_leaner_ones_do() -> None:
+    found = plan(14.5, models=replace(FULL, strips=both(StripSettings())))
     assert found.fits and found.peak > 14.5e9 > found.least
     assert "strips that need less memory will be tried" in found.verdict()
     found.refuse_if_hopeless()
@@ -130,15 +130,13 @@ def test_a_grid_beyond_training_is_warned_of() -> None:
 
 
 @pytest.mark.parametrize("settings", [StripSettings(), StripSettings(16, "tiny")], ids=str)
-@pytest.mark.parametrize("size", [(256, 256), (160, 330)], ids=str)
+@pytest.mark.parametrize("size", [(128, 128), (80, 165)], ids=str)
 def test_a_real_run_needs_what_was_planned(size: tuple[int, int], settings: StripSettings) -> None:
     """The bundled weights, x4, live tensors above weights and input: within 10 %."""
     autoencoder, flux = load_autoencoder(BUNDLED_AUTOENCODER), load_flux(BUNDLED_FLUX)
-    wish = {"encode": settings, "decode": settings}
-    models = Models(autoencoder.params, flux=flux.params, text_tokens=4, wish=wish)  # pyright: ignore[reportArgumentType]
+    models = Models(autoencoder.params, flux=flux.params, text_tokens=4, strips=both(settings))
     found = make_plan(size, Target(scale=4), models, Machine("cpu", torch.float32, None))
-    autoencoder.bounded.wish = found.strips()
     low = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     with AllocationTracker() as tracker:
-        upscale(low, flux, autoencoder, OneStepOptions())
+        upscale(low, flux, autoencoder, OneStepOptions(), strips=found.strips())
     assert found.peak == pytest.approx(tracker.peak, rel=0.1)

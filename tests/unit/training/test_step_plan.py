@@ -21,10 +21,11 @@ from op4ksr_core import OptionError, OutOfMemoryError
 from op4ksr_core.cli import train as cli_train
 from op4ksr_core.cli.main import main
 from op4ksr_core.planning.cost import flux_flops
+from op4ksr_core.planning.geometries import GEOMETRIES
 from op4ksr_core.training.config import LossConfig, TrainConfig
 from op4ksr_core.training.config_file import parse_config, read_config
 from op4ksr_core.training.step_meter import CudaRules, StepMeter
-from op4ksr_core.training.step_plan import CARDS, GEOMETRIES, geometry_of, largest_batch, plan_step, refuse_if_hopeless
+from op4ksr_core.training.step_plan import CARDS, geometry_of, largest_batch, plan_step, refuse_if_hopeless
 from op4ksr_core.training.tasks import frozen
 from op4ksr_core.training.tasks.model_source import Files
 

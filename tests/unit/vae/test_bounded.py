@@ -107,8 +107,8 @@ def test_pixels_are_prepared_strip_by_strip(make_autoencoder: Make) -> None:
         heights.append(strip.shape[2])
         return strip
 
-    model.bounded.wish = {"encode": StripSettings(8)}
-    model.bounded.encode(torch.zeros(1, 3, 128, 32), prepare, torch.device("cpu"), torch.float32)
+    place = torch.device("cpu"), torch.float32
+    model.bounded.encode(torch.zeros(1, 3, 128, 32), prepare, *place, strips=StripSettings(8))
     assert max(heights) < 40 < sum(heights)
 
 

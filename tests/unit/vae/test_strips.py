@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,9 +29,10 @@ def near(ours: Tensor, reference: Tensor, tolerance: float = 1e-5) -> bool:
 
 
 def model_with(make: Make, rows: int, mode: MemoryMode, **params: Any) -> AutoEncoder:
-    model = make(**params)
-    settings = StripSettings(rows, mode)
-    model.bounded.wish = {"encode": settings, "decode": settings}
+    """An autoencoder that runs with these settings without being asked each time."""
+    model, settings = make(**params), StripSettings(rows, mode)
+    for name in ("encode", "encode_strips", "decode", "decode_strips"):
+        setattr(model, name, partial(getattr(model, name), strips=settings))
     return model
 
 

@@ -24,7 +24,7 @@ from op4ksr_core import (
 from op4ksr_core.images.metrics import psnr
 from op4ksr_core.images.resize import resize
 from op4ksr_core.weights.description import describe_autoencoder
-from op4ksr_core.weights.probe import GEOMETRIES, Fit, doubt, probe, sample_picture, set_geometry, verdict
+from op4ksr_core.weights.probe import STRIDES_AND_SHIFTS, Fit, doubt, probe, sample_picture, set_geometry, verdict
 
 Make = Callable[..., AutoEncoder]
 
@@ -51,7 +51,7 @@ class Trained(AutoEncoder):
 # --- geometry ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("geometry", STRIDES_AND_SHIFTS)
 def test_set_geometry_is_the_model_of_that_geometry(
     make_autoencoder: Make, generator: torch.Generator, geometry: tuple[int, int]
 ) -> None:
@@ -117,7 +117,7 @@ def test_a_picture_too_small_to_probe_is_refused(make_autoencoder: Make, size: t
 
 
 @pytest.mark.parametrize("assumed", [(2, 0), (2, 1), (1, 0)])
-@pytest.mark.parametrize("true", GEOMETRIES)
+@pytest.mark.parametrize("true", STRIDES_AND_SHIFTS)
 def test_the_verdict_is_the_geometry_trained_for(true: tuple[int, int], assumed: tuple[int, int]) -> None:
     fit = verdict(probe(Trained(true, stride=assumed[0], shift=assumed[1]), sample_picture()))
     assert fit is not None and (fit.stride, fit.shift) == true

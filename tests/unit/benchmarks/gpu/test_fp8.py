@@ -9,8 +9,9 @@ import torch
 from torch.nn import Linear
 
 from benchmarks.gpu.fp8 import FP8, ScaledLinear, by_rows, has_scaled_mm, store_in_fp8
-from benchmarks.random_models import GEOMETRIES, random_flux, weights_bytes
+from benchmarks.random_models import random_flux, weights_bytes
 from op4ksr_core import Flux
+from op4ksr_core.planning.geometries import GEOMETRIES
 
 CPU = torch.device("cpu")
 needs_scaled_mm = pytest.mark.skipif(not has_scaled_mm(CPU), reason="this PyTorch's CPU has no torch._scaled_mm")

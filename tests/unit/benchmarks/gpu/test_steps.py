@@ -18,9 +18,10 @@ from benchmarks.gpu.attention import Attention, attention_rows, fastest, float64
 from benchmarks.gpu.checks import YES, Check, check_rows
 from benchmarks.gpu.step import StepReport
 from benchmarks.gpu.upscale import measure_upscale
-from benchmarks.random_models import GEOMETRIES, random_autoencoder_on, random_flux, weights_bytes
+from benchmarks.random_models import random_autoencoder_on, random_flux, weights_bytes
 from op4ksr_core import OptionError
 from op4ksr_core.planning.cost import flux_flops
+from op4ksr_core.planning.geometries import GEOMETRIES
 
 CPU = torch.device("cpu")
 

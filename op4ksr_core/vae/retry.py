@@ -1,0 +1,75 @@
+"""What happens when strips ran out of memory all the same: once more, with settings that need less."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from ..errors import OutOfMemoryError
+from ..machine import is_out_of_memory
+from .estimate import LOWEST_STRIP
+from .strips import MEMORY_MODES, StripSettings
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+def leaner(settings: StripSettings) -> StripSettings | None:
+    """What to try after these ran out of memory: half the strip, then the next mode, then lower strips."""
+    level = MEMORY_MODES.index(settings.mode)
+    if settings.rows > 32:
+        return replace(settings, rows=settings.rows // 2)
+    if level + 1 < len(MEMORY_MODES):
+        return replace(settings, mode=MEMORY_MODES[level + 1])
+    if settings.rows > LOWEST_STRIP:
+        return replace(settings, rows=max(LOWEST_STRIP, settings.rows // 2))
+    return None
+
+
+def recovering(
+    run: Callable[[StripSettings], Result],
+    settings: StripSettings,
+    what: str,
+    release: Callable[[], None] = lambda: None,
+    is_oom: Callable[[BaseException], bool] = is_out_of_memory,
+) -> Result:
+    """``run(settings)``; on out of memory once more with ``leaner`` settings, which give the same picture.
+
+    what: what is run, for the log and the error. ``release`` runs between two tries, when nothing holds on to the
+    failed one any more. Raises our OutOfMemoryError, with what was tried and the remedy, when the settings that need
+    least fail as well.
+    """
+    attempt: StripSettings | None = settings
+    tried: list[str] = []
+    while attempt is not None:
+        result = _try(run, attempt, is_oom)
+        if result is not None:
+            if tried:
+                log.warning("%s: out of memory with %s; done with %s", what, ", ".join(tried), _name(attempt))
+            return result[0]
+        tried.append(_name(attempt))
+        attempt = leaner(attempt)
+        release()
+    raise OutOfMemoryError(
+        f"{what}: out of memory even with the settings that need least (tried {', '.join(tried)}); "
+        "ask for a smaller target, close what else uses the memory, or run on the CPU"
+    )
+
+
+def _try(
+    run: Callable[[StripSettings], Result], settings: StripSettings, is_oom: Callable[[BaseException], bool]
+) -> tuple[Result] | None:
+    """The result in a tuple, or None if out of memory. The error does not leave: it would keep every tensor alive."""
+    try:
+        return (run(settings),)
+    except (RuntimeError, MemoryError) as error:
+        if not is_oom(error):
+            raise
+        return None
+
+
+def _name(settings: StripSettings) -> str:
+    return f"{settings.mode}, strips of {settings.rows} rows"
