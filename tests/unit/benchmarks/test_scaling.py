@@ -60,7 +60,12 @@ def test_work_and_bytes_grow_with_the_picture(make_autoencoder: Callable[..., Au
 
 
 def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["scaling", "--sides", "32", "48", "64", "96", "--repeats", "1", "--device", "cpu", "-o", str(tmp_path)]) == 0
+    assert (
+        cli.main(
+            ["scaling", "--sides", "32", "48", "64", "96", "--repeats", "1", "--device", "cpu", "-o", str(tmp_path)]
+        )
+        == 0
+    )
     report = json.loads((tmp_path / "scaling.json").read_text("utf-8"))
     settings, by_side, fitted = report["tables"].values()
     assert len(by_side) == 3 * 4 and len(fitted) == 2 * 3 * 2
