@@ -317,7 +317,7 @@ def test_a_batch_holds_its_results_once(flux: Flux, autoencoder: AutoEncoder, la
     stages, options = CoreStages(flux, autoencoder), OneStepOptions(Target(scale=4))
     peaks: list[int] = []
     for count in range(1, 5):
-        images = torch.rand(count, 3, 64, 48, generator=torch.Generator().manual_seed(2))
+        images = torch.rand(count, 3, 32, 24, generator=torch.Generator().manual_seed(2))
         with AllocationTracker() as tracker:
             results = run(images, stages, options, memory_format=layout)
             assert results.is_contiguous(memory_format=layout)
@@ -325,17 +325,17 @@ def test_a_batch_holds_its_results_once(flux: Flux, autoencoder: AutoEncoder, la
                 assert results.movedim(1, -1).contiguous().data_ptr() == results.data_ptr()
         peaks.append(tracker.peak)
         assert tracker.live == results.nbytes
-    one = 3 * 256 * 192 * 4
+    one = 3 * 128 * 96 * 4
     assert [peak - peaks[0] for peak in peaks] == [0, 2 * one, 3 * one, 4 * one]
 
 
 def test_what_a_batch_needs_is_planned(flux: Flux, autoencoder: AutoEncoder) -> None:
     """Live tensors above the input: within 10 %; the results of a batch lie beside every stage."""
-    target, strips = Target(scale=4), both(StripSettings(32, "tiny"))
+    target, strips = Target(scale=2), both(StripSettings())
     models = Models(autoencoder.params, flux=flux.params, strips=strips)
     for count in range(1, 5):
-        images = torch.rand(count, 3, 128, 96, generator=torch.Generator().manual_seed(2))
-        plan = make_plan((128, 96), target, models, Machine("cpu", torch.float32, None), batch=count)
+        images = torch.rand(count, 3, 96, 80, generator=torch.Generator().manual_seed(2))
+        plan = make_plan((96, 80), target, models, Machine("cpu", torch.float32, None), batch=count)
         with AllocationTracker() as tracker:
             upscale(images, flux, autoencoder, OneStepOptions(target), strips=plan.strips())
         assert plan.peak == pytest.approx(tracker.peak, rel=0.1), count

@@ -31,7 +31,7 @@ FLUXES = [
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 @pytest.mark.parametrize("params", [AutoEncoderParams(), AutoEncoderParams(stride=1), SMALL], ids=["16", "8", "small"])
 def test_the_autoencoders_work(params: AutoEncoderParams, stage: Stage, mode: MemoryMode) -> None:
-    side, settings = 256 * params.stride, StripSettings(32, mode)
+    side, settings = 256 * params.stride, StripSettings(64, mode)
     with torch.device("meta"):
         model = AutoEncoder(params).requires_grad_(False)
         latent, pixels = torch.empty(1, 16, side // params.ratio, side // params.ratio), torch.empty(1, 3, side, side)

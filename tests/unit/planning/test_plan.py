@@ -111,6 +111,16 @@ def test_strips_that_do_not_fit_are_no_refusal_where_leaner_ones_do() -> None:
     found.refuse_if_hopeless()
 
 
+def test_the_results_of_a_batch_lie_beside_every_stage() -> None:
+    machine = Machine("cuda", torch.bfloat16, int(15.4e9))
+    one, eight = (make_plan((1024, 1024), FOUR_K, FULL, machine, batch=count) for count in (1, 8))
+    results = 8 * 12 * 4096 * 4096
+    assert [b.pictures - a.pictures for a, b in zip(one.stages, eight.stages, strict=True)] == [results] * 4
+    assert one.fits and not eight.fits
+    assert eight.remedies[0] == "upscale fewer than 8 pictures at once" and eight.report()["pictures"] == 8
+    assert "enlarged input and 8 results" in eight.text()
+
+
 def test_every_memory_mode_is_listed() -> None:
     decode = next(stage for stage in plan(100).stages if stage.name == "decode")
     assert decode.by_mode is not None and list(decode.by_mode) == list(MEMORY_MODES)
