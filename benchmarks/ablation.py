@@ -1,6 +1,6 @@
 """The paper's central claim at a scale anyone can rerun: does RFR, or L_AP, take the mesh away?
 
-A small model is trained anew with neither, with each and with both, everything else equal, and again
+A small model is trained from scratch with neither, with each and with both, everything else equal, and again
 with other seeds; then once per theta. All are measured on pictures that none was trained on, at the
 grid they were trained on and at a large one (128 x 128 tokens are 4096 px). Each run has its own
 folder and is not repeated where it is finished, so the command may be stopped and begun again.
@@ -11,35 +11,25 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from op4ksr_core.bundled import BUNDLED_AUTOENCODER
 from op4ksr_core.errors import OptionError
 from op4ksr_core.images.io import from_array, load_image, to_8_bit
 from op4ksr_core.images.metrics import fidelity_scores, load_piq, psnr
 from op4ksr_core.images.resize import Target, resize
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.models.latent import PATCH
-from op4ksr_core.models.rope import FLUX_THETA, fit_theta, ntk_theta
 from op4ksr_core.one_step import OneStepOptions, upscale
-from op4ksr_core.periodicity.autocorrelation import high_pass
+from op4ksr_core.periodicity.local_mean import high_pass
 from op4ksr_core.periodicity.loss import PeriodicityLoss, lattice_correlation, periods_nearby
 from op4ksr_core.periodicity.meter import measure_periodicity
-from op4ksr_core.training.config import (
-    DataConfig,
-    LoopConfig,
-    LossConfig,
-    ModelConfig,
-    OutputConfig,
-    RfrConfig,
-    TrainConfig,
-)
-from op4ksr_core.training.config_ranges import FROM_0, FROM_1, FROM_32, check_ranges
+from op4ksr_core.training.config import TrainConfig
 from op4ksr_core.training.data.leaves import picture
 from op4ksr_core.training.data.sources import HELD_OUT
 from op4ksr_core.training.samples import centre
@@ -48,135 +38,17 @@ from op4ksr_core.training.trainer import OnStep, Trainer
 from op4ksr_core.vae.autoencoder import AutoEncoder
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 
-from . import ablation_figure
+from .ablation_runs import PARTS, Ablation, jobs
 from .tables import Row, write_report
 
-#: Channels per image axis of a head of 128, and tokens per side of 4096 px: for the thetas below.
-DIM, TOKENS = 56, 128
-
-#: What the sweep compares, by name.
-THETAS: dict[str, float] = {
-    "40000": 40000.0,
-    "20520 (ntk, s = 2)": ntk_theta(FLUX_THETA, DIM, 2.0),
-    "10000 (Flux)": FLUX_THETA,
-    "1000": 1000.0,
-    "256": 256.0,
-    "100": 100.0,
-    "fit, 1 turn": fit_theta(TOKENS, 1.0, DIM),
-    "fit, 1/2 turn": fit_theta(TOKENS, 0.5, DIM),
-    "16": 16.0,
-}
-
-#: The parts of the experiment -> the titles of their tables.
-PARTS = {"variants": "RFR and L_AP", "theta": "Theta"}
-
-#: Name -> (RFR, L_AP).
-VARIANTS: dict[str, tuple[bool, bool]] = {
-    "neither": (False, False),
-    "RFR": (True, False),
-    "L_AP": (False, True),
-    "both": (True, True),
-}
-
-#: Whole pictures whose latents the latent steps cut from.
-GRID_PICTURES = 96
+#: Column of the details -> how its axis is named. The upper is the grid, the lower fidelity.
+SHOWN = {"mesh": "what repeats every token (RMS, levels of 255)", "psnr": "PSNR (dB)"}
 
 #: The border that L_AP does not look at here, px: there an autoencoder errs most.
 BORDER = 32
 
 #: Held-out pictures measured here begin at this number, so that they are not the runs' samples.
 FIRST = HELD_OUT + 1000
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """The sizes of the experiment. The defaults are for hours on two cores or minutes on a GPU."""
-
-    folder: Path
-    steps: int = 1500
-    #: Of these, the first on latents alone, which are cheap (no L_AP there: it looks at pictures).
-    latent_steps: int = 0
-    batch: int = 4
-    crop: int = 256
-    rate: float = 6e-4
-    seeds: tuple[int, ...] = (0, 1, 2)
-    sweep_seeds: tuple[int, ...] = (0,)
-    hidden: int = 256
-    heads: int = 2
-    depth: int = 1
-    single: int = 2
-    pictures: int = 240
-    #: Weight of L_AP in the variants that have it.
-    periodicity: float = 0.5
-    #: Theta of the variants with RFR.
-    theta: float = THETAS["fit, 1/2 turn"]
-    thetas: dict[str, float] = field(default_factory=lambda: dict(THETAS))
-    #: Pictures measured at the training grid, and at the large one of so many tokens (0: not at all).
-    measured: int = 24
-    large_tokens: int = TOKENS
-    large_measured: int = 1
-    #: Photos to measure at the training grid besides; never trained on.
-    photos: tuple[Path, ...] = ()
-    autoencoder: Path = BUNDLED_AUTOENCODER
-    device: str = ""
-    precision: str = "bf16"
-    threads: int = 0
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        amounts = ("large_tokens", "latent_steps", "pictures", "periodicity", "threads", "workers")
-        check_ranges("ablation", self, {FROM_1: ("heads", "large_measured"), FROM_0: amounts, FROM_32: ("crop",)})
-        if not self.seeds or self.steps < 1 or self.measured < 1:
-            raise OptionError(
-                "ablation: expected at least one seed, one step and one picture, "
-                f"got {len(self.seeds)}, {self.steps} and {self.measured}; ask for more"
-            )
-        if self.hidden // self.heads != 128:
-            raise OptionError(
-                f"ablation: expected heads of 128 channels, got {self.hidden} over {self.heads} heads; "
-                "take a hidden size of 128 times the heads"
-            )
-
-
-def config_of(ablation: Ablation, seed: int, theta: float, periodicity: float) -> TrainConfig:
-    """One run: nothing but its theta and the weight of L_AP differs from the others of its seed."""
-    a = ablation
-    name = f"theta_{theta:.5g}" + ("_l_ap" if periodicity else "")
-    return TrainConfig(
-        kind="one_step",
-        run=str(a.folder / "runs" / f"{name}_{seed}"),
-        seed=seed,
-        model=ModelConfig(
-            autoencoder=str(a.autoencoder),
-            hidden_size=a.hidden,
-            num_heads=a.heads,
-            depth=a.depth,
-            depth_single_blocks=a.single,
-            train_tokens=a.crop // 32,
-        ),
-        rfr=RfrConfig("theta", (theta,)),
-        data=DataConfig(
-            pictures=a.pictures,
-            picture_side=2 * a.crop if a.latent_steps else max(256, a.crop),
-            crop=a.crop,
-            shrunk=0.0,
-            workers=a.workers,
-            cache=str(a.folder / "cache"),
-        ),
-        loss=LossConfig(periodicity=periodicity),
-        train=LoopConfig(
-            steps=a.steps,
-            latent_steps=a.latent_steps,
-            grid_pictures=min(GRID_PICTURES, a.pictures),
-            batch=a.batch,
-            rate=a.rate,
-            warmup=min(100, a.steps // 5),
-            precision="bf16" if a.precision == "bf16" else "fp32",
-            device=a.device,
-            threads=a.threads,
-        ),
-        output=OutputConfig(save_every=max(1, a.steps // 4), sample_every=0, keep=0, dtype="fp32"),
-    )
 
 
 def trained(config: TrainConfig, on_step: OnStep | None) -> tuple[Flux, float]:
@@ -273,15 +145,15 @@ def _has_piq() -> bool:
     return True
 
 
-def run_ablation(ablation: Ablation, parts: Sequence[str] = tuple(PARTS), tell: OnName | None = None) -> Path:
-    """Train and measure all. Returns the report, which is written anew after each run, so that nothing is lost."""
+def run_ablation(ablation: Ablation, parts: Sequence[str] = tuple(PARTS), on_name: OnName | None = None) -> Path:
+    """Train and measure all. Returns the report, which is written after each run, so that nothing is lost."""
     measure = Measure(ablation)
     details: list[Row] = [{"part": "", "name": "autoencoder alone", **row} for row in measure.rows(None)]
     report = write(ablation, details)
     known: dict[str, list[Row]] = {}
     for part, name, config in jobs(ablation, parts):
         if config.run not in known:
-            flux, seconds = trained(config, None if tell is None else tell(f"{name}, seed {config.seed}"))
+            flux, seconds = trained(config, None if on_name is None else on_name(f"{name}, seed {config.seed}"))
             head: Row = {"seed": config.seed, "theta": flux.params.theta[0], "train_seconds": seconds}
             known[config.run] = [head | row for row in measure.rows(flux)]
         details += [{"part": part, "name": name} | row for row in known[config.run]]
@@ -289,24 +161,8 @@ def run_ablation(ablation: Ablation, parts: Sequence[str] = tuple(PARTS), tell: 
     return report
 
 
-#: Gives, for a run's name, what is told of its steps.
+#: A run's name -> the callback for its steps.
 OnName = Callable[[str], OnStep]
-
-
-def jobs(ablation: Ablation, parts: Sequence[str]) -> list[tuple[str, str, TrainConfig]]:
-    """(part, name, config) of every row; a run that stands in both parts is the same run."""
-    a = ablation
-    found: list[tuple[str, str, TrainConfig]] = []
-    if "variants" in parts:
-        for seed in a.seeds:
-            for name, (rfr, l_ap) in VARIANTS.items():
-                theta, weight = a.theta if rfr else FLUX_THETA, a.periodicity if l_ap else 0.0
-                found.append(("variants", name, config_of(a, seed, theta, weight)))
-    if "theta" in parts:
-        for seed in a.sweep_seeds:
-            for name, theta in a.thetas.items():
-                found.append(("theta", name, config_of(a, seed, theta, 0.0)))
-    return found
 
 
 def write(ablation: Ablation, details: list[Row]) -> Path:
@@ -322,7 +178,7 @@ def write(ablation: Ablation, details: list[Row]) -> Path:
     settings = {k: str(v) for k, v in vars(replace(ablation, thetas={})).items() if k != "thetas"}
     report = write_report(ablation.folder, "ablation", tables, [{"settings": settings}, *details])
     with contextlib.suppress(OptionError):  # without matplotlib there are the tables alone
-        ablation_figure.draw(details, ablation.folder / "ablation.png")
+        draw_figure(details, ablation.folder / "ablation.png")
     return report
 
 
@@ -351,3 +207,53 @@ def summed(rows: Sequence[Row]) -> list[Row]:
 
 def _text(theta: Any) -> str:
     return "-" if theta is None else f"{theta:.5g}"
+
+
+# --- the figure ------------------------------------------------------------------------------------
+
+
+def draw_figure(details: Sequence[Row], path: Path) -> None:
+    """Rows of ``ablation.json`` -> a PNG: variants left, theta right; a colour per set of pictures.
+
+    Every run is a point, the line goes through the means. Raises OptionError where matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure  # pyright: ignore
+    except ImportError as error:
+        raise OptionError(f"the figure needs matplotlib: pip install matplotlib ({error})") from error
+    parts = [part for part in ("variants", "theta") if any(row.get("part") == part for row in details)]
+    figure: Any = Figure(figsize=(6 * max(1, len(parts)), 7), layout="constrained")
+    axes: Any = figure.subplots(len(SHOWN), max(1, len(parts)), squeeze=False)
+    for column, part in enumerate(parts):
+        rows = [row for row in details if row.get("part") == part]
+        alone = [row for row in details if row.get("part") == ""]
+        for line, (key, label) in enumerate(SHOWN.items()):
+            _panel(axes[line][column], rows, alone, key, part == "theta")
+            axes[line][column].set_ylabel(label)
+        axes[0][column].set_title({"variants": "RFR and L_AP", "theta": "Theta, without L_AP"}[part])
+    if parts:
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def _panel(axis: Any, rows: Sequence[Row], alone: Sequence[Row], key: str, by_theta: bool) -> None:
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    for number, grid in enumerate(dict.fromkeys(row["grid"] for row in rows)):
+        own = [row for row in rows if row["grid"] == grid]
+        if by_theta:
+            points = sorted((row["theta"], row[key]) for row in own)
+            axis.set_xscale("log")
+            axis.set_xlabel("theta")
+        else:
+            points = [(names.index(row["name"]), row[key]) for row in own]
+            axis.set_xticks(range(len(names)), names)
+        colour = f"C{number}"
+        axis.plot([p[0] for p in points], [p[1] for p in points], ".", color=colour)
+        places = sorted({p[0] for p in points})
+        means = [fmean(value for at, value in points if at == place) for place in places]
+        axis.plot(places, means, "-" if by_theta else "_", color=colour, markersize=18, label=grid)
+        for row in alone:
+            if row["grid"] == grid:
+                axis.axhline(row[key], color=colour, linestyle=":", linewidth=1)
+    axis.grid(alpha=0.3)

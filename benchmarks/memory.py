@@ -20,11 +20,11 @@ from op4ksr_core.bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX, SAMPLE_PHOTO
 from op4ksr_core.errors import Op4ksrError
 from op4ksr_core.images.io import load_image
 from op4ksr_core.images.resize import Target, resize
-from op4ksr_core.machine import AllocationTracker, dtype_name, peak_memory, wait_for
+from op4ksr_core.machine import AllocationTracker, dtype_name, explain_out_of_memory, peak_memory, wait_for
 from op4ksr_core.models.flux import OnProgress
 from op4ksr_core.one_step import CoreStages, OneStepOptions, run
 from op4ksr_core.vae.autoencoder import AutoEncoder, AutoEncoderParams
-from op4ksr_core.vae.estimate import Stage, both, explain_out_of_memory, peak_elements
+from op4ksr_core.vae.estimate import Stage, both, peak_elements
 from op4ksr_core.vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,11 @@ from op4ksr_core.periodicity.artifacts import KINDS, inject, jpeg
 from op4ksr_core.periodicity.calibration import fit
 from op4ksr_core.periodicity.evidence import gather_evidence
 from op4ksr_core.periodicity.loss import PeriodicityLoss
-from op4ksr_core.periodicity.meter import PeriodicityReport, enlarged_plane, grey_plane, measure_periodicity
+from op4ksr_core.periodicity.meter import enlarged_plane, grey_plane, measure_periodicity
+from op4ksr_core.periodicity.report import PeriodicityReport
+from op4ksr_core.periodicity.statistic import Statistic
 from op4ksr_core.periodicity.suppress import suppress_with_report
+from op4ksr_core.periodicity.thresholds import SAME_PERIOD
 
 from .periodicity_cases import CLEAN_CROPS, COMPRESSED_CROPS, POSITIVE_CROPS, crops_of, negatives, positives
 from .tables import Row
@@ -41,7 +45,7 @@ SUPPRESSED = {
 }
 
 
-#: Place, hence seed, of the first photo that is taken besides a half.
+#: Place, hence seed, of the first photo of those that are taken whole.
 FIRST_OF_MORE = 1000
 
 HALVES = ("held-out", "tuning", "all")
@@ -74,11 +78,11 @@ def measure_detection(photos: Sequence[tuple[int, Path]], on_photo: Callable[[st
 
 
 def period_is_right(report: PeriodicityReport, case: str) -> bool:
-    """Whether every period told is within 3 % of the injected one."""
+    """Whether every period reported is within 3 % of the injected one."""
     name = case.split()[-1]
     truth = KINDS[name][1] / (2 if case.startswith("half") else 1) if name in KINDS else 0.0
-    told = [p for p in report.period if p is not None]
-    return bool(told) and all(abs(p - truth) <= 0.03 * truth for p in told)
+    found = [p for p in report.period if p is not None]
+    return bool(found) and all(abs(p - truth) <= SAME_PERIOD * truth for p in found)
 
 
 def detection_table(rows: Sequence[Row]) -> list[Row]:
@@ -189,10 +193,10 @@ import time, torch
 from op4ksr_core import measure_periodicity
 from op4ksr_core.machine import peak_memory
 torch.set_num_threads(1)
-side, beside = {side}, {beside}
+side, with_reference = {side}, {with_reference}
 image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
 image[..., : side // 2] = image[..., : side // 2].cumsum(-1).remainder(1)
-low = image[..., ::4, ::4].contiguous() if beside else None
+low = image[..., ::4, ::4].contiguous() if with_reference else None
 began = time.process_time()
 measure_periodicity(image, low)
 print(time.process_time() - began, peak_memory(torch.device("cpu")))
@@ -202,9 +206,9 @@ print(time.process_time() - began, peak_memory(torch.device("cpu")))
 def measure_cost(side: int = 4096) -> list[Row]:
     """Processor time per megapixel and peak memory of the whole process (torch included), one core."""
     rows: list[Row] = []
-    for mode, beside in (("alone", False), ("reference", True)):
+    for mode, with_reference in (("alone", False), ("reference", True)):
         began = time.monotonic()
-        code = _COST.format(side=side, beside=beside)
+        code = _COST.format(side=side, with_reference=with_reference)
         root = str(Path(__file__).resolve().parents[1])
         done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -235,7 +239,7 @@ def loss_table(rows: Sequence[Row]) -> list[Row]:
 
 
 def measure_calibration(photos: Sequence[tuple[int, Path]], on_photo: Callable[[str], None]) -> list[Row]:
-    """One row per clean picture and mode: all its statistics. What ``calibration.fit`` wants."""
+    """One row per clean picture and mode, with the fields of all its statistics: what ``calibration.fit`` needs."""
     rows: list[Row] = []
     for place, path in photos:
         for k, crop in enumerate(crops_of(place, path, CLEAN_CROPS)):
@@ -247,8 +251,9 @@ def measure_calibration(photos: Sequence[tuple[int, Path]], on_photo: Callable[[
             for name, (picture, low) in cases.items():
                 plane = grey_plane(picture[0])
                 for mode, known in (("alone", None), ("reference", enlarged_plane(low[0], plane))):
-                    row: Row = {"photo": crop.photo, "crop": k, "case": name, "mode": mode}
-                    rows.append(row | gather_evidence(plane, known).statistics)
+                    statistics = [asdict(statistic) for statistic in gather_evidence(plane, known).statistics]
+                    rows.append({"photo": crop.photo, "crop": k, "case": name, "mode": mode})
+                    rows[-1]["statistics"] = statistics
         on_photo(str(path))
     return rows
 
@@ -258,13 +263,13 @@ def calibration_table(rows: Sequence[Row]) -> list[Row]:
     table: list[Row] = []
     for mode in ("alone", "reference"):
         mine = [r for r in rows if r["mode"] == mode]
-        told = ("photo", "crop", "case", "mode")
-        samples = [{name: z for name, z in row.items() if name not in told} for row in mine]
-        entries, start, scale = fit(samples, [row["photo"] for row in mine])
-        for family, periods in entries.items():
+        samples = [[Statistic(**fields) for fields in row["statistics"]] for row in mine]
+        found = fit(samples, [row["photo"] for row in mine])
+        for family, periods in found.table.items():
             for period, (u, b) in periods.items():
                 table.append({"mode": mode, "family": family, "period": period, "u": round(u, 2), "b": round(b, 2)})
-        table.append({"mode": mode, "family": "START, SCALE", "period": 0, "u": round(start, 3), "b": round(scale, 3)})
+        start, scale = round(found.start, 3), round(found.scale, 3)
+        table.append({"mode": mode, "family": "start, scale", "period": 0, "u": start, "b": scale})
     return table
 
 
@@ -280,7 +285,7 @@ _TABLES: dict[str, tuple[Callable[..., list[Row]], Callable[[Sequence[Row]], lis
 def run_part(
     part: str, photos: Sequence[Path], half: str, on_photo: Callable[[str], None], more: Sequence[Path] = ()
 ) -> tuple[list[Row], list[Row]]:
-    """(table, details) of one of ``PARTS``. more: photos taken whole, besides that half of the others."""
+    """(table, details) of one of ``PARTS``. more: photos taken whole, added to that half of the others."""
     if part == "cost":
         rows = measure_cost()
         return rows, rows

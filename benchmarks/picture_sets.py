@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from op4ksr_core.errors import ImageError, OptionError, OutputError
+from op4ksr_core.files import make_folder, write_whole
 from op4ksr_core.images.io import Picture, load_image, save_image, to_8_bit
-from op4ksr_core.images.paths import gather, make_folder, output_paths
+from op4ksr_core.images.paths import gather, output_paths
 from op4ksr_core.training.data.degradation import Degradation, degrade
 
 LOW, HIGH = "LR", "HR"
@@ -155,10 +156,7 @@ def make_set(sources: Sequence[Path], folder: Path, recipe: SetRecipe, on_pictur
         save_image(folder / LOW / target.name, Picture(result.low))
         made[target.stem] = {"px": list(high.shape[-2:]), "steps": result.steps}
     text = json.dumps({"recipe": asdict(recipe), "degradation": asdict(recipe.degradation), "pictures": made}, indent=1)
-    try:
-        (folder / RECIPE).write_text(text + "\n", "utf-8")
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
+    write_whole(folder / RECIPE, text + "\n")
 
 
 def _cut(image: Tensor, recipe: SetRecipe, source: Path) -> Tensor:

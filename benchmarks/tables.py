@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from op4ksr_core.errors import OutputError
-from op4ksr_core.files import written_whole
+from op4ksr_core.files import make_folder, write_whole
 from op4ksr_core.version import __version__
 
 Row = dict[str, Any]
@@ -104,12 +103,8 @@ def write_report(
 
 def write_text(path: Path, text: str) -> None:
     """Write a text, whole, with LF on every system; its folder is made. Raises OutputError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            temporary.write_bytes(text.encode("utf-8"))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+    make_folder(path.parent)
+    write_whole(path, text)
 
 
 def setting_rows(values: Mapping[str, str]) -> list[Row]:

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..op4ksr_core.periodicity.drawing import colours
-from ..op4ksr_core.periodicity.meter import ALARM_RATE, PeriodicityReport, measure_each
+from ..op4ksr_core.periodicity.meter import measure_each
+from ..op4ksr_core.periodicity.report import PeriodicityReport
 from ..op4ksr_core.periodicity.report_picture import draw_report
 from ..op4ksr_core.periodicity.suppress import for_8_bit, suppress_with_report
+from ..op4ksr_core.periodicity.thresholds import ALARM_RATE
 from .host.schema import advanced, schema
 from .host.stages import image_to_core, image_to_host
 
@@ -67,7 +69,7 @@ class PeriodicityDiagnostic(io.ComfyNode):
                     default=32,
                     min=0,
                     max=256,
-                    tooltip="Pixels per token, to tell the period in tokens: 32 with a 16x VAE, 16 with an 8x one; "
+                    tooltip="Pixels per token, to give the period in tokens: 32 with a 16x VAE, 16 with an 8x one; "
                     "0: unknown. It does not change what is found.",
                 ),
             ),

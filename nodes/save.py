@@ -105,7 +105,7 @@ _DATE, _PART = re.compile(r"%date(?::([^%]*))?%"), re.compile(r"yyyy|yy|MM?|dd?|
 
 
 def dated(prefix: str, now: datetime) -> str:
-    """The prefix with its dates filled in: for Save Image the page does it, for other nodes nobody."""
+    """The prefix with its dates filled in, which ComfyUI's page does for Save Image alone."""
     values = {"y": now.year, "M": now.month, "d": now.day, "h": now.hour, "m": now.minute, "s": now.second}
 
     def part(found: re.Match[str]) -> str:

@@ -12,7 +12,8 @@ from .models.flux import Flux, FluxParams, OneStepSettings
 from .models.rope import RescaledEmbedND, Rfr
 from .one_step import OneStepOptions, upscale
 from .periodicity.loss import PeriodicityLoss
-from .periodicity.meter import PeriodicityReport, measure_periodicity
+from .periodicity.meter import measure_periodicity
+from .periodicity.report import PeriodicityReport
 from .periodicity.suppress import suppress_periodicity
 from .vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .version import __version__

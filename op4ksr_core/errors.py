@@ -1,4 +1,4 @@
-"""What can be wrong with what a user gave us. Every message names it and the remedy."""
+"""Errors that the user's input causes. Every message names the input and the remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Op4ksrError(Exception):
-    """Base of all errors that are the input's fault; its text is one sentence fit for a user."""
+    """Base of all errors that the input causes; the text is one sentence for the user."""
 
 
 class UnsupportedCheckpointError(Op4ksrError):
@@ -27,8 +27,11 @@ class OptionError(Op4ksrError):
 
 
 class OutputError(Op4ksrError):
-    """A place that cannot be written to."""
+    """A file or folder that cannot be written."""
 
 
 class OutOfMemoryError(Op4ksrError):
-    """Memory ran out and every leaner way was tried. Not torch's: nobody shall retry it with tiles."""
+    """Memory ran out even with the settings that need least.
+
+    No subclass of PyTorch's, which ComfyUI answers with approximate tiles.
+    """

@@ -1,27 +1,118 @@
-"""Files that are written whole or not at all: whoever reads sees the old one or the new one, never a part."""
+"""Files that are written whole or not at all: a reader sees the old file or the new one, never a part."""
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import secrets
+import stat
+import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .errors import OutputError
+
+#: Errors of fsync on file systems that do not support it: nothing is wrong with the file.
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
 @contextmanager
 def written_whole(path: Path, suffix: str = ".part") -> Generator[Path, None, None]:
     """Gives a temporary file in the same folder, which becomes ``path`` when the block ends without an error.
 
-    After an error it is deleted, and what was at ``path`` is untouched. Raises OSError where the folder cannot be
-    written to; the caller says it in a sentence. suffix: of the temporary file, for writers that go by it.
+    After an error it is deleted, and what was at ``path`` is untouched. A symbolic link stays one: the file it points
+    to is written. A new file has the mode that the umask leaves, one that is replaced keeps its own, and its owner
+    where that is permitted. The content is on the disk before it takes the name, so that a power cut leaves one of the
+    two. Raises OSError where the folder cannot be written to or something that is no file is in the place; the caller
+    says it in a sentence. suffix: of the temporary file, for writers that go by it.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=suffix)
-    os.close(handle)
-    temporary = Path(name)
+    target = link_target(path)
+    replaced = _replaced(target)
+    temporary = _create(target.parent, suffix)
     try:
+        if replaced is not None:  # before there is anything to read in it
+            _take_owner_and_mode(temporary, replaced, stat.S_IRUSR | stat.S_IWUSR)
         yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        _flush(temporary)
+        if replaced is not None:
+            _take_owner_and_mode(temporary, replaced)
+        temporary.replace(target)
+        _flush_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text in UTF-8; whole or not at all. Raises OutputError."""
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_bytes(text.encode("utf-8"))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def make_folder(path: Path) -> None:
+    """Create the folder if there is none. Raises OutputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
+
+
+def link_target(path: Path) -> Path:
+    """The file that writing to ``path`` changes: the path itself, or what the symbolic links lead to, there or not."""
+    return Path(os.path.realpath(path))
+
+
+def _replaced(target: Path) -> os.stat_result | None:
+    """What is known of the file that is there; None if there is none. Raises OSError where it is no file."""
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if not stat.S_ISREG(found.st_mode):  # a device or a pipe, as /dev/null
+        raise OSError(errno.EEXIST, "something that is no ordinary file has this name", str(target))
+    return found
+
+
+def _create(folder: Path, suffix: str) -> Path:
+    """A new empty file with the mode that the umask, or the folder's own list of rights, leaves."""
+    path = folder / f"tmp{secrets.token_hex(8)}{suffix}"
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return path
+
+
+def _take_owner_and_mode(path: Path, replaced: os.stat_result, more: int = 0) -> None:
+    """Owner, group and mode of the replaced file, and the bits of ``more``; a file system may refuse any of them."""
+    if sys.platform != "win32":
+        found = path.stat()
+        if (found.st_uid, found.st_gid) != (replaced.st_uid, replaced.st_gid):
+            with suppress(OSError):
+                os.chown(path, replaced.st_uid, replaced.st_gid)
+    with suppress(OSError):
+        path.chmod(replaced.st_mode & 0o777 | more)
+
+
+def _flush(path: Path) -> None:
+    """Bring the file's content to the disk. Raises OSError where it has no room there."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+    finally:
+        os.close(handle)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring the new name to the disk, where a folder can be opened: not on Windows."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,15 +1,20 @@
-"""The machine: its devices, what they compute in, and the memory to be had and taken."""
+"""The machine: devices, dtypes, free and peak memory, out of memory."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .errors import OutOfMemoryError
 
 
 def default_device() -> torch.device:
@@ -19,9 +24,24 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """What models compute in where nobody says otherwise: float32 on the CPU, bfloat16 elsewhere."""
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
+def default_dtype(device: torch.device, wide_range: bool = False) -> torch.dtype:
+    """The dtype that models compute in by default: float32 on the CPU, bfloat16 elsewhere.
+
+    CUDA cards before compute capability 8.0 (Turing and older) only emulate bfloat16, and no fused kernel takes it.
+    There (our choice) it is float16, or float32 for a model with ``wide_range``: the VAE, whose maps exceed float16.
+    """
+    if device.type == "cpu":
+        return torch.float32
+    if computes_in_bfloat16(device):
+        return torch.bfloat16
+    return torch.float32 if wide_range else torch.float16
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU has bfloat16 in hardware; of other devices than NVIDIA's it is taken for granted."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -30,18 +50,106 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be taken on the device; None where unknown (MPS; Windows and macOS for the CPU)."""
+    """Bytes that can still be taken on the device; None where unknown (Intel's GPUs; macOS without psutil).
+
+    Apple's GPUs share the system memory; blocks that their allocator keeps in reserve are added.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type != "cpu":
+    if device.type == "cpu":
+        return system_memory()
+    if device.type == "mps" and (free := system_memory()) is not None:
+        return free + torch.mps.driver_allocated_memory() - torch.mps.current_allocated_memory()
+    return None
+
+
+def system_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of system memory (RAM) that this process can still take; None where unknown.
+
+    On Linux what the kernel calls available, or less where a container's limit leaves less. ``root``: where /proc
+    and /sys are, for tests.
+    """
+    available = _meminfo_available(root)
+    if available is None:
+        return _psutil_available() or _windows_available()
+    return min([available, *_left_by_cgroups(root)])
+
+
+def _meminfo_available(root: Path) -> int | None:
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _left_by_cgroups(root: Path) -> Iterator[int]:
+    """What each memory limit that the process is under leaves, of cgroups v2 and v1.
+
+    A limit counts for all groups below the one that has it. Inside a container the path that /proc/self/cgroup names
+    may not be there, while the folder's top is the container's own group: levels that are missing are passed over.
+    """
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if not controllers:
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        if ".." in parts:  # of a process that was moved here from outside: only the top is ours to see
+            parts = []
+        for depth in range(len(parts), -1, -1):
+            left = _left_by_cgroup(top.joinpath(*parts[:depth]), *names)
+            if left is not None:
+                yield left
+
+
+def _left_by_cgroup(folder: Path, limit: str, usage: str, reclaimable: str) -> int | None:
+    """Bytes that one group leaves; None where it has no limit.
+
+    Pages of files that were not lately used count as free, for the kernel gives them up first (our choice).
+    """
+    most, used = _number(folder / limit), _number(folder / usage)
+    if most is None or used is None:
         return None
+    fields = (line.split() for line in _lines(folder / "memory.stat"))
+    cached = sum(int(field[1]) for field in fields if len(field) == 2 and field[0] == reclaimable)
+    return max(0, most - max(0, used - cached))
+
+
+def _number(path: Path) -> int | None:
+    """The number that a file holds; None where there is no file, or a word ("max")."""
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _lines(path: Path) -> list[str]:
+    """A file's lines; none where it cannot be read."""
     try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        return path.read_text("utf-8", "replace").splitlines()
     except OSError:
+        return []
+
+
+def _psutil_available() -> int | None:
+    """Available bytes by psutil, which ComfyUI installs; None without it."""
+    try:
+        import psutil  # pyright: ignore
+    except ImportError:
         return None
-    available = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return available[0] * 1024 if available else None
+    return int(psutil.virtual_memory().available)  # pyright: ignore
+
+
+def _windows_available() -> int | None:
+    """Available bytes of physical memory by Windows' own API; None on other systems."""
+    windows: Any = getattr(ctypes, "windll", None)
+    if windows is None:
+        return None
+    status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its own size first; the third number is ullAvailPhys
+    return int(status[2]) if windows.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else None
 
 
 def release_memory() -> None:
@@ -79,6 +187,29 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch's out-of-memory errors of any device, and Python's own."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "_status_alloc_failed")
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+
+
+@contextmanager
+def explain_out_of_memory(
+    what: str, is_oom: Callable[[BaseException], bool] = is_out_of_memory
+) -> Generator[None, None, None]:
+    """Turn any out-of-memory error inside into ours, with the remedy. ComfyUI does not answer ours with tiles."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_oom(error):
+            raise
+        raise OutOfMemoryError(
+            f"{what}: out of memory; ask for a smaller target, use bfloat16 instead of float32, or run on the CPU"
+        ) from None
 
 
 class AllocationTracker(TorchDispatchMode):

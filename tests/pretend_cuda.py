@@ -4,7 +4,8 @@
 tensors. What CUDA refuses is refused: a tensor of each device in one operation, ``numpy``, a CPU's generator. What
 makes the host wait for the device is counted in ``waits``, by its kind: "to device", "from device", "read".
 Speed, memory and kernels are not pretended: which numbers come out, and where, is all that can be seen.
-``pretending("xpu")``: the same of Intel's cards, of which many refuse float64, as Apple's do.
+``pretending("xpu")``: the same of Intel's cards, of which many refuse float64. ``pretending("mps")``: of Apple's, which
+all refuse it, under a PyTorch (2.4 to 2.6) that has no antialiased bicubic for them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 #: The device that is pretended now.
 _device = [torch.device("cuda:0")]
+
+#: Operations that a kind of device lacks.
+_MISSING = {"mps": ("_upsample_bicubic2d_aa", "_upsample_bicubic2d_aa_backward")}
 
 #: Operations that read a value, or a shape that depends on values.
 _READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
@@ -79,6 +83,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], waits: Counte
     generator = kwargs.get("generator")
     if ours and generator is not None:
         raise RuntimeError(f"{name}: expected a generator of cuda, got one of {generator.device}")
+    if held and name in _MISSING.get(_device[0].type, ()):
+        raise NotImplementedError(f"The operator 'aten::{name}.out' is not currently implemented for the MPS device.")
     if held:
         _check(name, args, kwargs, backward)
         waits["read"] += name in _READS
@@ -174,8 +180,8 @@ class _Calls(TorchFunctionMode):
 
 
 @contextmanager
-def pretending(kind: str = "cuda") -> Generator[Counter[str], None, None]:
-    """Inside, there is such a device; yields how often it was waited for."""
+def pretending(kind: str = "cuda", capability: tuple[int, int] = (9, 0)) -> Generator[Counter[str], None, None]:
+    """Inside, there is such a device; yields how often it was waited for. capability: CUDA's compute capability."""
     waits: Counter[str] = Counter()
     before, _device[0] = _device[0], torch.device(kind, 0)
     begin, enabled, dtype = torch.autocast.__init__, torch.is_autocast_enabled, torch.get_autocast_dtype
@@ -194,6 +200,11 @@ def pretending(kind: str = "cuda") -> Generator[Counter[str], None, None]:
         patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10**11, 10**11))
         for name in ("memory_reserved", "memory_allocated", "max_memory_allocated"):
             patch.setattr(torch.cuda, name, lambda device=None: 0)
+        for name in ("driver_allocated_memory", "current_allocated_memory"):
+            patch.setattr(torch.mps, name, lambda: 0)
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        for name in ("can_use_flash_attention", "can_use_efficient_attention"):
+            patch.setattr(torch.backends.cuda, name, lambda params: True)
         overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         try:

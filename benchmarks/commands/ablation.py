@@ -11,7 +11,8 @@ from op4ksr_core.cli.train import show_steps
 from op4ksr_core.images.paths import gather
 from op4ksr_core.training.trainer import OnStep
 
-from ..ablation import PARTS, Ablation, run_ablation
+from ..ablation import run_ablation
+from ..ablation_runs import PARTS, Ablation
 
 
 def add_benchmark(kinds: Any) -> None:
@@ -22,7 +23,7 @@ def add_benchmark(kinds: Any) -> None:
     add("-o", "--output", type=Path, default=Path("runs/ablation"), metavar="FOLDER")
     add("--only", nargs="+", choices=PARTS, default=tuple(PARTS), help="the four variants, the sweep of theta, or both")
     add("--quick", action="store_true", help="a tiny run of minutes, which proves the command and nothing else")
-    add("--photos", nargs="+", type=Path, default=[], help="measure these too; never trained on")
+    add("--photos", nargs="+", type=Path, default=[], help="measure these as well; never trained on")
     add("--vae", type=Path, default=BUNDLED_AUTOENCODER)
     for name in (
         "steps",

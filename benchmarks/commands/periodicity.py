@@ -19,9 +19,7 @@ def add_benchmark(kinds: Any) -> None:
     kind.set_defaults(command=run_benchmark)
     kind.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help="pictures, or folders of them")
     kind.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
-    kind.add_argument(
-        "--more", nargs="+", type=Path, default=[], metavar="PHOTOS", help="photos taken whole, not one half"
-    )
+    kind.add_argument("--more", nargs="+", type=Path, default=[], metavar="PHOTOS", help="photos to add, taken whole")
     kind.add_argument("--half", choices=HALVES, default=HALVES[0], help="of the photos (default: held-out)")
     kind.add_argument("--part", choices=PARTS, action="append", help="default: all but calibration")
 

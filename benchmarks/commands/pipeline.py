@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from op4ksr_core.cli.options import DTYPES, add_models, load_models, parse_device
+from op4ksr_core.machine import explain_out_of_memory
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.vae.autoencoder import AutoEncoder
-from op4ksr_core.vae.estimate import explain_out_of_memory
 
 from ..memory import both
 from ..patches import Cut

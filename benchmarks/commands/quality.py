@@ -10,9 +10,9 @@ from typing import Any
 from op4ksr_core.bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX
 from op4ksr_core.cli.options import load_models, parse_device
 from op4ksr_core.images.paths import gather
+from op4ksr_core.machine import explain_out_of_memory
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.vae.autoencoder import AutoEncoder
-from op4ksr_core.vae.estimate import explain_out_of_memory
 
 from .. import quality, quality_sets
 from ..perceptual import load_perceptual

@@ -8,9 +8,9 @@ from typing import Any
 
 from op4ksr_core.cli.options import parse_device
 from op4ksr_core.cli.train import add_config
+from op4ksr_core.machine import explain_out_of_memory
 from op4ksr_core.training.config_file import read_config
 from op4ksr_core.training.step_plan import GEOMETRIES, geometry_of
-from op4ksr_core.vae.estimate import explain_out_of_memory
 
 from ..stage_clock import PeakMeter
 from ..tables import setting_rows, write_report

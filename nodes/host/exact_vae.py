@@ -16,8 +16,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...op4ksr_core.errors import OptionError, OutOfMemoryError
+from ...op4ksr_core.machine import is_out_of_memory
 from ...op4ksr_core.vae.bounded import BoundedAutoEncoder, StripWish, check_size
-from ...op4ksr_core.vae.estimate import MARGIN, Stage, choose_strips, is_out_of_memory, peak_bytes
+from ...op4ksr_core.vae.estimate import MARGIN, Stage, choose_strips, peak_bytes
 from ...op4ksr_core.vae.layers import AutoEncoderParams
 from ...op4ksr_core.vae.strips import MemoryMode, OnStrip, StripSettings
 from .schema import advanced

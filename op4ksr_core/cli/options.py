@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from ..models.flux import Flux
 from ..vae.autoencoder import AutoEncoder
 from ..vae.strips import MEMORY_MODES, StripSettings
 from ..weights.checkpoint import load_autoencoder, load_flux
-from ..weights.description import describe_autoencoder
+from ..weights.description import Description, describe_autoencoder, describe_flux
 from ..weights.probe import doubt
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,7 +44,11 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sigma", type=float, help="default: the model's own")
     parser.add_argument("--vae-only", action="store_true", help="skip the transformer: what does it contribute?")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="default: float32 on the CPU, bfloat16 on GPUs that have it (else float16, and float32 for the VAE)",
+    )
     parser.add_argument(
         "--strips",
         type=parse_strips,
@@ -65,8 +70,8 @@ def parse_strips(text: str) -> StripSettings:
 
 def target_of(options: argparse.Namespace) -> Target:
     """The size that is asked for; x4 without any. Raises OptionError."""
-    wishes = (options.scale, options.long_edge, options.short_edge, options.megapixels)
-    scale = 4.0 if all(wish is None for wish in wishes) else options.scale
+    given = (options.scale, options.long_edge, options.short_edge, options.megapixels)
+    scale = 4.0 if all(value is None for value in given) else options.scale
     return Target(scale, options.long_edge, options.short_edge, options.megapixels, options.max_megapixels)
 
 
@@ -77,20 +82,38 @@ def parse_device(name: str | None) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0][:200]
-        raise OptionError(f"--device {name}: not to be had here ({reason}); try --device cpu") from error
+        raise OptionError(f"--device {name}: not available here ({reason}); try --device cpu") from error
     return device
 
 
+@dataclass(frozen=True)
+class Described:
+    """The models that the options name, by their files' headers; no transformer with --vae-only."""
+
+    autoencoder: Description
+    flux: Description | None
+
+
+def describe_models(options: argparse.Namespace) -> Described:
+    """Read the headers of the files that the options name. Raises UnsupportedCheckpointError."""
+    autoencoder = describe_autoencoder(options.vae, stride=options.stride, shift=options.shift)
+    flux = None if options.vae_only else describe_flux(options.model, theta=options.theta, sigma=options.sigma)
+    return Described(autoencoder, flux)
+
+
 def load_models(
-    options: argparse.Namespace, device: torch.device, dtype: torch.dtype | None
+    options: argparse.Namespace, device: torch.device, dtype: torch.dtype | None, described: Described | None = None
 ) -> tuple[AutoEncoder, Flux | None]:
     """The models that the options name; no transformer with --vae-only.
 
-    Raises UnsupportedCheckpointError, also where nothing states the VAE's stride and a test picture speaks against 16x.
+    dtype None: each model's default on the device. described: what ``describe_models`` found, so that headers are not
+    read again. Raises UnsupportedCheckpointError, also where nothing states the VAE's stride and a test picture speaks
+    against 16x.
     """
-    autoencoder = load_autoencoder(options.vae, stride=options.stride, shift=options.shift, device=device, dtype=dtype)
-    if warning := doubt(describe_autoencoder(options.vae, stride=options.stride), autoencoder):
+    found = described or describe_models(options)
+    autoencoder = load_autoencoder(found.autoencoder, device=device, dtype=dtype)
+    if warning := doubt(found.autoencoder, autoencoder):
         raise UnsupportedCheckpointError(options.vae, f"{warning}; say which with --stride 1 or --stride 2")
-    if options.vae_only:
+    if found.flux is None:
         return autoencoder, None
-    return autoencoder, load_flux(options.model, theta=options.theta, sigma=options.sigma, device=device, dtype=dtype)
+    return autoencoder, load_flux(found.flux, device=device, dtype=dtype)

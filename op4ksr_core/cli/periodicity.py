@@ -1,4 +1,4 @@
-"""The commands ``periodicity``, ``suppress`` and ``benchmark periodicity``."""
+"""The commands ``periodicity`` (periodicity/meter.py) and ``suppress`` (periodicity/suppress.py)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from ..errors import Op4ksrError, OptionError
 from ..images.io import Picture, check_output, from_pil, load_image, save_image
 from ..images.metrics import luma
 from ..images.paths import gather, output_paths
-from ..periodicity.meter import ALARM_RATE, PeriodicityReport, in_words, measure_periodicity
+from ..machine import explain_out_of_memory
+from ..periodicity.meter import measure_periodicity
+from ..periodicity.report import PeriodicityReport, in_words
 from ..periodicity.report_picture import draw_report
 from ..periodicity.suppress import for_8_bit, is_8_bit, suppress_with_report
-from ..vae.estimate import explain_out_of_memory
+from ..periodicity.thresholds import ALARM_RATE
 
 #: Exit status where at least one picture is above the alarm level.
 ALARMED = 3
@@ -34,7 +36,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--alarm", type=float, default=ALARM_RATE, metavar="RATE", help="false-alarm rate of an alarm (default: 0.01)"
     )
-    parser.add_argument("--token", type=float, metavar="PX", help="px per token, to tell the period in tokens too")
+    parser.add_argument("--token", type=float, metavar="PX", help="px per token, to give the period in tokens too")
     parser = commands.add_parser("suppress", help="take a periodic artifact out of a picture")
     parser.set_defaults(command=run_suppress)
     parser.add_argument("input", nargs="+", type=Path, metavar="IN", help="picture, or folder of pictures")

@@ -21,9 +21,8 @@ from ..vae.autoencoder import AutoEncoder
 from ..vae.bounded import StripWish
 from ..vae.estimate import both
 from ..vae.layers import AutoEncoderParams
-from ..weights.description import describe_autoencoder, describe_flux
 from ..weights.header import PROMPT_KEYS
-from .options import DTYPES, add_models, add_size, parse_device, target_of
+from .options import DTYPES, add_models, add_size, describe_models, load_models, parse_device, target_of
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -64,15 +63,24 @@ def _size_of(text: str) -> tuple[int, int]:
 
 
 class Planner:
-    """Plans for any picture with the models and the machine that the options name. Reads headers only."""
+    """Plans for any picture with the models and the machine that the options name, from the files' headers.
+
+    Raises OptionError and UnsupportedCheckpointError.
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        device = parse_device(options.device)
-        dtype = DTYPES[options.dtype] if options.dtype else default_dtype(device)
+        self.options, self.device = options, parse_device(options.device)
+        self.dtype = DTYPES[options.dtype] if options.dtype else None
         self.target = target_of(options)
-        cpu_free = None if device.type == "cpu" else free_memory(torch.device("cpu"))
-        self.machine = Machine(str(device), dtype, free_memory(device), cpu_free=cpu_free)
-        self.models = models_of(options, self.machine)
+        cpu_free = None if self.device.type == "cpu" else free_memory(torch.device("cpu"))
+        dtype = self.dtype or default_dtype(self.device, wide_range=True)
+        self.machine = Machine(str(self.device), dtype, free_memory(self.device), cpu_free=cpu_free)
+        self.described = describe_models(options)
+        self.models = self._models()
+
+    def load(self) -> tuple[AutoEncoder, Flux | None]:
+        """The models themselves, on the device. Raises UnsupportedCheckpointError."""
+        return load_models(self.options, self.device, self.dtype, self.described)
 
     def plan(self, size: tuple[int, int]) -> Plan:
         """The plan for a picture of ``size`` (height, width). Raises OptionError beyond the target's ceiling."""
@@ -91,32 +99,31 @@ class Planner:
             f"{self.machine.device}; {' or '.join(ways)}"
         )
 
+    def _models(self) -> Models:
+        """What runs, as plans need it."""
+        found, flux = self.described.autoencoder.params, None
+        assert isinstance(found, AutoEncoderParams)
+        weights = [self._weights(self.options.vae, AutoEncoder(found, device="meta"), self.machine.dtype)]
+        text_tokens, train_tokens, dtype = 1, None, None
+        if (described := self.described.flux) is not None:
+            flux = described.params
+            assert isinstance(flux, FluxParams) and described.settings is not None
+            check_pair(flux, found)
+            text_tokens = described.header.shapes.get(PROMPT_KEYS[0], (1,))[0]
+            train_tokens = described.settings.train_tokens
+            dtype = self.dtype or default_dtype(self.device)
+            weights.append(self._weights(self.options.model, Flux(flux, device="meta"), dtype))
+        wish: StripWish = {} if self.options.strips is None else both(self.options.strips)
+        return Models(
+            found,
+            flux=flux,
+            text_tokens=text_tokens,
+            transformer_dtype=dtype,
+            weights=tuple(weights),
+            train_tokens=train_tokens,
+            wish=wish,
+        )
 
-def models_of(options: argparse.Namespace, machine: Machine) -> Models:
-    """What runs, described by the files' headers. Raises UnsupportedCheckpointError."""
-    found = describe_autoencoder(options.vae, stride=options.stride, shift=options.shift)
-    assert isinstance(found.params, AutoEncoderParams)
-    place, itemsize = f"{machine.device}, {dtype_name(machine.dtype)}", machine.dtype.itemsize
-    weights = [Weights(options.vae.name, _count(AutoEncoder(found.params, device="meta")) * itemsize, place)]
-    flux, text_tokens, train_tokens = None, 1, None
-    if not options.vae_only:
-        described = describe_flux(options.model, theta=options.theta, sigma=options.sigma)
-        flux = described.params
-        assert isinstance(flux, FluxParams) and described.settings is not None
-        check_pair(flux, found.params)
-        text_tokens = described.header.shapes.get(PROMPT_KEYS[0], (1,))[0]
-        train_tokens = described.settings.train_tokens
-        weights.append(Weights(options.model.name, _count(Flux(flux, device="meta")) * itemsize, place))
-    wish: StripWish = {} if options.strips is None else both(options.strips)
-    return Models(
-        found.params,
-        flux=flux,
-        text_tokens=text_tokens,
-        weights=tuple(weights),
-        train_tokens=train_tokens,
-        wish=wish,
-    )
-
-
-def _count(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    def _weights(self, path: Path, model: torch.nn.Module, dtype: torch.dtype) -> Weights:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        return Weights(path.name, count * dtype.itemsize, f"{self.machine.device}, {dtype_name(dtype)}", dtype)

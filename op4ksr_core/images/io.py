@@ -17,17 +17,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import ImageError, OutputError
-from ..files import written_whole
+from ..files import link_target, written_whole
 from .icc import to_srgb
-from .png import PngOptions, Rows, write_png
-from .png16 import is_png16, open_low_bytes
+from .png import PngOptions, Rows, is_png16, open_low_bytes, write_png
 
 log = logging.getLogger(__name__)
 
 #: What a folder is searched for.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
-#: What Pillow raises at a broken picture, besides its own kinds of errors.
+#: What Pillow raises at a broken picture, in addition to its own errors.
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, NotImplementedError)
 
 #: Pillow's names of the formats that are written.
@@ -245,7 +244,7 @@ def check_output(path: str | Path) -> None:
     path = Path(path)
     _format(path)
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=link_target(path).parent):
             pass
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder or name") from error

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import OptionError, OutputError
+from ..files import link_target, make_folder
 from .io import IMAGE_SUFFIXES, check_output
+
+Pair = tuple[Path, Path]
 
 
 def gather(inputs: Sequence[Path]) -> list[Path]:
@@ -23,10 +27,12 @@ def gather(inputs: Sequence[Path]) -> list[Path]:
     return found
 
 
-def output_paths(sources: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
+def output_paths(sources: Sequence[Path], output: Path) -> list[Pair]:
     """Each input with its output: OUT itself for one input, OUT/<name>.png for several or a folder.
 
-    Raises OutputError before anything is computed where OUT cannot be.
+    Raises OutputError before anything is computed where OUT cannot be, where two outputs would be one file (names that
+    differ only in case are one on some disks, and are refused on all: our choice), or where one would overwrite an
+    input.
     """
     if len(sources) == 1 and not output.is_dir() and output.suffix:
         if not output.parent.is_dir():
@@ -35,28 +41,37 @@ def output_paths(sources: Sequence[Path], output: Path) -> list[tuple[Path, Path
         return keep_apart([(sources[0], output)])
     if output.is_file() or (output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir()):
         raise OutputError(f"{output}: is the name of one file, but {len(sources)} pictures need a folder; name one")
-    taken: dict[str, Path] = {}
-    for source in sources:
-        if source.stem in taken:
-            raise OutputError(f"{source} and {taken[source.stem]} would both become {source.stem}.png; rename one")
-        taken[source.stem] = source
     pairs = keep_apart([(source, output / f"{source.stem}.png") for source in sources])
     make_folder(output)
     check_output(pairs[0][1])
     return pairs
 
 
-def make_folder(path: Path) -> None:
-    """Create the folder if there is none. Raises OutputError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
-
-
-def keep_apart(pairs: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
-    """The pairs, unless one would overwrite its own input: nobody shall lose a photo."""
+def keep_apart(pairs: list[Pair]) -> list[Pair]:
+    """The pairs, unless two outputs are one file, or an output is an input: no photo is lost."""
+    taken: dict[str, Path] = {}
     for source, output in pairs:
-        if source.resolve() == output.resolve():
+        name = str(link_target(output)).casefold()
+        if name in taken:
+            raise OutputError(f"{source} and {taken[name]} would both become {output.name}; rename one")
+        taken[name] = source
+    sources = {link_target(source): source for source, _ in pairs}
+    for source, output in pairs:
+        if _same_file(source, output):
             raise OutputError(f"{output}: is the input itself and would be overwritten; choose another name or folder")
+        if (other := sources.get(link_target(output))) is not None:
+            raise OutputError(f"{output}: is the input {other} and would be overwritten; choose another name or folder")
     return pairs
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    """Whether both are one file: by resolved name, or, where both exist, by device and inode.
+
+    On a disk that ignores case photo.PNG and photo.png are one file under two names.
+    """
+    if link_target(first) == link_target(second):
+        return True
+    try:
+        return os.path.samefile(first, second)
+    except OSError:  # one of them is not there
+        return False

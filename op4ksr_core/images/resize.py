@@ -32,13 +32,20 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
         return image
     home = image.device
     if home.type == "cuda" and max(image.shape[-2] / height, image.shape[-1] / width) > _LARGEST_CUDA_SHRINK:
-        image = image.cpu()
-    return F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False).to(home)
+        return _bicubic(image.cpu(), height, width).to(home)
+    try:
+        return _bicubic(image, height, width)
+    except NotImplementedError:  # by PyTorch before 2.7 on Apple's GPUs: then on the CPU
+        return _bicubic(image.cpu(), height, width).to(home)
+
+
+def _bicubic(image: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
 
 
 @dataclass(frozen=True)
 class Target:
-    """How large the output shall be: exactly one of the four, in px, or a factor, or megapixels."""
+    """How large the output is to be: exactly one of the four, in px, or a factor, or megapixels."""
 
     scale: float | None = None
     long_edge: int | None = None
@@ -47,15 +54,15 @@ class Target:
     ceiling_megapixels: float = DEFAULT_CEILING_MEGAPIXELS
 
     def __post_init__(self) -> None:
-        wishes = {
+        ways = {
             "scale": self.scale,
             "long_edge": self.long_edge,
             "short_edge": self.short_edge,
             "megapixels": self.megapixels,
         }
-        given = {name: value for name, value in wishes.items() if value is not None}
+        given = {name: value for name, value in ways.items() if value is not None}
         if len(given) != 1:
-            raise OptionError(f"target: give exactly one of {', '.join(wishes)}; got {given or 'none'}")
+            raise OptionError(f"target: give exactly one of {', '.join(ways)}; got {given or 'none'}")
         ((name, value),) = given.items()
         if not (math.isfinite(value) and value > 0):
             raise OptionError(f"{name}: expected a number above 0, got {value}")

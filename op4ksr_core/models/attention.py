@@ -12,8 +12,9 @@ from torch.nn import functional as F
 #: Our choice: 1024 rows against 65,536 keys are 268 MB in fp32.
 QUERY_CHUNK = 1024
 
-#: Largest head that flash attention takes on CUDA. The autoencoder's middle has heads of 512.
-LARGEST_FLASH_HEAD = 256
+#: Devices whose attention PyTorch is not asked about: the CPU's is always fused, and "meta" stands for it in
+#: measurements.
+_ALWAYS_FUSED = ("cpu", "meta")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -40,21 +41,22 @@ def in_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def is_fused(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether PyTorch's attention of these stores no N x N matrix.
 
-    The CPU's never does; elsewhere flash attention is relied upon up to heads of 256. Above them CUDA has the
-    memory-efficient kernel, where PyTorch says that it takes these tensors. It works on 32 queries per block, so
-    that a chunk of 1024 would keep 32 of a card's 100 and more processors busy: it gets all at once (read in
-    PyTorch's sources, not measured; ``benchmarks/gpu/attention.py`` times both).
+    The CPU's never does. On CUDA and ROCm PyTorch is asked whether the flash or the memory-efficient kernel takes these
+    tensors: flash does up to heads of 256, in float16 and bfloat16 where the card has them; the other works on 32
+    queries per block, so that a chunk of 1024 would keep 32 of a card's 100 and more processors busy, and gets all at
+    once (read in PyTorch's sources, not measured; ``benchmarks/gpu/attention.py`` times both). Of Apple's GPUs it is known that
+    they store the matrix (26 GB for 24 heads at 16,384 tokens in float32), of others nothing is known.
     """
-    if q.device.type == "cpu" or q.shape[-1] <= LARGEST_FLASH_HEAD:
+    if q.device.type in _ALWAYS_FUSED:
         return True
-    return q.device.type == "cuda" and _efficient_kernel_takes(q, k, v)
+    return q.device.type == "cuda" and _a_cuda_kernel_takes(q, k, v)
 
 
-def _efficient_kernel_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def _a_cuda_kernel_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     backends: Any = torch.backends.cuda
     given = q, k, v, None, 0.0, False
     try:
         params = backends.SDPAParams(*given, False)
     except TypeError:  # PyTorch 2.4 knows no grouped heads
         params = backends.SDPAParams(*given)
-    return bool(backends.can_use_efficient_attention(params))
+    return bool(backends.can_use_flash_attention(params) or backends.can_use_efficient_attention(params))

@@ -100,6 +100,14 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
+def finite_in_float16(x: Tensor) -> Tensor:
+    """x, in float16 cut to the largest number, which Flux's text stream exceeds; in other dtypes as it is.
+
+    As ComfyUI has it, but for NaN, which stays one: what made it is an error to be told.
+    """
+    return x.clamp(-65504.0, 65504.0) if x.dtype == torch.float16 else x
+
+
 def mlp(hidden: int, ratio: float, ops: Any, **kw: Any) -> nn.Sequential:
     """(..., hidden) -> the same: to ``ratio`` times as many channels, GELU, and back."""
     inner = round(hidden * ratio)
@@ -126,10 +134,10 @@ class DoubleStreamBlock(nn.Module):
         h = self._attend(modulate(img, *img_mod[:2]), modulate(txt, *txt_mod[:2]), pe)
         split = txt.shape[1]
         img = img + img_mod[2] * self.img_attn.proj(h[:, split:])
-        txt = txt + txt_mod[2] * self.txt_attn.proj(h[:, :split])
+        txt = finite_in_float16(txt + txt_mod[2] * self.txt_attn.proj(h[:, :split]))
         del h
         img = img + img_mod[5] * self.img_mlp(modulate(img, *img_mod[3:5]))
-        txt = txt + txt_mod[5] * self.txt_mlp(modulate(txt, *txt_mod[3:5]))
+        txt = finite_in_float16(txt + txt_mod[5] * self.txt_mlp(modulate(txt, *txt_mod[3:5])))
         return img, txt
 
     def _attend(self, img: Tensor, txt: Tensor, pe: Tensor) -> Tensor:
@@ -161,7 +169,7 @@ class SingleStreamBlock(nn.Module):
         h = F.gelu(h[..., 3 * self.hidden :], approximate="tanh")
         h = torch.cat((attended, h), dim=-1)
         del attended
-        return x + gate * self.linear2(h)
+        return finite_in_float16(x + gate * self.linear2(h))
 
 
 class LastLayer(nn.Module):

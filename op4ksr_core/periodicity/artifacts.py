@@ -1,5 +1,7 @@
 """Periodic artifacts to inject into clean pictures: what the detector is measured on, and tests use.
 
+The benchmarks and tests call ``inject`` with a name of ``KINDS`` and an amplitude; nothing that users run does.
+
 A fixed random tile repeated over the picture (white or 1/f), the same times local contrast, on a
 quarter of the area, with a drifting phase, lines in one direction, and per-token gain and offset.
 """
@@ -99,7 +101,10 @@ def pattern(kind: str, clean: Tensor, seed: int) -> Tensor:
 
 
 def _contrast(clean: Tensor) -> Tensor:
-    """(1, 1, H, W): local standard deviation of the luma over 17 px."""
+    """(1, 1, H, W): as ``local_mean.local_contrast``, of the mean of the channels.
+
+    By avg_pool2d and not by running sums, whose last bits differ: the benchmark's pictures must stay the same.
+    """
     grey = clean.mean(1, keepdim=True) * 255
     mean = F.avg_pool2d(grey, 17, 1, 8, count_include_pad=False)
     return F.avg_pool2d((grey - mean).square(), 17, 1, 8, count_include_pad=False).sqrt()

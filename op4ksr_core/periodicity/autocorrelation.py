@@ -1,9 +1,10 @@
-"""Whitened luma, its windowed and folded line spectra, and its autocorrelation, found at any period.
+"""The windowed line spectra of a whitened plane, and its autocorrelation: where any period shows.
 
-A periodic artifact is a lattice of weak spectral lines under a picture's strong, smooth spectrum. So
-local contrast is divided out first; then Hann windows of 2N px, folded to N px (the sum of the
-halves: exactly the even bins of the 2N-point transform), show the lattice of period N/2 in the even
-bins and nothing of it in the odd ones, which are the controls.
+A periodic artifact is a lattice of weak spectral lines under a picture's strong, smooth spectrum. So the detail is
+divided by its local contrast first (evidence.py); then Hann windows of 2N px, folded to N px (the sum of the halves:
+exactly the even bins of the 2N-point transform), show the lattice of period N/2 in the even bins and nothing of it in
+the odd ones, which are the controls. lattice.py reads the folded spectra, periods.py the autocorrelation, and the
+report picture (report_picture.py) draws both.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Box of the local mean and the local contrast, px; rows of the strips in which box means are taken.
-BOX, STRIP = 17, 256
+from .local_mean import box_mean
+from .thresholds import KNOWN_POWER
 
 #: Window sides that are tried, largest first, and the side under which nothing can be said.
 WINDOWS = (256, 128, 64)
@@ -26,50 +27,6 @@ LONG_WINDOW = 512
 
 #: A spectral line counts at most this many times its neighbourhood.
 CLIP = 10.0
-
-#: Share of the mean local energy added to the local energy before dividing by it.
-FLOOR = 0.01
-
-
-def box_mean(plane: Tensor, side: int = BOX) -> Tensor:
-    """(..., H, W) -> the mean over side x side px (odd), near the border over what lies inside. Differentiable.
-
-    In strips that fit into a processor's cache: less than half the time at 4096 x 4096.
-    """
-    radius, height = side // 2, plane.shape[-2]
-    strips: list[Tensor] = []
-    for top in range(0, height, STRIP):
-        start, bottom = max(0, top - radius), min(height, top + STRIP)
-        rows = plane[..., start : min(height, bottom + radius), :]
-        means = _running_mean(_running_mean(rows, radius, -1), radius, -2)
-        strips.append(means[..., top - start : bottom - start, :])
-    return torch.cat(strips, -2)
-
-
-def _running_mean(plane: Tensor, radius: int, axis: int) -> Tensor:
-    length = plane.shape[axis]
-    sums = plane.cumsum(axis)
-    before, after = list(plane.shape), list(plane.shape)
-    before[axis], after[axis] = radius + 1, radius
-    last = sums.narrow(axis, length - 1, 1).expand(after)
-    sums = torch.cat([sums.new_zeros(1).expand(before), sums, last], axis)
-    index = torch.arange(length, device=plane.device)
-    count = (index + radius).clamp(max=length - 1) - (index - radius).clamp(min=0) + 1
-    count = count.to(plane.dtype)
-    window = sums.narrow(axis, 2 * radius + 1, length) - sums.narrow(axis, 0, length)
-    return window / (count[:, None] if axis == -2 else count)
-
-
-def high_pass(plane: Tensor) -> Tensor:
-    """(..., H, W) minus its mean over 17 x 17 px. Differentiable."""
-    centred = plane - plane.mean((-2, -1), keepdim=True)
-    return centred - box_mean(centred)
-
-
-def local_energy(detail: Tensor) -> Tensor:
-    """(H, W): mean square of the high-passed plane over 17 x 17 px, and a floor that scales with the picture."""
-    energy = box_mean(detail.square()).clamp_(min=0)
-    return energy.add_(FLOOR * float(energy.mean()) + 1e-3)
 
 
 def window_side(length: int, largest: int = WINDOWS[0]) -> int:
@@ -153,7 +110,7 @@ def from_power(power: Tensor, known: Tensor | None = None) -> Autocorrelation:
     tall, wide = power.shape[0], (power.shape[1] - 1) * 2
     ratio = flatten(power)
     if known is not None:
-        ratio = torch.where(flatten(known) > 4, ratio.clamp(max=1), ratio)
+        ratio = torch.where(flatten(known) > KNOWN_POWER, ratio.clamp(max=1), ratio)
     low = _low_bins(tall, wide, power.device)
     ratio = torch.where(low, ratio.new_tensor(1.0), ratio)
     full = torch.fft.irfft2(ratio - ratio.mean(), s=(tall, wide))

@@ -1,5 +1,9 @@
 """Steps at the borders of blocks: per-token gains and offsets, and JPEG's 8 px grid.
 
+evidence.py calls ``block_steps`` for the statistics of family "block" and for JPEG's grid; meter.py calls ``block_map``
+for where they are. A profile says for each column border how much of a step it is; folded over a period, the phase of
+the blocks' borders stands out.
+
 A constant per token has no energy at all on the token's lattice lines (the sinc's zeros fall on
 them), so it is looked for where it shows: as steps, one px wide, that run along a block's side.
 """
@@ -21,7 +25,7 @@ ALONG, EVERY = 32, 16
 #: Share of a phase's steps that one border may have: a frame or a wall has one edge, a grid many.
 LARGEST_STEP = 0.5
 
-#: Shorter side, px, under which blocks are not told: few rows make chance look like steps.
+#: Shorter side, px, under which blocks are not reported: few rows make chance look like steps.
 SHORTEST_BORDER = 160
 
 #: Neighbourhood (px to each side) that a step is compared with.
@@ -46,6 +50,11 @@ def block_steps(plane: Tensor) -> Steps:
     if min(plane.shape) < SHORTEST_BORDER:
         exclusive = {period: 0.0 for period in BLOCK_PERIODS}
     return Steps(full, exclusive)
+
+
+def spread(values: Tensor) -> Tensor:
+    """Scalar: standard deviation about 0, by the median, so that the steps looked for do not raise it; above 0."""
+    return 1.4826 * values.abs().median() + 1e-6
 
 
 def _joined(z: list[float]) -> float:
@@ -103,8 +112,7 @@ def _border_map(plane: Tensor, period: int, cells: tuple[int, int]) -> Tensor:
     parts = parts - parts.mean(0)
     phase = int(parts.mean((1, 2)).argmax())
     near = torch.nn.functional.avg_pool2d(parts[:, None], (5, 3), 1, (2, 1), count_include_pad=False)
-    spread = 1.4826 * near.abs().median() + 1e-6
-    z = near[phase : phase + 1] / spread
+    z = near[phase : phase + 1] / spread(near)
     return torch.nn.functional.interpolate(z, cells, mode="bilinear", align_corners=False)[0, 0]
 
 
@@ -113,14 +121,14 @@ def _best_phase(profile: Tensor, period: int, exclusive: bool) -> float:
     folds = len(profile) // period
     if folds < 3 or (exclusive and period == 8):
         return 0.0
-    spread = 1.4826 * float(profile.abs().median()) + 1e-6
+    chance = float(spread(profile.double()))
     parts = profile[: folds * period].reshape(folds, period)
     folded = parts.mean(0)
     if exclusive:
         by_grid = folded.reshape(period // 8, 8)
         folded = (by_grid - (by_grid.sum(0) - by_grid) / (period // 8 - 1)).flatten()
-        spread *= math.sqrt(1 + 1 / (period // 8 - 1))
+        chance *= math.sqrt(1 + 1 / (period // 8 - 1))
     steps = parts[:, int(folded.argmax())].clamp(min=0)
     if float(steps.max()) > LARGEST_STEP * float(steps.sum()):
         return 0.0
-    return float(folded.max()) / spread * math.sqrt(folds)
+    return float(folded.max()) / chance * math.sqrt(folds)

@@ -1,5 +1,7 @@
 """Whether a short period is a mesh, the same everywhere, or the trace of enlarging, whose sign follows the picture.
 
+evidence.py calls ``is_mesh`` for each period that periods.py found, and counts it only where that is true.
+
 Enlarging by n leaves a pattern of n px wherever the picture bends: its autocorrelation has that
 period as clearly as a mesh's. But folded block by block over the period, a mesh gives the same
 tile each time, and the trace one that turns its sign with the picture.
@@ -23,12 +25,12 @@ BLOCK, LARGEST_PART, FEWEST_BLOCKS = 16, 1024, 9
 #: 12 photos): up to 0.18, in one direction up to 0.30; a random tile of half a grey level in a photo: from 0.33.
 LEAST_COHERENCE = 0.25
 
-#: A period is known to 0.05 px: these are tried besides it.
+#: A period is known to 0.05 px: these shifts are tried.
 SHIFTS = (0.0, -0.0125, 0.0125, -0.025, 0.025)
 
 
 def is_mesh(white: Tensor, found: FoundPeriod) -> bool:
-    """Whether what repeats is in phase all over the picture. True also where that cannot be told.
+    """Whether what repeats is in phase all over the picture. True also where that cannot be decided.
 
     white: (H, W), whitened luma. Our choice: only periods up to 12.5 px are asked.
     """

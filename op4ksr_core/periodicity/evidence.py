@@ -1,30 +1,38 @@
-"""All that speaks for a periodic artifact in one picture, as named statistics; calibration.py weighs them."""
+"""All that speaks for a periodic artifact in one picture, as a list of statistics (statistic.py).
+
+meter.py calls ``gather_evidence`` once for each picture, and so does the calibration benchmark. Three sources: the line
+spectra of windows (autocorrelation.py, lattice.py), steps at block borders (block_steps.py), and the autocorrelation
+of the whole picture (periods.py, checked by coherence.py). What the reference shows too, and what JPEG leaves, is then
+discounted. calibration.py weighs the result.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .autocorrelation import Autocorrelation, folded_spectra, from_power, high_pass, local_energy, mean_power
+from .autocorrelation import Autocorrelation, folded_spectra, from_power, mean_power
 from .block_steps import Steps, block_steps
 from .coherence import is_mesh
 from .lattice import AXIS_CLIP, PERIODS, Lines, axis_lines, coherent, excess, incoherent, interior_lines, neighbourhoods
+from .local_mean import high_pass, local_energy
 from .periods import FoundPeriod, comb_period, tile_period
+from .statistic import Axis, Family, Statistic
+from .thresholds import (
+    JPEG_STEPS,
+    KNOWN_LINES,
+    KNOWN_PERIOD,
+    KNOWN_STEPS,
+    KNOWN_TILE,
+    SAME_PERIOD,
+    TOO_MUCH_KNOWN,
+)
 
-#: Exponents of the local energy that the picture is divided by: alone, and beside a reference.
-WHITENING, WHITENING_BESIDE = 0.5, 0.75
-
-#: z of a window of the reference (tiles; lines) above which the window is left out: it was like that before.
-KNOWN_TILE, KNOWN_LINES, KNOWN_STEPS, KNOWN_PERIOD = 5.0, 5.0, 5.0, 6.0
-
-#: Share of windows that the reference may rule out before steps and free periods are not believed either.
-TOO_MUCH_KNOWN = 0.4
-
-#: z of the picture's own 8 px steps above which it is a JPEG, and its 8 and 16 px powers count less.
-JPEG_STEPS = 4.0
+#: Exponents of the local energy that the picture is divided by: alone, and with a reference.
+WHITENING, WHITENING_WITH_REFERENCE = 0.5, 0.75
 
 #: Share of the mean power of whitened windows under which one is flat.
 DEAD = 1e-4
@@ -32,51 +40,59 @@ DEAD = 1e-4
 #: Side of the smaller windows, for what drifts and for the map of where, and the period looked for in each.
 SMALL_WINDOW, LOCAL_PERIOD = 128, 32
 
+#: Cycles per px up to which the reference's own lines are looked at: what an input enlarged four times has.
+LOW = 0.14
+
+#: The axes of the spectrum's axis 0 and 1.
+AXES: tuple[Axis, Axis] = ("rows", "columns")
+
 
 @dataclass(frozen=True)
 class Evidence:
-    """statistics: name -> z-like number, by family: "tile", "lines", "block", "free" are the names' beginnings.
+    """statistics: all of them, of every family, in a fixed order.
 
-    heat, heat_lines (rows, columns): z per small window, of tiles and of lines. steps: of the picture
-    itself, for JPEG's grid. kept: share of windows that the reference did not rule out.
+    heat, heat_lines (rows, columns): z per small window, of tiles and of lines. tile, lines: the periods found
+    without a list. steps: of the picture itself, for JPEG's grid. correlation: for the report picture.
     """
 
-    statistics: dict[str, float]
+    statistics: list[Statistic]
     heat: Tensor
     heat_lines: Tensor
     tile: FoundPeriod
     lines: FoundPeriod
     steps: Steps
     correlation: Autocorrelation
-    kept: float
 
 
 def gather_evidence(plane: Tensor, reference: Tensor | None = None) -> Evidence:
     """plane: luma (H, W) of 0 to 255, both sides >= 64 px; reference: the same size (the enlarged input), or None."""
     detail = high_pass(plane)
-    norm = local_energy(detail).pow_(-(WHITENING if reference is None else WHITENING_BESIDE))
+    norm = local_energy(detail).pow_(-(WHITENING if reference is None else WHITENING_WITH_REFERENCE))
     white = detail.mul_(norm)
     known = None if reference is None else high_pass(reference).mul_(norm)
     del norm, detail
-    statistics: dict[str, float] = {}
-    heat, heat_lines, kept = _line_statistics(statistics, white, known)
+    from_lines, heat, heat_lines, kept = _line_statistics(white, known)
     steps = block_steps(plane)
-    _block_statistics(statistics, plane, reference, steps)
+    blocks = _block_statistics(plane, reference, steps)
     power, known_power = mean_power(white), None if known is None else mean_power(known)
     correlation = from_power(power, known=known_power)
     tile, lines = tile_period(correlation), comb_period(power)
-    statistics["free_tile"] = tile.z if is_mesh(white, tile) else 0.0
-    statistics["free_lines"] = lines.z if is_mesh(white, lines) else 0.0
+    free = [
+        Statistic("free_tile", tile.z if is_mesh(white, tile) else 0.0),
+        Statistic("free_lines", lines.z if is_mesh(white, lines) else 0.0),
+    ]
     if known_power is not None:
-        _forgive_known(statistics, known_power, tile, lines, kept)
-    _forgive_jpeg(statistics, steps)
-    return Evidence(statistics, heat, heat_lines, tile, lines, steps, correlation, kept)
+        free = _without_known(free, known_power, tile, lines)
+    if kept < 1 - TOO_MUCH_KNOWN:
+        blocks, free = ([replace(statistic, z=0.0) for statistic in family] for family in (blocks, free))
+    statistics = _less_for_jpeg([*from_lines, *blocks, *free], steps)
+    return Evidence(statistics, heat, heat_lines, tile, lines, steps, correlation)
 
 
-def _line_statistics(statistics: dict[str, float], white: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor, float]:
-    """Fill in what the line spectra say; returns the maps of where, and the share of windows kept."""
+def _line_statistics(white: Tensor, known: Tensor | None) -> tuple[list[Statistic], Tensor, Tensor, float]:
+    """What the line spectra say; the maps of where, of tiles and of lines; the share of windows kept."""
     inside, along, kept = _lines_of(white, known, 2 * SMALL_WINDOW)
-    _coherent_statistics(statistics, inside, along)
+    statistics = [*_tile_statistics(inside), *_axis_statistics(along)]
     inside, along, _ = _lines_of(white, known, SMALL_WINDOW)
     heat = torch.zeros(inside.signal.shape[:2])
     for side, power in neighbourhoods(inside, (1, 2)):
@@ -84,8 +100,8 @@ def _line_statistics(statistics: dict[str, float], white: Tensor, known: Tensor 
         heat = torch.stack(maps).amax(0)
         if side == 1:
             z = maps[PERIODS.index(LOCAL_PERIOD)]
-            statistics[f"tile_local_{LOCAL_PERIOD}"] = among(float(z.max()), z.numel())
-    return heat, torch.stack([_heat_of_lines(lines) for lines in along]).amax(0), kept
+            statistics.append(Statistic("tile_local", among(float(z.max()), z.numel()), LOCAL_PERIOD))
+    return statistics, heat, torch.stack([_heat_of_lines(lines) for lines in along]).amax(0), kept
 
 
 def _lines_of(white: Tensor, known: Tensor | None, largest: int) -> tuple[Lines, list[Lines], float]:
@@ -109,18 +125,28 @@ def _not_flat(spectra: Tensor) -> Tensor:
     return power > DEAD * power.mean()
 
 
-def _coherent_statistics(statistics: dict[str, float], inside: Lines, along: list[Lines]) -> None:
-    """What keeps its phase over the picture; of lines also each window's own power, for what drifts."""
+def _tile_statistics(inside: Lines) -> list[Statistic]:
+    """Off the axes: what keeps its phase over the picture."""
     power = coherent(inside)
+    found: list[Statistic] = []
     for period in PERIODS:
-        statistics[f"tile_{period}"] = float(excess(power, inside.own(period), inside.controls()))
+        found.append(Statistic("tile", float(excess(power, inside.own(period), inside.controls())), period))
         if period > PERIODS[-1]:
-            statistics[f"tile_all_{period}"] = float(excess(power, inside.on_lattice(period), inside.controls()))
-    for name, lines in zip(("rows", "columns"), along, strict=True):
-        for kind, power in (("lines", coherent(lines)), ("lines_power", incoherent(lines))):
+            z = float(excess(power, inside.on_lattice(period), inside.controls()))
+            found.append(Statistic("tile_all", z, period))
+    return found
+
+
+def _axis_statistics(along: list[Lines]) -> list[Statistic]:
+    """On each axis: what keeps its phase over the picture, and each window's own power, for what drifts."""
+    found: list[Statistic] = []
+    for axis, lines in zip(AXES, along, strict=True):
+        powers: tuple[tuple[Family, Tensor], ...] = (("lines", coherent(lines)), ("lines_power", incoherent(lines)))
+        for family, power in powers:
             for period in PERIODS:
                 z = excess(power, lines.on_lattice(period), lines.controls(), AXIS_CLIP, log=True)
-                statistics[f"{kind}_{name}_{period}"] = float(z)
+                found.append(Statistic(family, float(z), period, axis))
+    return found
 
 
 def _heat_of_lines(lines: Lines) -> Tensor:
@@ -153,8 +179,8 @@ def _unlike_reference(before: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _low(lines: Lines) -> Tensor:
-    """(K,) bool: bins below 0.14 cycles per px: what an input enlarged four times has."""
-    return (lines.ky.abs() <= 0.14 * lines.fold[0]) & (lines.kx <= 0.14 * lines.fold[1])
+    """(K,) bool: bins of low frequency, which an input enlarged four times has too."""
+    return (lines.ky.abs() <= LOW * lines.fold[0]) & (lines.kx <= LOW * lines.fold[1])
 
 
 def radial_gain(spectra: Tensor, before: Tensor) -> Tensor:
@@ -169,37 +195,44 @@ def radial_gain(spectra: Tensor, before: Tensor) -> Tensor:
     return (top / (bottom + 1e-9)).clamp(0, 1.5)[ring].view(ny, half)
 
 
-def _block_statistics(statistics: dict[str, float], plane: Tensor, reference: Tensor | None, steps: Steps) -> None:
+def _block_statistics(plane: Tensor, reference: Tensor | None, steps: Steps) -> list[Statistic]:
+    """Steps that JPEG's 8 px grid does not explain; with a reference, of what was added to it."""
     if reference is None:
-        statistics |= {f"block_{p}": z for p, z in steps.exclusive.items() if p > 8}
-        return
-    added, before = block_steps(plane - reference), block_steps(reference)
-    for p, z in added.exclusive.items():
-        if p > 8:
-            statistics[f"block_{p}"] = z if before.exclusive[p] < KNOWN_STEPS else 0.0
+        return [Statistic("block", z, period) for period, z in steps.exclusive.items() if period > PERIODS[-1]]
+    added, before = block_steps(plane - reference).exclusive, block_steps(reference).exclusive
+    return [
+        Statistic("block", z if before[period] < KNOWN_STEPS else 0.0, period)
+        for period, z in added.items()
+        if period > PERIODS[-1]
+    ]
 
 
-def _forgive_jpeg(statistics: dict[str, float], steps: Steps) -> None:
+def _less_for_jpeg(statistics: list[Statistic], steps: Steps) -> list[Statistic]:
     """JPEG's blocks and cosines raise the powers of its periods, and a little their coherent sums: less trust."""
     share = min(1.0, (JPEG_STEPS / max(steps.full[8], 1e-6)) ** 2)
-    for name, z in statistics.items():
-        powers = name.startswith(("tile_local", "lines_power")) or name == "block_16"
-        if z > 0:
-            statistics[name] = z * (share if powers else share**0.25)
+    return [
+        replace(s, z=s.z * (share if _shows_jpeg(s) else share**0.25)) if s.z > 0 else s  # our choice
+        for s in statistics
+    ]
 
 
-def _forgive_known(
-    statistics: dict[str, float], known_power: Tensor, tile: FoundPeriod, lines: FoundPeriod, kept: float
-) -> None:
-    """A period that the reference has too is no artifact; nor are steps where much of the reference is periodic."""
-    if kept < 1 - TOO_MUCH_KNOWN:
-        for name in statistics:
-            if name.startswith(("block", "free")):
-                statistics[name] = 0.0
-    before, lines_before = tile_period(from_power(known_power)), comb_period(known_power)
-    for name, old, new in (("free_tile", before, tile), ("free_lines", lines_before, lines)):
-        if old.z > KNOWN_PERIOD and same_period(old.rows, new.rows) and same_period(old.columns, new.columns):
-            statistics[name] = 0.0
+def _shows_jpeg(statistic: Statistic) -> bool:
+    return statistic.family in ("tile_local", "lines_power") or (statistic.family, statistic.period) == ("block", 16)
+
+
+def _without_known(
+    free: list[Statistic], known_power: Tensor, tile: FoundPeriod, lines: FoundPeriod
+) -> list[Statistic]:
+    """The z of free periods, 0 for one that the reference has too: it is no artifact."""
+    before = (tile_period(from_power(known_power)), comb_period(known_power))
+    return [
+        replace(statistic, z=0.0) if old.z > KNOWN_PERIOD and _same_periods(old, new) else statistic
+        for statistic, old, new in zip(free, before, (tile, lines), strict=True)
+    ]
+
+
+def _same_periods(old: FoundPeriod, new: FoundPeriod) -> bool:
+    return same_period(old.rows, new.rows) and same_period(old.columns, new.columns)
 
 
 def same_period(a: float, b: float) -> bool:
@@ -207,4 +240,4 @@ def same_period(a: float, b: float) -> bool:
     if a == 0 or b == 0:
         return a == b
     ratio = max(a, b) / min(a, b)
-    return abs(ratio - round(ratio)) < 0.03 * ratio
+    return abs(ratio - round(ratio)) < SAME_PERIOD * ratio

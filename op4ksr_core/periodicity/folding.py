@@ -1,4 +1,8 @@
-"""One period of an artifact, estimated by folding a picture over it, and laid over the picture again.
+"""The tile of an artifact of a known period, estimated by folding a picture over that period, and laid over it again.
+
+The remover (suppress.py) calls ``estimate_artifact`` for each plane of a picture with the period that the meter found
+and subtracts the result; coherence.py uses ``phases_of`` alone. Folding is adding up all pixels that lie whole periods
+apart: what repeats adds up, the picture averages out.
 
 Every pixel counts as its surroundings are quiet. Per frequency of the tile, what folding with
 alternating signs gives (the lattice half-way between) is the chance level, which the tile must exceed.
@@ -14,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .autocorrelation import box_mean
+from .local_mean import box_mean, local_power
 
 #: A frequency's power must exceed chance THRESHOLD times to survive, and loses SHRINK times of it.
 THRESHOLD, SHRINK = 6.0, 1.5
@@ -42,7 +46,7 @@ PLAIN = 2.0
 
 #: Box mean, px, that is taken off at least, and standard deviations by which what it leaves must bear out
 #: the low frequencies that a smaller one took.
-WIDE_BOX, SURELY = 65, 2.0
+WIDE_BOX, LEAST_LOW = 65, 2.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def alternated(plane: Tensor, phases: Phases) -> list[Tensor]:
 
 def quietness(detail: Tensor) -> Tensor:
     """(H, W): 1 / noise power around each px, in 1 / grey levels squared."""
-    return 1 / (box_mean(detail.square(), QUIET_BOX).clamp(min=0) + LEAST_NOISE)
+    return 1 / (local_power(detail.square(), QUIET_BOX) + LEAST_NOISE)
 
 
 def low_pass_response(phases: Phases, side: int) -> Tensor:
@@ -156,7 +160,7 @@ def _power(z: Tensor) -> Tensor:
 
 
 def fit_gains(detail: Tensor, weight: Tensor, artifact: Tensor, phases: Phases) -> Tensor:
-    """(H, W) in [0, 4]: how much of the artifact is where; where it cannot be told, as much as around it."""
+    """(H, W) in [0, 4]: how much of the artifact is where; where that is not certain, as much as around it."""
     precision = _cells(weight * artifact.square()) + 1e-9
     pulled = weight * detail * artifact
     product, by_chance = _cells(pulled), _cells(alternated(pulled, phases)[0])
@@ -224,7 +228,7 @@ def estimate_artifact(
         return Folded(torch.zeros_like(detail), 0.0, 0.0)
     explained, confidence, share = tested
     spectrum, gains = _alternate(detail, weight, looked, shape, phases)
-    if _plainly(wide, laid - box_mean(laid, WIDE_BOX), phases) > SURELY:
+    if _plainly(wide, laid - box_mean(laid, WIDE_BOX), phases) > LEAST_LOW:
         spectrum = torch.where(seen, spectrum / kept, spectrum)
     artifact = unfold(torch.fft.ifft2(spectrum).real, phases) * shape * gains * share
     return Folded(artifact, explained, confidence)

@@ -1,4 +1,10 @@
-"""How far the lines of a period's lattice stand above their controls, per window and over all of them."""
+"""How far the lines of a period's lattice stand above their controls, per window and over all of them.
+
+A pattern that repeats every P px has energy at multiples of 1/P cycles per px alone: its lattice. evidence.py takes the
+windows' folded spectra (autocorrelation.py), picks the bins off the axes (``interior_lines``: tiles) and on each axis
+(``axis_lines``: lines in one direction), sums them over the windows (``coherent``, ``incoherent``) and asks ``excess``
+for the z of the lattice's bins against bins that lie on no lattice (the controls).
+"""
 
 from __future__ import annotations
 

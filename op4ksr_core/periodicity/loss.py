@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, autocast, nn
 
 from ..errors import ImageError, OptionError
-from .autocorrelation import box_mean, high_pass
+from .local_mean import high_pass, local_power
 
 #: Standard errors, estimated from the periods nearby, that a repetition must exceed to count.
 MARGIN = 3.0
@@ -62,7 +62,7 @@ def periods_nearby(period: int) -> tuple[int, ...]:
 
 def _evened(error: Tensor) -> Tensor:
     """The error over its local strength, of about 1 everywhere; 0 stays 0."""
-    local = box_mean(error.detach().square().mean(1, keepdim=True)).clamp(min=0)
+    local = local_power(error.detach().square().mean(1, keepdim=True))
     return error / (local + (1 / 255) ** 2).sqrt()
 
 

@@ -1,13 +1,16 @@
 """The periodicity meter: is there a mesh in a picture that should not be there, where, and of which period?
 
-The answer comes with a false-alarm rate: the share of clean pictures that would look as periodic.
+``measure_periodicity`` is what everybody calls (nodes, commands, benchmarks, training samples); the remover and the
+nodes take ``measure_each``. The way of one picture: its luma, and the enlarged reference's -> evidence.py (29
+statistics) -> calibration.py (their scores, and the false-alarm rate) -> kind, period and heat map here -> report.py.
+The thresholds are thresholds.py's.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,127 +19,45 @@ from torch.nn import functional as F
 from ..errors import ImageError, OptionError
 from ..images.metrics import is_finite, luma
 from ..images.resize import resize
-from .autocorrelation import SMALLEST_SIDE, Autocorrelation
+from .autocorrelation import SMALLEST_SIDE
 from .block_steps import block_map
-from .calibration import evidence_scores, false_alarm_rate, score_of
-from .evidence import JPEG_STEPS, PERIODS, Evidence, gather_evidence, same_period
-
-Kind = Literal["none", "tile", "comb", "blocks", "jpeg"]
-Period = tuple[float | None, float | None]
-
-#: False-alarm rate at which a picture is called periodic, unless the caller says otherwise.
-ALARM_RATE = 0.01
-
-#: Range in grey levels under which a picture is flat: nothing but rounding is in it.
-FLAT = 0.05
+from .calibration import calibration_of, false_alarm_rate
+from .evidence import Evidence, gather_evidence, same_period
+from .lattice import PERIODS
+from .report import HEAT_CELL, Kind, Period, PeriodicityReport
+from .statistic import Family, Statistic
+from .thresholds import (
+    ALARM_RATE,
+    FLAT,
+    FRAME_RANGE,
+    FREE_PERIOD,
+    HEAT_FROM,
+    HEAT_FULL,
+    JPEG_STEPS,
+    LOUD_PERIOD,
+    LOUD_SHARE,
+    SHARED_LINES,
+    TILE_SHARE,
+    TILE_SHARE_SHARED,
+)
 
 #: How far the reference's aspect ratio may be off; a small one's sides are rounded, so 1 / shorter side more.
 LARGEST_STRETCH = 0.03
 
-#: Grey levels that a row or column of a frame may vary by.
-FRAME_RANGE = 0.75
-
-#: Side of the heat map's cells, px: one token of a 16x autoencoder with 2x2 patches.
-HEAT_CELL = 32
-
-#: z of a window where the heat begins, and where it is 1.
-HEAT_FROM, HEAT_FULL = 3.0, 10.0
-
-_FAMILY: dict[str, Kind] = {
+#: The kind of artifact that each family of statistics speaks for.
+KIND_OF: dict[Family, Kind] = {
     "tile": "tile",
+    "tile_all": "tile",
+    "tile_local": "tile",
     "free_tile": "tile",
     "lines": "comb",
+    "lines_power": "comb",
     "free_lines": "comb",
     "block": "blocks",
 }
 
-
-@dataclass(frozen=True)
-class PeriodicityReport:
-    """What one picture shows. ``measure_periodicity`` makes it.
-
-    score: -log10 of the false-alarm rate, 0 and up: 2 is what 1 clean picture in 100 reaches; the
-        more, the surer. Beyond about 3 it is extrapolated.
-    false_alarm_rate: share of clean pictures that score as much (calibration.py says on what).
-    alarm: false_alarm_rate <= alarm_rate.
-    kind: "tile", "comb" (lines in one direction), "blocks" (steps at block borders); without an alarm
-        "none", or "jpeg" where JPEG's own 8 px grid shows.
-    period: px (rows, columns); None on an axis without one.
-    tokens: the same in tokens, where a token size was given.
-    heatmap: (1, 1, H', W') in [0, 1], one value per 32 px cell: how surely the artifact is there.
-    jpeg_grid: z of JPEG's 8 px steps, whatever the kind; above 4 it is there.
-    size: (H, W) px. with_reference: whether what was there before was left out.
-    picture: index in the batch. correlation: for the report picture; None for pictures under 64 px.
-    """
-
-    score: float
-    false_alarm_rate: float
-    alarm: bool
-    kind: Kind
-    period: Period
-    tokens: Period
-    heatmap: Tensor
-    jpeg_grid: float
-    alarm_rate: float
-    size: tuple[int, int]
-    with_reference: bool
-    picture: int = 0
-    correlation: Autocorrelation | None = None
-
-    @property
-    def verdict(self) -> str:
-        """One sentence for a person."""
-        if min(self.size) < SMALLEST_SIDE:
-            return f"Too small to tell: a picture of at least {SMALLEST_SIDE} px on each side is needed."
-        rate = rate_in_words(self.false_alarm_rate)
-        if not self.alarm:
-            grid = " It has an 8 px grid, as JPEG and enlarging leave." if self.kind == "jpeg" else ""
-            return f"No periodic artifact found; {rate}.{grid}"
-        what = {"tile": "A repeating mesh", "comb": "Repeating lines", "blocks": "A block grid"}[self.kind]
-        return f"{what} every {in_words(self.period, self.tokens)}; {rate}."
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values under the same names, for JSON; the heat map as rows of numbers."""
-        return {
-            "score": round(self.score, 3),
-            "false_alarm_rate": self.false_alarm_rate,
-            "alarm": self.alarm,
-            "kind": self.kind,
-            "period": list(self.period),
-            "tokens": list(self.tokens),
-            "heatmap": [[round(v, 3) for v in row] for row in self.heatmap[0, 0].tolist()],
-            "jpeg_grid": round(self.jpeg_grid, 2),
-            "alarm_rate": self.alarm_rate,
-            "size": list(self.size),
-            "with_reference": self.with_reference,
-            "verdict": self.verdict,
-        }
-
-
-def in_words(period: Period, tokens: Period = (None, None)) -> str:
-    """ "32 px (1 token)", "24 x 31.5 px", "8 px down"."""
-    rows, columns = period
-    if rows is None or columns is None:
-        axis = "across" if rows is None else "down"
-        length = rows or columns or 0.0
-        token = tokens[0] or tokens[1]
-        return f"{length:.4g} px {axis}" + (f" ({_tokens(token)})" if token else "")
-    if abs(rows - columns) < 0.01 * rows:
-        return f"{rows:.4g} px" + (f" ({_tokens(tokens[0])})" if tokens[0] else "")
-    return f"{rows:.4g} px down and {columns:.4g} px across"
-
-
-def _tokens(count: float) -> str:
-    return "1 token" if abs(count - 1) < 0.01 else f"{count:.3g} tokens"
-
-
-def rate_in_words(rate: float) -> str:
-    """ "1 clean photo in 250 scores as high"."""
-    if rate >= 0.5:
-        return "most clean photos score as high"
-    if rate > 1e-3:
-        return f"1 clean photo in {1 / rate:.0f} scores as high"
-    return "fewer than 1 clean photo in 1,000 scores as high"
+#: Statistic -> its score (calibration.py).
+Scores = Mapping[Statistic, float]
 
 
 def measure_periodicity(
@@ -222,55 +143,59 @@ def _measure(
 ) -> PeriodicityReport:
     plane = grey_plane(picture)
     height, width = plane.shape
+    unjudged = _unjudged((height, width), before is not None, alarm_rate, index)
     if min(height, width) < SMALLEST_SIDE or float(plane.max() - plane.min()) < FLAT:
-        heat = torch.zeros(1, 1, -(-height // HEAT_CELL), -(-width // HEAT_CELL))
-        none: Period = (None, None)
-        return PeriodicityReport(
-            score=0.0,
-            false_alarm_rate=1.0,
-            alarm=False,
-            kind="none",
-            period=none,
-            tokens=none,
-            heatmap=heat,
-            jpeg_grid=0.0,
-            alarm_rate=alarm_rate,
-            size=(height, width),
-            with_reference=before is not None,
-            picture=index,
-        )
+        return unjudged
     known = None if before is None else enlarged_plane(before, plane)
     part = _inside_frame(plane)
     plane, known = plane[part], None if known is None else known[part]
     evidence = gather_evidence(plane, known)
-    scores = evidence_scores(evidence.statistics, known is not None)
-    score = score_of(scores, known is not None)
+    calibration = calibration_of(known is not None)
+    scores = calibration.scores(evidence.statistics)
+    score = calibration.score(scores)
     rate = false_alarm_rate(score)
     alarm = rate <= alarm_rate
-    kind: Kind = "none"
-    period: Period = (None, None)
-    if alarm:
-        kind = _kind(scores, evidence)
-        period = _period(kind, scores, evidence)
-    elif evidence.steps.full[8] > JPEG_STEPS:
-        kind, period = "jpeg", (8.0, 8.0)
-    tokens: Period = (None, None) if token is None else (_divided(period[0], token), _divided(period[1], token))
+    kind, period = _kind_and_period(alarm, scores, evidence)
     heat = _heatmap(plane if known is None else plane - known, evidence, kind, period)
-    return PeriodicityReport(
+    return replace(
+        unjudged,
         score=score,
         false_alarm_rate=rate,
         alarm=alarm,
         kind=kind,
         period=period,
-        tokens=tokens,
+        tokens=(_divided(period[0], token), _divided(period[1], token)),
         heatmap=_placed(heat, part, (height, width)),
         jpeg_grid=evidence.steps.full[8],
-        alarm_rate=alarm_rate,
-        size=(height, width),
-        with_reference=known is not None,
-        picture=index,
         correlation=evidence.correlation,
     )
+
+
+def _unjudged(size: tuple[int, int], with_reference: bool, alarm_rate: float, index: int) -> PeriodicityReport:
+    """The report on a picture that is too small, or flat: score 0."""
+    return PeriodicityReport(
+        score=0.0,
+        false_alarm_rate=1.0,
+        alarm=False,
+        kind="none",
+        period=(None, None),
+        tokens=(None, None),
+        heatmap=torch.zeros(1, 1, *_cells(size)),
+        jpeg_grid=0.0,
+        alarm_rate=alarm_rate,
+        size=size,
+        with_reference=with_reference,
+        picture=index,
+    )
+
+
+def _cells(size: tuple[int, int]) -> tuple[int, int]:
+    """Cells of the heat map of a picture (H, W)."""
+    return math.ceil(size[0] / HEAT_CELL), math.ceil(size[1] / HEAT_CELL)
+
+
+def _divided(length: float | None, token: float | None) -> float | None:
+    return None if length is None or token is None else length / token
 
 
 def _inside_frame(plane: Tensor) -> tuple[slice, slice]:
@@ -288,7 +213,7 @@ def _inside_frame(plane: Tensor) -> tuple[slice, slice]:
 
 def _placed(heat: Tensor, part: tuple[slice, slice], size: tuple[int, int]) -> Tensor:
     """The heat of a part of the picture, in cells, at its place in the whole picture's; 0 around it."""
-    cells = tuple(math.ceil(length / HEAT_CELL) for length in size)
+    cells = _cells(size)
     whole = heat.new_zeros(1, 1, *cells)
     rows, columns = (
         min(round(span.start / HEAT_CELL), count - own)
@@ -298,59 +223,75 @@ def _placed(heat: Tensor, part: tuple[slice, slice], size: tuple[int, int]) -> T
     return whole
 
 
-def _divided(length: float | None, token: float) -> float | None:
-    return None if length is None else length / token
+# --- which kind, which period, where --------------------------------------------------------------
 
 
-def family(name: str) -> Kind:
-    """The kind that a statistic speaks for."""
-    return next(kind for start, kind in _FAMILY.items() if name.startswith(start))
+def _kind_and_period(alarm: bool, scores: Scores, evidence: Evidence) -> tuple[Kind, Period]:
+    if alarm:
+        kind = _kind(scores, evidence)
+        return kind, _period(kind, scores, evidence)
+    if evidence.steps.full[8] > JPEG_STEPS:
+        return "jpeg", (8.0, 8.0)
+    return "none", (None, None)
 
 
-def _kind(scores: dict[str, float], evidence: Evidence) -> Kind:
+def _best(scores: Scores, *families: Family) -> float:
+    return max(score for statistic, score in scores.items() if statistic.family in families)
+
+
+def _loudest(scores: Scores, *families: Family) -> Statistic:
+    return max((statistic for statistic in scores if statistic.family in families), key=lambda s: scores[s])
+
+
+def _kind(scores: Scores, evidence: Evidence) -> Kind:
     """Tiles show as lines too, and strong lines a little as tiles and steps: the strongest, tiles preferred.
 
     Lines of an unforeseen period are also a tile of that period on one axis and of any on the other.
     """
-    best = {kind: max(v for name, v in scores.items() if family(name) == kind) for kind in ("tile", "comb", "blocks")}
+    best = {
+        kind: max(score for statistic, score in scores.items() if KIND_OF[statistic.family] == kind)
+        for kind in ("tile", "comb", "blocks")
+    }
     lines, tile = evidence.lines, evidence.tile
     shared = same_period(lines.rows, tile.rows) or same_period(lines.columns, tile.columns)
-    share = 0.35
-    if shared and best["comb"] > 0.5 * best["tile"]:
-        best["tile"] = max(v for name, v in scores.items() if name.startswith("tile"))
-        share = 0.6
-    if best["tile"] >= share * best["comb"] and best["tile"] >= 0.35 * best["blocks"]:
+    share = TILE_SHARE
+    if shared and best["comb"] > SHARED_LINES * best["tile"]:
+        best["tile"] = _best(scores, "tile", "tile_all", "tile_local")
+        share = TILE_SHARE_SHARED
+    if best["tile"] >= share * best["comb"] and best["tile"] >= TILE_SHARE * best["blocks"]:
         return "tile"
     return "comb" if best["comb"] >= best["blocks"] else "blocks"
 
 
-def _period(kind: Kind, scores: dict[str, float], evidence: Evidence) -> Period:
-    """px: the free period where it is clear, else the token lattice's that speaks loudest."""
+def _period(kind: Kind, scores: Scores, evidence: Evidence) -> Period:
+    """px: the free period where it is clear, else the token lattice's with the highest score."""
     if kind == "tile":
-        if scores["free_tile"] > 2.5:
+        if _best(scores, "free_tile") > FREE_PERIOD:
             return evidence.tile.rows, evidence.tile.columns
-        own = {p: max(v for n, v in scores.items() if _names_period(n, p) and "_all" not in n) for p in PERIODS}
-        loud = [p for p in PERIODS if own[p] > max(2.0, 0.3 * max(own.values()))]
-        p = float(loud[0] if loud else max(own, key=lambda k: own[k]))
+        p = _lattice_period(scores)
         return p, p
     if kind == "comb":
-        if scores["free_lines"] > 2.5:
+        if _best(scores, "free_lines") > FREE_PERIOD:
             return evidence.lines.rows or None, evidence.lines.columns or None
-        name = max((n for n in scores if n.startswith("lines")), key=lambda n: scores[n])
-        p = float(name.rsplit("_", 1)[1])
-        return (p, None) if "_rows_" in name else (None, p)
-    name = max((n for n in scores if n.startswith("block")), key=lambda n: scores[n])
-    p = float(name.rsplit("_", 1)[1])
+        found = _loudest(scores, "lines", "lines_power")
+        return (float(found.period), None) if found.axis == "rows" else (None, float(found.period))
+    p = float(_loudest(scores, "block").period)
     return p, p
 
 
-def _names_period(name: str, period: int) -> bool:
-    return name.startswith("tile") and name.endswith(f"_{period}")
+def _lattice_period(scores: Scores) -> float:
+    """px: the longest of the tiles that are loud, else the loudest."""
+    own = {
+        period: max(score for s, score in scores.items() if s.period == period and s.family in ("tile", "tile_local"))
+        for period in PERIODS
+    }
+    loud = [period for period in PERIODS if own[period] > max(LOUD_PERIOD, LOUD_SHARE * max(own.values()))]
+    return float(loud[0] if loud else max(own, key=lambda period: own[period]))
 
 
 def _heatmap(plane: Tensor, evidence: Evidence, kind: Kind, period: Period) -> Tensor:
     """(1, 1, H', W') in [0, 1] per 32 px cell; all 0 without an alarm. plane: (H, W) less the reference."""
-    cells = (math.ceil(plane.shape[0] / HEAT_CELL), math.ceil(plane.shape[1] / HEAT_CELL))
+    cells = _cells((plane.shape[0], plane.shape[1]))
     if kind in ("none", "jpeg"):
         return torch.zeros(1, 1, *cells)
     if kind == "blocks":
@@ -358,6 +299,6 @@ def _heatmap(plane: Tensor, evidence: Evidence, kind: Kind, period: Period) -> T
     else:
         z = evidence.heat if kind == "tile" else evidence.heat_lines
     heat = ((z - HEAT_FROM) / (HEAT_FULL - HEAT_FROM)).clamp(0, 1)
-    if kind == "blocks":  # strong blocks raise the spread that their z is told in
+    if kind == "blocks":  # strong blocks raise the spread that their z is measured by
         heat = heat / heat.max().clamp(min=0.1)
     return F.interpolate(heat[None, None], cells, mode="bilinear", align_corners=False)

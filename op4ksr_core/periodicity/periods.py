@@ -1,4 +1,8 @@
-"""The period of a picture's repetition, found without being told: 4 to 80 px, also between whole numbers."""
+"""The period of a picture's repetition, found by search: 4 to 80 px, also between whole numbers.
+
+evidence.py calls ``tile_period`` with the picture's autocorrelation and ``comb_period`` with its power spectrum; a
+repetition of P px has autocorrelation at all multiples of P, so each candidate is scored by the sum over its multiples.
+"""
 
 from __future__ import annotations
 

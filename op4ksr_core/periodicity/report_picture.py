@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..images.resize import resize
-from .autocorrelation import SMALLEST_SIDE, box_mean
+from .autocorrelation import SMALLEST_SIDE
 from .drawing import (
     ALARM,
     BACK,
@@ -29,8 +29,11 @@ from .drawing import (
     enlarged,
     font,
 )
-from .meter import PeriodicityReport, grey_plane, in_words
+from .local_mean import box_mean
+from .meter import grey_plane
+from .report import PeriodicityReport, in_words
 from .suppress import find_artifact
+from .thresholds import MAYBE_REAL
 
 #: Size of the report, px.
 WIDTH, HEIGHT = 1280, 1096
@@ -44,15 +47,12 @@ REACH, CLOSE_UP = 96, 130
 #: Side of the crop around the close-up in which the strength is estimated, px.
 STRENGTH_CROP = 640
 
-#: Grey levels (RMS) above which what repeats may well be the motif. Our choice.
-MAYBE_REAL = 12.0
-
 _NEXT = {
     "none": "Nothing to do.",
     "jpeg": "An 8 px grid is what JPEG leaves, and enlarging: start from a less compressed file, and save as PNG.",
-    "tile": "Take it out of this picture with 'suppress'. If you train: the loss L_AP (PeriodicityLoss) punishes it;"
+    "tile": "Take it out of this picture with 'suppress'. If you train: the loss L_AP (PeriodicityLoss) penalises it;"
     " another RoPE base (RFR) is the paper's other cure.",
-    "comb": "Take the lines out with 'suppress'. If you train: the loss L_AP (PeriodicityLoss) punishes them;"
+    "comb": "Take the lines out with 'suppress'. If you train: the loss L_AP (PeriodicityLoss) penalises them;"
     " another RoPE base (RFR) is the paper's other cure.",
     "blocks": "Steps at block borders: decode without tiles or with more overlap, and try another autoencoder; if you"
     " train, add the loss L_AP.",
@@ -94,7 +94,7 @@ def _headline(draw: ImageDraw.ImageDraw, report: PeriodicityReport) -> None:
     """Alarm or not, the verdict, and the score on its scale."""
     word, colour = ("ARTIFACT FOUND", ALARM) if report.alarm else ("CLEAR", CLEAR)
     if min(report.size) < SMALLEST_SIDE:
-        word, colour = "CANNOT BE TOLD", FAINT
+        word, colour = "CANNOT BE JUDGED", FAINT
     draw.rectangle((0, 0, WIDTH, 10), fill=colour)
     draw.text((MARGIN, 30), word, fill=colour, font=font(40))
     draw_paragraph(draw, MARGIN, 84, 800, report.verdict, 22, INK)
@@ -162,7 +162,7 @@ def _box_around(size: tuple[int, int], centre: tuple[float, float], side: int) -
 def _what_repeats(
     picture: Tensor, before: Tensor | None, report: PeriodicityReport, centre: tuple[float, float]
 ) -> Tensor | None:
-    """(h, w) in grey levels, of up to 640 px around a place: the artifact alone; None where it cannot be told."""
+    """(h, w) in grey levels, of up to 640 px around a place: the artifact alone; None where it cannot be estimated."""
     if report.kind not in ("tile", "comb"):
         return None
     size = (picture.shape[-2], picture.shape[-1])
@@ -179,7 +179,7 @@ def _close_ups(
     """Two titles and panels, 130 px around a place.
 
     The detail before and after where there is a reference; else the picture, and what repeats in it
-    (or, where that cannot be told, its detail).
+    (or, where that cannot be estimated, its detail).
     """
     size = (picture.shape[-2], picture.shape[-1])
     top, left, side = _box_around(size, centre, CLOSE_UP)
@@ -251,7 +251,7 @@ def _correlation_panel(canvas: Image.Image, at: tuple[int, int], report: Periodi
 
 
 def _token(report: PeriodicityReport) -> float | None:
-    """px per token, where it was told and a period was found."""
+    """px per token, where it was given and a period was found."""
     sizes = zip(report.period, report.tokens, strict=True)
     return next((p / t for p, t in sizes if p is not None and t), None)
 

@@ -1,4 +1,9 @@
-"""Take a periodic artifact out of a picture again, without training; clean pictures and real texture stay."""
+"""Take a periodic artifact out of a picture again, without training; clean pictures and real texture stay.
+
+``suppress_periodicity`` is the public function; the command ``suppress`` and the node take ``suppress_with_report``.
+The meter says whether and with which period (meter.py), folding.py estimates what repeats, and the result is kept only
+where the meter's score falls.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +16,18 @@ from torch.nn import functional as F
 from ..errors import OptionError
 from ..images.jpeg import TO_YCC
 from ..images.resize import resize
-from .autocorrelation import BOX, SMALLEST_SIDE, box_mean
+from .autocorrelation import SMALLEST_SIDE
 from .folding import FEWEST_PERIODS, WIDE_BOX, Folded, Phases, estimate_artifact, phases_of, quietness
-from .meter import ALARM_RATE, PeriodicityReport, measure_each, measure_periodicity
+from .local_mean import BOX, box_mean, local_contrast
+from .meter import measure_each, measure_periodicity
+from .report import PeriodicityReport
+from .thresholds import ALARM_RATE, CLEAR_HEAT, LEAST_AFTER_ALARM, LEAST_CONFIDENCE, MASK_FULL, SMALLEST_FALL
 
 #: Box mean taken off first, px: what a reference explains needs little; a picture alone, much.
-TREND_ALONE, TREND_BESIDE = BOX, WIDE_BOX
-
-#: Standard deviations of chance by which the estimate must agree with pixels that it was not made from:
-#: of the luma beside a reference, after an alarm; of colours, of a picture alone, and without an alarm.
-LEAST_AFTER_ALARM, LEAST_CONFIDENCE = 2.5, 4.0
+TREND_ALONE, TREND_WITH_REFERENCE = BOX, WIDE_BOX
 
 #: How much more an artifact in proportion to the local contrast must explain to be believed.
 CONTRAST_MARGIN = 1.2
-
-#: How much the score must fall for the result to be kept: to ten times as common among clean pictures.
-SMALLEST_FALL = 1.0
-
-#: Grey levels at which the mask is 1.
-MASK_FULL = 1.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def _refusal(report: PeriodicityReport) -> str:
     if report.alarm:
         return "Nothing changed: block steps do not repeat, so no tile can be taken out."
     if min(report.size) < SMALLEST_SIDE:
-        return f"Nothing changed: too small to tell, at least {SMALLEST_SIDE} px on each side are needed."
+        return f"Nothing changed: too small to judge, at least {SMALLEST_SIDE} px on each side are needed."
     return "Nothing changed: no periodic artifact found."
 
 
@@ -134,7 +132,7 @@ def _cleaned(
     What the meter calls a period may be half of it, so its double is tried where it does not do.
     """
     least = LEAST_AFTER_ALARM if found.alarm and before is not None else LEAST_CONFIDENCE
-    why = "Nothing changed: what repeats could not be told from the picture."
+    why = "Nothing changed: what repeats could not be separated from the picture."
     for times in (1,) if forced else (1, 2):
         artifact = find_artifact(
             image, before, (times * period[0], times * period[1]), None if forced else _place(found), least
@@ -151,7 +149,7 @@ def _cleaned(
 def _place(report: PeriodicityReport) -> Tensor | None:
     """(H, W) in [0.02, 1]: where the artifact shows, if it shows clearly anywhere; else None."""
     heat = report.heatmap
-    if float(heat.max()) < 0.5:
+    if float(heat.max()) < CLEAR_HEAT:
         return None
     heat = (heat / heat.max()).clamp(min=0.02)
     return F.interpolate(heat, report.size, mode="bilinear", align_corners=False)[0, 0]
@@ -174,7 +172,7 @@ def find_artifact(
     planes = _opponent(image)
     known = None if reference is None else [resize(p[None, None], *size)[0, 0] for p in _opponent(reference)]
     contrast = None if known is None else _contrast(planes[0])  # alone, texture itself is what it would fit
-    side = TREND_ALONE if known is None else TREND_BESIDE
+    side = TREND_ALONE if known is None else TREND_WITH_REFERENCE
     found: list[Tensor] = []
     for i, plane in enumerate(planes):
         detail = plane if known is None or i >= len(known) else plane - known[i]
@@ -209,8 +207,8 @@ def _best_estimate(detail: Tensor, place: Tensor | None, contrast: Tensor | None
 
 
 def _contrast(plane: Tensor) -> Tensor:
-    """(H, W): local standard deviation over 17 px, mean 1."""
-    deviation = box_mean((plane - box_mean(plane - plane.mean()) - plane.mean()).square()).clamp(min=0).sqrt()
+    """(H, W): the local contrast over its mean."""
+    deviation = local_contrast(plane)
     return deviation / deviation.mean().clamp(min=1e-6)
 
 

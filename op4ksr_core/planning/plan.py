@@ -32,11 +32,12 @@ GIGABYTE = 1e9
 
 @dataclass(frozen=True)
 class Weights:
-    """One model's weights: bytes, and where they are."""
+    """One model's weights: bytes, where they are, and their dtype where it is known."""
 
     name: str
     size: int
     place: str
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class Plan:
             "latent_size": list(self.latent[::-1]),
             "tokens": {"rows": self.tokens[0], "columns": self.tokens[1], "train_tokens": self.train_tokens},
             "stages": [_stage_report(stage) for stage in self.stages],
-            "weights": [vars(weights) for weights in self.weights],
+            "weights": [{"name": w.name, "size": w.size, "place": w.place} for w in self.weights],
             "device": self.machine.device,
             "dtype": dtype_name(self.machine.dtype),
             "free_bytes": self.machine.free,
@@ -339,7 +340,8 @@ def _remedies(size: tuple[int, int], target: Target, models: Models, machine: Ma
     if machine.host:
         return remedies or ["no size fits: choose a smaller model, or one in fp8"]
     half = _cast(models, machine.dtype, torch.bfloat16)
-    if machine.dtype == torch.float32 and fits(target, half, replace(machine, dtype=torch.bfloat16)):
+    whole = machine.dtype == torch.float32 == (models.transformer_dtype or machine.dtype)
+    if whole and fits(target, half, replace(machine, dtype=torch.bfloat16)):
         remedies.append("use bfloat16")
     if machine.cpu_free is not None:
         cpu = Machine("cpu", torch.float32, machine.cpu_free)
@@ -350,5 +352,7 @@ def _remedies(size: tuple[int, int], target: Target, models: Models, machine: Ma
 
 def _cast(models: Models, old: torch.dtype, new: torch.dtype) -> Models:
     """The same models with weights in another dtype."""
-    weights = tuple(replace(w, size=w.size * new.itemsize // old.itemsize) for w in models.weights)
-    return replace(models, weights=weights)
+    weights = tuple(
+        replace(w, size=w.size * new.itemsize // (w.dtype or old).itemsize, dtype=new) for w in models.weights
+    )
+    return replace(models, weights=weights, transformer_dtype=new if models.transformer_dtype else None)

@@ -14,8 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import OptionError, OutputError, UnsupportedCheckpointError
-from ..files import written_whole
-from ..images.paths import make_folder
+from ..files import make_folder, write_whole
 from ..weights.checkpoint import save_tensors
 
 STATE = "state.safetensors"
@@ -96,15 +95,6 @@ class CsvLog:
             raise OutputError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another run folder"
             ) from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text; whole or not at all. Raises OutputError."""
-    try:
-        with written_whole(path) as temporary:
-            temporary.write_text(text, "utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

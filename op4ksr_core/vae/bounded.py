@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ImageError, OptionError
-from ..machine import free_memory, release_memory
-from .estimate import Result, Stage, choose_strips, explain_out_of_memory, is_out_of_memory, recovering
+from ..machine import explain_out_of_memory, free_memory, is_out_of_memory, release_memory
+from .estimate import Result, Stage, choose_strips, recovering
 from .layers import AutoEncoderParams
 from .strips import OnStrip, StripSettings, decode_picture, encode_picture
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal, TypeVar
 
 import torch
 
 from ..errors import OutOfMemoryError
+from ..machine import is_out_of_memory
 from .layers import AutoEncoderParams
 from .strips import MEMORY_MODES, MemoryMode, StripSettings
 
@@ -154,29 +154,6 @@ def leaner(settings: StripSettings) -> StripSettings | None:
     if settings.rows > LOWEST_STRIP:
         return replace(settings, rows=max(LOWEST_STRIP, settings.rows // 2))
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch's out-of-memory errors of any device, and Python's own."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    texts = ("out of memory", "can't allocate memory", "not enough memory", "_status_alloc_failed")
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
-
-
-@contextmanager
-def explain_out_of_memory(
-    what: str, is_oom: Callable[[BaseException], bool] = is_out_of_memory
-) -> Generator[None, None, None]:
-    """Turn any out-of-memory error inside into ours, with the remedy: one that nobody answers with tiles."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_oom(error):
-            raise
-        raise OutOfMemoryError(
-            f"{what}: out of memory; ask for a smaller target, use bfloat16 instead of float32, or run on the CPU"
-        ) from None
 
 
 def recovering(

@@ -40,7 +40,7 @@ def load_autoencoder(
 
     path: a file, a folder or a shard index; or its header or description, which are then not read once more.
     stride 2 / 1 and shift 0 / 1 override what the file says (``Description.why`` tells how they are
-    decided otherwise). dtype: default float32 on the CPU, bfloat16 elsewhere. Raises
+    decided otherwise). dtype: default float32 on the CPU, else ``machine.default_dtype``. Raises
     UnsupportedCheckpointError: no such file, not safetensors, not such a model, wrong tensors.
     """
     found = describe_autoencoder(path, stride=stride, shift=shift)
@@ -64,7 +64,7 @@ def load_flux(
 
     path: the file, or its header or description, which are then not read once more.
     theta (a number, or rows and columns) and sigma override the file's metadata; without either,
-    10000 and 0.5. dtype: default float32 on the CPU, bfloat16 elsewhere. Raises
+    10000 and 0.5. dtype: default float32 on the CPU, else ``machine.default_dtype``. Raises
     UnsupportedCheckpointError: no such file, not safetensors, not such a model, wrong tensors.
     """
     found = describe_flux(path, theta=theta, sigma=sigma)
@@ -155,7 +155,7 @@ def save_tensors(
 def _assign(model: nn.Module, header: Header, device: torch.device | str, dtype: torch.dtype | None) -> None:
     """Fill a model built on the meta device; refuses missing, unexpected and mismatched tensors by name."""
     check_tensors(model, header, header.layout())
-    dtype = dtype or default_dtype(torch.device(device))
+    dtype = dtype or default_dtype(torch.device(device), wide_range=isinstance(model, AutoEncoder))
     state = {name: tensor.to(device=device, dtype=dtype) for name, tensor in read_state(header).items()}
     model.load_state_dict(state, strict=True, assign=True)
 

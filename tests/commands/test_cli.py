@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,8 +23,10 @@ from op4ksr_core import AutoEncoder, Flux, OneStepSettings, save_autoencoder, sa
 from op4ksr_core.cli import main as cli
 from op4ksr_core.cli import options as cli_options
 from op4ksr_core.cli import plan as cli_plan
+from op4ksr_core.cli import upscale as cli_upscale
 from op4ksr_core.images.io import Picture, load_image, save_image
 from op4ksr_core.one_step import upscale_alpha
+from op4ksr_core.weights import description
 
 Capture = pytest.CaptureFixture[str]
 
@@ -65,7 +68,7 @@ def no_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kw: Any) -> None:
         raise AssertionError("computed")
 
-    monkeypatch.setattr(cli, "upscale", fail)
+    monkeypatch.setattr(cli_upscale, "upscale", fail)
 
 
 def photo(path: Path, width: int = 12, height: int = 10, mode: str = "RGB") -> Path:
@@ -119,16 +122,16 @@ def test_a_folder_becomes_a_folder(tmp_path: Path, run: Callable[..., int]) -> N
 def test_pictures_written_beside_the_next_ones_computation(
     tmp_path: Path, run: Callable[..., int], capsys: Capture, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
-    """As on a GPU: all are written, told in order, and a picture that fails (broken, no place) costs no other."""
-    monkeypatch.setattr(cli, "_pictures_ahead", lambda device: ahead)
+    """As on a GPU: all are written, reported in order, and a picture that fails (broken, no place) costs no other."""
+    monkeypatch.setattr(cli_upscale, "_pictures_ahead", lambda device: ahead)
     sources = [photo(tmp_path / f"{name}.png") for name in "abcde"]
     sources[1].write_bytes(b"no picture")
     out = tmp_path / "out"
     (out / "d.png").mkdir(parents=True)  # where a file cannot be put
     assert run("upscale", *sources, "-o", out, "--scale", 1, "--json") == 1
-    told = json.loads(capsys.readouterr().out)["pictures"]
-    assert [Path(picture["input"]).stem for picture in told] == list("abcde")
-    assert ["error" in picture for picture in told] == [False, True, False, True, False]
+    reports = json.loads(capsys.readouterr().out)["pictures"]
+    assert [Path(picture["input"]).stem for picture in reports] == list("abcde")
+    assert ["error" in picture for picture in reports] == [False, True, False, True, False]
     assert {path.name for path in out.iterdir() if path.is_file()} == {"a.png", "c.png", "e.png"}
 
 
@@ -137,7 +140,7 @@ def test_no_more_pictures_wait_to_be_written_than_said(
     tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
     """Or a slow disk would fill the memory: before each computation, those computed and not yet written."""
-    waiting, written, compute, save = [], [], cli.upscale, cli.save_image
+    waiting, written, compute, save = [], [], cli_upscale.upscale, cli_upscale.save_image
 
     def computing(*args: Any, **kwargs: Any) -> Any:
         waiting.append(len(waiting) - len(written))
@@ -148,9 +151,9 @@ def test_no_more_pictures_wait_to_be_written_than_said(
         save(*args)
         written.append(args[0])
 
-    monkeypatch.setattr(cli, "_pictures_ahead", lambda device: ahead)
-    monkeypatch.setattr(cli, "upscale", computing)
-    monkeypatch.setattr(cli, "save_image", slow)
+    monkeypatch.setattr(cli_upscale, "_pictures_ahead", lambda device: ahead)
+    monkeypatch.setattr(cli_upscale, "upscale", computing)
+    monkeypatch.setattr(cli_upscale, "save_image", slow)
     sources = [photo(tmp_path / f"{name}.png") for name in "abcd"]
     assert run("upscale", *sources, "-o", tmp_path / "out", "--scale", 1) == 0
     assert len(written) == 4 and max(waiting) == ahead
@@ -159,8 +162,8 @@ def test_no_more_pictures_wait_to_be_written_than_said(
 def test_a_picture_that_failed_leaves_its_memory_to_the_next(
     tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its error waits to be told while the next picture is computed; what the device held for it must not."""
-    held, alive, compute = [], [], cli.upscale
+    """Its error waits to be reported while the next picture is computed; what the device held for it must not."""
+    held, alive, compute = [], [], cli_upscale.upscale
 
     def computing(*args: Any, **kwargs: Any) -> Any:
         alive.extend(tensor() is not None for tensor in held)
@@ -170,8 +173,8 @@ def test_a_picture_that_failed_leaves_its_memory_to_the_next(
         held.append(weakref.ref(activations))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(cli, "_pictures_ahead", lambda device: 1)
-    monkeypatch.setattr(cli, "upscale", computing)
+    monkeypatch.setattr(cli_upscale, "_pictures_ahead", lambda device: 1)
+    monkeypatch.setattr(cli_upscale, "upscale", computing)
     sources = [photo(tmp_path / f"{name}.png") for name in "ab"]
     assert run("upscale", *sources, "-o", tmp_path / "out", "--scale", 1) == 1
     assert alive == [False]
@@ -217,6 +220,18 @@ def test_vae_only_needs_no_model(tmp_path: Path, models: tuple[Path, Path]) -> N
     assert cli.main([str(argument) for argument in arguments]) == 1
     assert cli.main([str(argument) for argument in (*arguments, "--vae-only")]) == 0
     assert output.exists()
+
+
+def test_headers_are_read_once(tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    read, seen = description.read_header, []
+
+    def counted(path: Path) -> Any:
+        seen.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(description, "read_header", counted)
+    assert run("upscale", photo(tmp_path / "a.png"), "-o", tmp_path / "b.png", "--scale", 1) == 0
+    assert sorted(seen) == ["flux.safetensors", "vae.safetensors"]
 
 
 # --- upscale: flags ---------------------------------------------------------------------------
@@ -325,7 +340,7 @@ def test_theta_and_sigma_are_told_as_they_were(tmp_path: Path, run: Callable[...
         (("--fidelity", 2), "fidelity: expected 0 to 1"),
         (("--sigma", 7), "sigma: expected"),
         (("--theta", "ten"), "theta: expected"),
-        (("--device", "toaster"), "--device toaster: not to be had here"),
+        (("--device", "toaster"), "--device toaster: not available here"),
         (("--vae", "gone.safetensors"), "gone.safetensors: no such file"),
     ],
     ids=str,
@@ -344,7 +359,7 @@ def test_a_wrong_option_is_one_sentence(
 def test_a_device_that_is_not_there(tmp_path: Path, models: tuple[Path, Path], capsys: Capture) -> None:
     arguments = ["upscale", photo(tmp_path / "in.png"), "-o", tmp_path / "out.png", "--device", "cuda"]
     assert cli.main([str(argument) for argument in arguments]) == 1
-    assert "--device cuda: not to be had here" in one_error(capsys)
+    assert "--device cuda: not available here" in one_error(capsys)
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",)], ids=["plain", "json"])
@@ -425,7 +440,7 @@ def test_ctrl_c_says_so_and_leaves_nothing(
     def interrupt(*args: Any, **kw: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "upscale", interrupt)
+    monkeypatch.setattr(cli_upscale, "upscale", interrupt)
     assert run("upscale", photo(tmp_path / "in.png"), "-o", tmp_path / "out.png") == 130
     assert "cancelled" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
@@ -447,8 +462,8 @@ def test_a_wrong_command_line_shows_its_use(arguments: list[str], capsys: Captur
 def test_strips_that_cannot_be_are_refused_with_what_can(given: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         cli.main(["upscale", "a.png", "-o", "b.png", "--strips", given])
-    told = capsys.readouterr().err
-    assert f"argument --strips: expected fast, lean, tiny, with :ROWS or without; got '{given}'\n" in told
+    errors = capsys.readouterr().err
+    assert f"argument --strips: expected fast, lean, tiny, with :ROWS or without; got '{given}'\n" in errors
 
 
 # --- inspect ----------------------------------------------------------------------------------
@@ -598,15 +613,16 @@ def test_inspect_in_plain_lines(run: Callable[..., int], models: tuple[Path, Pat
 # --- the module -------------------------------------------------------------------------------
 
 
-def test_python_dash_m_runs_it(tmp_path: Path) -> None:
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "op4ksr_core", *arguments]
-        root = Path(op4ksr_core.__file__).parent.parent
-        return subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
-
-    failed = call("inspect", str(tmp_path / "gone.safetensors"))
-    assert failed.returncode == 1 and failed.stdout == ""
-    assert failed.stderr == f"error: {tmp_path / 'gone.safetensors'}: no such file; check the name and the folder\n"
+def test_python_dash_m_and_the_console_script_run_it(tmp_path: Path) -> None:
+    """From another folder, which nothing depends on; the script does what installers generate for an entry point."""
+    root, gone = Path(op4ksr_core.__file__).parent.parent, tmp_path / "gone.safetensors"
+    script = "import sys; from op4ksr_core.cli.main import main; sys.exit(main())"
+    for start in (["-m", "op4ksr_core"], ["-c", script]):
+        command = [sys.executable, *start, "inspect", str(gone)]
+        surroundings = {**os.environ, "PYTHONPATH": str(root)}
+        failed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, env=surroundings)
+        assert failed.returncode == 1 and failed.stdout == ""
+        assert failed.stderr == f"error: {gone}: no such file; check the name and the folder\n"
 
 
 def test_version(capsys: Capture) -> None:
@@ -672,7 +688,7 @@ def test_out_of_memory_in_one_picture_does_not_cost_the_others(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return upscale(image, *args, **kw)
 
-    monkeypatch.setattr(cli, "upscale", scarce)
+    monkeypatch.setattr(cli_upscale, "upscale", scarce)
     inputs = [photo(tmp_path / "large.png", 16, 16), photo(tmp_path / "small.png")]
     assert run("upscale", *inputs, "-o", tmp_path / "out") == 1
     assert "large.png: out of memory" in capsys.readouterr().err

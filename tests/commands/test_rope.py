@@ -90,5 +90,5 @@ def test_the_table_is_aligned_and_sums_up(capsys: pytest.CaptureFixture[str]) ->
 )
 def test_wrong_wishes(arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rope", *arguments]) == 1
-    told = capsys.readouterr().err
-    assert words in told and told.count("\n") == 1
+    errors = capsys.readouterr().err
+    assert words in errors and errors.count("\n") == 1

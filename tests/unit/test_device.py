@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +17,14 @@ from pretend_cuda import pretending
 from safetensors.torch import load_file
 from torch import Tensor
 
-from op4ksr_core import AutoEncoder, Flux, save_autoencoder, save_flux, upscale
+from op4ksr_core import AutoEncoder, Flux, load_autoencoder, load_flux, machine, save_autoencoder, save_flux, upscale
+from op4ksr_core.cli.main import build_parser
+from op4ksr_core.cli.plan import Planner
 from op4ksr_core.images.color import COLOR_FIXES, back_project, color_fix
 from op4ksr_core.images.io import Picture, to_pil
 from op4ksr_core.images.resize import Target, resize
-from op4ksr_core.machine import release_memory, wait_for
+from op4ksr_core.machine import default_dtype, free_memory, release_memory, system_memory, wait_for
+from op4ksr_core.models import attention
 from op4ksr_core.models.rope import POLICIES, Rfr
 from op4ksr_core.one_step import OneStepOptions
 from op4ksr_core.periodicity.loss import PeriodicityLoss
@@ -96,13 +103,18 @@ def test_an_upscale(models: Models, case: str) -> None:
     assert torch.equal(expected, found)
 
 
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
 @pytest.mark.parametrize("case", ["colour lab", "strips tiny", "rfr ntk", "rfr ultraflux"])
-def test_an_upscale_without_float64(models: Models, case: str) -> None:
-    """As on Intel's cards and Apple's: what needs it is done on the CPU; a strip is normalised in another way."""
+def test_an_upscale_without_float64(models: Models, monkeypatch: pytest.MonkeyPatch, case: str, kind: str) -> None:
+    """As on Intel's cards and Apple's: what needs it is done on the CPU; a strip is normalised in another way.
+
+    Apple's lack antialiased bicubic before PyTorch 2.7, and a kernel for attention that stores no matrix.
+    """
     expected = of_upscale(models, stay, **UPSCALES[case])
-    with pretending("xpu"):
-        found = of_upscale(models, lambda thing: thing.to("xpu:0"), **UPSCALES[case])
-        assert found.device.type == "xpu"
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 3)
+    with pretending(kind):
+        found = of_upscale(models, lambda thing: thing.to(f"{kind}:0"), **UPSCALES[case])
+        assert found.device.type == kind
         found = found.cpu()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -228,3 +240,161 @@ def test_freed_memory_is_given_back_and_clocks_wait(monkeypatch: pytest.MonkeyPa
     release_memory()
     wait_for(torch.device(kind))
     assert done == [f"empty {kind}", f"wait {kind}"]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_resize_that_the_device_lacks_is_done_on_the_cpu(models: Models, large: bool) -> None:
+    size = (200, 300) if large else (20, 30)
+    expected = resize(models.large, *size)
+    with pretending("mps"):
+        found = resize(models.large.to("mps"), *size)
+        assert found.device.type == "mps"
+        assert torch.equal(found.cpu(), expected)
+
+
+# --- dtypes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("capability", "transformer", "vae"),
+    [
+        ((7, 0), torch.float16, torch.float32),
+        ((7, 5), torch.float16, torch.float32),
+        ((8, 0), torch.bfloat16, torch.bfloat16),
+        ((8, 9), torch.bfloat16, torch.bfloat16),
+        ((12, 0), torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_cards_that_only_emulate_bfloat16_do_not_get_it(
+    tmp_path: Path, models: Models, capability: tuple[int, int], transformer: torch.dtype, vae: torch.dtype
+) -> None:
+    """By default, for the library and the command line alike."""
+    save_autoencoder(tmp_path / "vae.safetensors", models.autoencoder())
+    save_flux(tmp_path / "flux.safetensors", models.flux())
+    given = ["--vae", str(tmp_path / "vae.safetensors"), "--model", str(tmp_path / "flux.safetensors")]
+    with pretending(capability=capability):
+        assert load_flux(tmp_path / "flux.safetensors", device=CARD).dtype == transformer
+        assert load_autoencoder(tmp_path / "vae.safetensors", device=CARD).dtype == vae
+        assert load_flux(tmp_path / "flux.safetensors", device=CARD, dtype=torch.bfloat16).dtype == torch.bfloat16
+        options = build_parser().parse_args(["upscale", "in.png", "-o", "out.png", "--device", CARD, *given])
+        planner = Planner(options)
+        loaded = planner.load()
+        assert [model.dtype for model in loaded if model is not None] == [vae, transformer]
+        assert planner.machine.dtype == vae and planner.models.transformer_dtype == transformer
+        held = [sum(p.numel() * p.element_size() for p in model.parameters()) for model in loaded if model is not None]
+        assert [weights.size for weights in planner.models.weights] == held
+        planner.machine = replace(planner.machine, free=sum(held) + 1000)
+        plan = planner.plan((64, 64))
+        assert plan.fits is False and "bfloat16" not in plan.verdict() and "run on the CPU" in plan.verdict()
+
+
+@pytest.mark.parametrize("kind", ["cpu", "mps", "xpu", "rocm"])
+def test_other_devices_dtypes(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    if kind == "rocm":
+        monkeypatch.setattr(torch.version, "hip", "6.2")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
+    found = default_dtype(torch.device("cuda" if kind == "rocm" else kind))
+    assert found == (torch.float32 if kind == "cpu" else torch.bfloat16)
+
+
+def test_float16_does_not_end_in_infinity(models: Models) -> None:
+    """Flux's text stream grows beyond float16's largest number, 65504."""
+    flux = models.flux().half()
+    for block in flux.double_blocks:
+        block.txt_mlp[2].bias.fill_(6e4)
+        block.txt_attn.proj.bias.fill_(6e4)
+        block.txt_mod.lin.bias.fill_(3.0)
+    for block in flux.single_blocks:
+        block.linear2.bias.fill_(6e4)
+        block.modulation.lin.bias.fill_(3.0)
+    txt, vec = flux.prompt(1)
+    velocity = flux(torch.zeros(1, 16, 4, 4).half(), torch.ones(1), txt, vec)
+    assert velocity.isfinite().all()
+
+
+# --- free memory ------------------------------------------------------------------------------
+
+GB = 1024**3
+
+
+def fake_root(folder: Path, files: dict[str, str]) -> Path:
+    """A tree of /proc and /sys with 8 GB available, and what is given."""
+    files = {"proc/meminfo": f"MemTotal: {16 * GB // 1024} kB\nMemAvailable: {8 * GB // 1024} kB\n", **files}
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def v2(folder: str, limit: int | str, used: int, cached: int = 0) -> dict[str, str]:
+    place = f"sys/fs/cgroup/{folder}".rstrip("/")
+    stat = f"anon 1\ninactive_file {cached}\nactive_file 5\n"
+    return {f"{place}/memory.max": f"{limit}\n", f"{place}/memory.current": f"{used}\n", f"{place}/memory.stat": stat}
+
+
+def v1(folder: str, limit: int, used: int, cached: int = 0) -> dict[str, str]:
+    place = f"sys/fs/cgroup/memory/{folder}".rstrip("/")
+    return {
+        f"{place}/memory.limit_in_bytes": f"{limit}\n",
+        f"{place}/memory.usage_in_bytes": f"{used}\n",
+        f"{place}/memory.stat": f"inactive_file 7\ntotal_inactive_file {cached}\n",
+    }
+
+
+V2, V1 = {"proc/self/cgroup": "0::/a/b\n"}, {"proc/self/cgroup": "12:cpu,cpuacct:/\n4:memory:/docker/1\n0::/a\n"}
+FREE = {
+    "no limits": ({}, 8 * GB),
+    "v2": ({**V2, **v2("a/b", 4 * GB, GB)}, 3 * GB),
+    "v2, files are given up": ({**V2, **v2("a/b", 4 * GB, 3 * GB, 2 * GB)}, 3 * GB),
+    "v2, more room than there is memory": ({**V2, **v2("a/b", 64 * GB, GB)}, 8 * GB),
+    "v2, max": ({**V2, **v2("a/b", "max", GB)}, 8 * GB),
+    "v2, the parent's": ({**V2, **v2("a/b", "max", GB), **v2("a", 3 * GB, GB)}, 2 * GB),
+    "v2, the tightest": ({**V2, **v2("a/b", 6 * GB, GB), **v2("a", 3 * GB, GB)}, 2 * GB),
+    "v2, a container that sees its own group as the top": ({**V2, **v2("", 2 * GB, GB)}, GB),
+    "v2, moved from outside": ({"proc/self/cgroup": "0::/../x\n", **v2("", 2 * GB, GB)}, GB),
+    "v2, beyond the limit": ({**V2, **v2("a/b", GB, 2 * GB)}, 0),
+    "v1": ({**V1, **v1("docker/1", 4 * GB, 2 * GB, GB)}, 3 * GB),
+    "v1, its own group is the top": ({**V1, **v1("", 4 * GB, 2 * GB)}, 2 * GB),
+    "v1, no limit": ({**V1, **v1("docker/1", 9223372036854771712, GB)}, 8 * GB),
+    "a group without files": ({"proc/self/cgroup": "0::/a\nodd\n"}, 8 * GB),
+}
+
+
+@pytest.mark.parametrize("case", FREE)
+def test_free_memory_knows_a_containers_limit(tmp_path: Path, case: str) -> None:
+    files, expected = FREE[case]
+    assert system_memory(fake_root(tmp_path, files)) == expected
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="Linux alone has it")
+def test_free_memory_of_this_computer() -> None:
+    free = free_memory(torch.device("cpu"))
+    assert free is not None and 0 < free < 1 << 50
+
+
+def test_without_proc_psutil_is_asked_and_then_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is required: where both are missing the answer is unknown."""
+    monkeypatch.setitem(
+        sys.modules, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=5 * GB))
+    )
+    assert system_memory(tmp_path) == 5 * GB
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert os.name == "nt" or system_memory(tmp_path) is None
+
+    def status(given: Any) -> int:
+        size_and_load, total, available, *_ = given._obj
+        assert size_and_load == 64 and total == 0
+        given._obj[2] = 3 * GB
+        return 1
+
+    windows = SimpleNamespace(kernel32=SimpleNamespace(GlobalMemoryStatusEx=status))
+    monkeypatch.setattr(ctypes, "windll", windows, raising=False)
+    assert system_memory(tmp_path) == 3 * GB
+
+
+def test_apples_gpus_share_the_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "system_memory", lambda: 8 * GB)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 3 * GB)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 2 * GB)
+    assert free_memory(torch.device("mps")) == 9 * GB

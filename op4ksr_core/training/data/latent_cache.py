@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import UnsupportedCheckpointError
+from ...files import make_folder
 from ...images.io import IMAGE_SUFFIXES
-from ...images.paths import make_folder
 from ...weights.checkpoint import save_tensors
 from ..config import TrainConfig
 

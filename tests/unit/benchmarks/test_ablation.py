@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.ablation import THETAS, VARIANTS, Ablation, Measure, jobs, mesh, run_ablation, smooth_picture, summed
-from benchmarks.ablation_figure import draw
+from benchmarks.ablation import Measure, draw_figure, mesh, run_ablation, smooth_picture, summed
+from benchmarks.ablation_runs import THETAS, VARIANTS, Ablation, jobs
 from benchmarks.commands import ablation as cli_ablation
 from benchmarks.commands.main import main
 from op4ksr_core import Flux, OptionError, save_autoencoder
@@ -62,7 +62,7 @@ def test_nothing_but_theta_and_l_ap_differs(tiny: Ablation) -> None:
 def test_it_measures_every_run_at_both_grids_and_trains_none_twice(
     tiny: Ablation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    shown: list[str] = []
     measured: list[bool] = []
     rows_of = Measure.rows
 
@@ -72,10 +72,10 @@ def test_it_measures_every_run_at_both_grids_and_trains_none_twice(
 
     monkeypatch.setattr(Measure, "rows", rows_counted)
 
-    def tell(name: str):
-        return lambda done, total, line: told.append(name)
+    def on_name(name: str):
+        return lambda done, total, line: shown.append(name)
 
-    report = run_ablation(tiny, tell=tell)
+    report = run_ablation(tiny, on_name=on_name)
     text = report.read_text("utf-8")
     for title in ("4 tokens", "4 tokens, smooth", "6 tokens"):
         assert f"### RFR and L_AP, at {title}\n" in text
@@ -87,10 +87,10 @@ def test_it_measures_every_run_at_both_grids_and_trains_none_twice(
     assert describe_flux(weights).params.theta[0] == tiny.theta
     assert len(list((tiny.folder / "runs").iterdir())) == 5, "theta 10000 stands in both parts and is one run"
     assert sorted(measured) == [False] + 5 * [True], "and is measured once"
-    steps = len(told)
+    steps = len(shown)
     assert steps > 0
-    run_ablation(tiny, tell=tell)
-    assert len(told) == steps, "a finished run was trained again"
+    run_ablation(tiny, on_name=on_name)
+    assert len(shown) == steps, "a finished run was trained again"
 
 
 def test_means_are_over_the_seeds() -> None:
@@ -124,15 +124,15 @@ def test_photos_that_are_all_too_small_are_refused_before_any_step(tiny: Ablatio
     save_image(photo, Picture(torch.rand(1, 3, 300, 127)))
     given = ["--vae", str(tiny.autoencoder), "--photos", str(photo), "--device", "cpu"]
     assert main(["ablation", "--quick", "-o", str(tiny.folder), *given]) == 1
-    told = capsys.readouterr().err
-    assert told.strip() == "error: ablation: none of the photos has 128 px on both sides; name larger ones"
+    message = capsys.readouterr().err.strip()
+    assert message == "error: ablation: none of the photos has 128 px on both sides; name larger ones"
     assert not (tiny.folder / "runs").exists()
 
 
 def test_the_command_sets_the_sizes(tmp_path: Path, monkeypatch, capsys) -> None:
     seen: list[tuple[Ablation, tuple[str, ...]]] = []
 
-    def run(ablation: Ablation, parts: tuple[str, ...], tell: object) -> Path:
+    def run(ablation: Ablation, parts: tuple[str, ...], on_name: object) -> Path:
         seen.append((ablation, tuple(parts)))
         (tmp_path / "ablation.md").write_text("the table")
         return tmp_path / "ablation.md"
@@ -168,7 +168,7 @@ def test_the_figure_shows_every_run_and_the_autoencoder_alone(tmp_path: Path) ->
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", savefig)
-        draw(details, tmp_path / "figure.png")
+        draw_figure(details, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
     left, right = (sorted_points(axis) for axis in drawn[0].axes[:2])
     assert left[0] == [(0, 0.5), (0, 0.7), (1, 0.1)] and left[1] == [(0, 0.6), (1, 0.1)]
@@ -178,7 +178,7 @@ def test_the_figure_shows_every_run_and_the_autoencoder_alone(tmp_path: Path) ->
 def test_without_matplotlib_the_figure_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(OptionError, match=r"^the figure needs matplotlib: pip install matplotlib \(.*matplotlib"):
-        draw([], tmp_path / "figure.png")
+        draw_figure([], tmp_path / "figure.png")
     assert not list(tmp_path.iterdir())
 
 

@@ -15,7 +15,7 @@ from benchmarks.periodicity import detection_table, half_of, interval, loss_tabl
 from benchmarks.periodicity_cases import crops_of
 from op4ksr_core import ImageError, OptionError
 from op4ksr_core.images.io import Picture, save_image
-from op4ksr_core.periodicity.calibration import ALONE, BESIDE
+from op4ksr_core.periodicity.calibration import ALONE, WITH_REFERENCE
 
 
 @pytest.fixture
@@ -44,14 +44,14 @@ def test_crops_are_the_same_each_time_and_differ(photos) -> None:
 
 
 def row(photo: str, case: str, score: float, **more: object) -> dict[str, object]:
-    told = {"photo": photo, "case": case, "grey levels": 0.0 if case == "clean" else 1.0, "mode": "alone"}
-    return told | {"score": score, "alarm": score > 2, "period right": True} | more
+    fields = {"photo": photo, "case": case, "grey levels": 0.0 if case == "clean" else 1.0, "mode": "alone"}
+    return fields | {"score": score, "alarm": score > 2, "period right": True} | more
 
 
 def test_the_interval_is_over_photos() -> None:
     rows = [row("a", "clean", 3)] * 50 + [row("b", "clean", 0)] * 50
     low, high = interval(rows, lambda r: float(r["alarm"]))
-    assert (low, high) == (0, 1)  # two photos that disagree tell nothing, however many crops
+    assert (low, high) == (0, 1)  # two photos that disagree say nothing, however many crops
 
 
 def test_detection_table_counts() -> None:
@@ -102,10 +102,10 @@ def test_the_calibration_is_made_of_clean_pictures_and_more_photos(photos, tmp_p
     assert {r["photo"].split("/")[1] for r in rows} == {"photo_0", "photo_1"}
     assert {r["case"] for r in rows} == {"clean", "jpeg90", "lrjpeg50"}
     entries = {(r["mode"], r["family"], r["period"]) for r in table}
-    for mode, known in (("alone", ALONE), ("reference", BESIDE)):
+    for mode, known in (("alone", ALONE), ("reference", WITH_REFERENCE)):
         mine = {(family, period) for m, family, period in entries if m == mode}
-        assert {("tile", 32), ("free_tile", 0), ("START, SCALE", 0)} <= mine
-        assert mine - {("START, SCALE", 0)} <= {(f, p) for f, periods in known.items() for p in periods}
+        assert {("tile", 32), ("free_tile", 0), ("start, scale", 0)} <= mine
+        assert mine - {("start, scale", 0)} <= {(f, p) for f, periods in known.table.items() for p in periods}
 
 
 def test_a_cost_run_that_fails_says_why_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

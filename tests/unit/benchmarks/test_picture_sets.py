@@ -111,7 +111,7 @@ def test_a_set_that_is_there_is_never_written_into(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="smaller than 16 px"):
         make_set([draw(tmp_path / "y.png", 16, 15)], tmp_path / "small", SetRecipe(factor=16))
     (tmp_path / "blocked" / "set.json").mkdir(parents=True)
-    with pytest.raises(OutputError, match="cannot be written to"):
+    with pytest.raises(OutputError, match=r"set\.json: cannot be written"):
         make_set([source], tmp_path / "blocked", SetRecipe())
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from op4ksr_core.images.cielab import lab_to_rgb, rgb_to_lab
 from op4ksr_core.images.color import (
     BACK_PROJECTIONS,
     COLOR_FIXES,
@@ -17,6 +16,8 @@ from op4ksr_core.images.color import (
     blur_a_trous,
     color_fix,
     lab_fix,
+    lab_to_rgb,
+    rgb_to_lab,
     wavelet_fix,
     wavelet_levels,
 )

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from handmade_png import chunk, deep, encoded, planes
 from PIL import Image, ImageCms
-from unit.images.test_png16 import chunk, deep, encoded, planes
 
 from op4ksr_core.images.icc import to_srgb
 from op4ksr_core.images.io import load_image

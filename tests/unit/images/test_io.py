@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,11 +277,6 @@ def test_jpeg_keeps_full_chroma(tmp_path: Path) -> None:
     save_image(tmp_path / "a.jpg", Picture(planes(pixels(32, 32))))
     with Image.open(tmp_path / "a.jpg") as opened:
         assert {layer[1:3] for layer in opened.layer} == {(1, 1)}  # type: ignore[attr-defined]
-
-
-def test_the_files_mode_is_an_ordinary_files(tmp_path: Path) -> None:
-    save_image(tmp_path / "a.png", Picture(torch.zeros(1, 3, 2, 2)))
-    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.safetensors", "a.psd", "a.cur", "a.fits"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,46 @@ def test_outputs_are_never_inputs(tmp_path: Path) -> None:
         output_paths([source], source)
     with pytest.raises(OutputError, match="overwritten"):
         keep_apart([(source, tmp_path / "." / "a.png")])
+
+
+def test_an_output_that_is_the_input_under_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a hard link; and on a disk that ignores case, where photo.png is photo.PNG."""
+    source = tmp_path / "photo.PNG"
+    source.touch()
+    os.link(source, tmp_path / "other.png")
+    with pytest.raises(OutputError, match=r"other\.png: is the input itself and would be overwritten; choose another"):
+        output_paths([source], tmp_path / "other.png")
+    assert output_paths([source], tmp_path / "photo.png")
+    monkeypatch.setattr(os.path, "samefile", lambda a, b: str(a).lower() == str(b).lower())
+    for output in (tmp_path / "photo.png", tmp_path):
+        with pytest.raises(OutputError, match=r"photo\.png: is the input itself and would be overwritten"):
+            output_paths([source], output)
+
+
+def test_outputs_that_differ_only_in_case(tmp_path: Path) -> None:
+    sources = [tmp_path / "A.jpg", tmp_path / "a.jpg"]
+    with pytest.raises(OutputError, match=r"a\.jpg and .*A\.jpg would both become a\.png; rename one"):
+        output_paths(sources, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need a privilege on Windows")
+def test_outputs_are_not_inputs_behind_links(tmp_path: Path) -> None:
+    """A link is written through: what it leads to is what would be overwritten."""
+    first, second, out = tmp_path / "first.jpg", tmp_path / "second.png", tmp_path / "out"
+    out.mkdir()
+    first.touch()
+    second.touch()
+    (out / "first.png").symlink_to(second)
+    with pytest.raises(OutputError, match=r"first\.png: is the input .*second\.png and would be overwritten"):
+        output_paths([first, second], out)
+    (out / "second.png").symlink_to(out / "first.png")
+    with pytest.raises(OutputError, match=r"would both become second\.png"):
+        output_paths([first, second], out)
+
+
+def test_the_same_picture_twice(tmp_path: Path) -> None:
+    source = tmp_path / "a.jpg"
+    source.touch()
+    with pytest.raises(OutputError, match="would both become"):
+        output_paths([source, source], tmp_path / "out")

@@ -1,19 +1,25 @@
-"""PNG in bands: what Pillow reads, whatever the number of threads; texts, errors, and how it is joined."""
+"""PNG in bands: what Pillow reads, whatever the number of threads; texts, errors, how it is joined; and 16 bits."""
 
 from __future__ import annotations
 
 import io
+import logging
+import struct
 import threading
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from handmade_png import SIGNATURE, chunk, deep, encoded, planes, unfiltered
 from PIL import Image
 
-from op4ksr_core.images.io import Picture, integer_rows, levels, save_image, to_pil
-from op4ksr_core.images.png import BAND, PngOptions, combined_adler, filtered, write_png
+from op4ksr_core import ImageError, OutputError
+from op4ksr_core.cli.main import main
+from op4ksr_core.images.io import Picture, integer_rows, levels, load_image, save_image, to_pil
+from op4ksr_core.images.png import BAND, PngOptions, combined_adler, filtered, is_png16, write_png
 
 HEIGHTS = [1, 7, BAND, BAND + 1, 2 * BAND + 9]
 
@@ -140,3 +146,124 @@ def test_levels_are_written_as_the_picture_they_are_of(tmp_path: Any, name: str,
     save_image(tmp_path / name, Picture(levels(image, bits), alpha), bits)
     assert (tmp_path / name).read_bytes() == expected
     assert levels(image, bits).max() == 2**bits - 1 and not levels(image, bits).is_floating_point()
+
+
+# --- 16 bits per colour: reading ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("kind", range(5))
+def test_all_bits_are_read_whatever_the_filter(tmp_path: Path, kind: int, channels: int) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(deep(channels=channels), kind))
+    picture = load_image(tmp_path / "a.png")
+    assert torch.equal(picture.image, planes(deep(channels=channels)[..., :3]))
+    assert (picture.alpha is None) == (channels == 3)
+    if picture.alpha is not None:
+        assert torch.equal(picture.alpha, planes(deep(channels=4)[..., 3:]))
+
+
+def test_interlaced_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(deep(19, 21), 4, adam7=True))
+    assert torch.equal(load_image(tmp_path / "a.png").image, planes(deep(19, 21)))
+
+
+def test_orientation_and_a_transparent_colour(tmp_path: Path) -> None:
+    pixels = deep()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear = chunk(b"tRNS", struct.pack(">HHH", *pixels[2, 1].tolist()))
+    (tmp_path / "a.png").write_bytes(encoded(pixels, 1, clear + chunk(b"eXIf", exif.tobytes()[6:])))
+    picture = load_image(tmp_path / "a.png")
+    assert torch.equal(picture.image, planes(np.rot90(pixels, -1).copy()))
+    expected = torch.ones(7, 5)
+    expected[2, 1] = 0
+    assert picture.alpha is not None and torch.equal(picture.alpha[0, 0], torch.rot90(expected, -1))
+
+
+def test_grey_with_alpha_is_read_in_8_bits_and_that_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pixels = deep(channels=2)
+    (tmp_path / "a.png").write_bytes(encoded(pixels))
+    picture = load_image(tmp_path / "a.png")
+    assert "of which 8 are read" in caplog.text and "PNG" in caplog.text
+    assert (picture.image[0, 0] - planes(pixels)[0, 0]).abs().max() < 1 / 254
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+    content = encoded(deep(64, 64))
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match="damaged or cut short"):
+        load_image(tmp_path / "a.png")
+
+
+# --- 16 bits per colour: writing ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("height", [1, 64, 130])
+def test_what_is_written_decodes_to_the_same_numbers(tmp_path: Path, height: int, channels: int) -> None:
+    pixels = deep(height, 9, channels)
+    tensor = planes(pixels)
+    save_image(tmp_path / "a.png", Picture(tensor[:, :3], tensor[:, 3:] if channels == 4 else None), bits=16)
+    content = (tmp_path / "a.png").read_bytes()
+    assert content.startswith(SIGNATURE)
+    position, data = 8, b""
+    while position < len(content):
+        (length,), kind = struct.unpack(">I", content[position : position + 4]), content[position + 4 : position + 8]
+        body = content[position + 8 : position + 8 + length]
+        assert content[position : position + 12 + length] == chunk(kind, body)
+        data += body if kind == b"IDAT" else b""
+        position += 12 + length
+    assert np.array_equal(unfiltered(zlib.decompress(data), height, 9, channels), pixels)
+
+
+def test_pillow_reads_it_too_and_we_read_it_back(tmp_path: Path) -> None:
+    pixels = deep(70, 33)
+    save_image(tmp_path / "a.png", Picture(planes(pixels)), bits=16)
+    with Image.open(tmp_path / "a.png") as opened:
+        assert opened.size == (33, 70)
+        assert np.array_equal(np.asarray(opened), pixels >> 8)
+    assert torch.equal(load_image(tmp_path / "a.png").image, planes(pixels))
+
+
+def test_smooth_pictures_are_compressed(tmp_path: Path) -> None:
+    ramp = torch.linspace(0, 1, 256).expand(1, 3, 256, 256)
+    save_image(tmp_path / "a.png", Picture(ramp), bits=16)
+    assert (tmp_path / "a.png").stat().st_size < 256 * 256 * 6 / 10
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.tif"])
+def test_other_formats_hold_8_bits(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="PNG only; end the name in .png"):
+        save_image(tmp_path / name, Picture(torch.zeros(1, 3, 2, 2)), bits=16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_keeps_16_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str], natural: Any) -> None:
+    source, out = tmp_path / "a.png", tmp_path / "b.png"
+    save_image(source, Picture(natural(32, 32)), bits=16)
+    command = ["upscale", str(source), "--scale", "2", "--vae-only", "-o"]
+    assert main([*command, str(out), "--bits", "16"]) == 0
+    values = load_image(out).image * 65535
+    assert values.shape == (1, 3, 64, 64)
+    assert ((values.round() % 257) != 0).any(), "8-bit values in 16 bits"
+    assert main([*command, str(tmp_path / "b.jpg"), "--bits", "16"]) == 1
+    assert "16 bits per colour are written as PNG only" in capsys.readouterr().err
+
+
+def test_nothing_is_told_of_8_bit_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for name in ("a.png", "a.jpg", "a.tif"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+        load_image(tmp_path / name)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("channels", "kind", "mode"), [(3, 2, "RGB"), (4, 6, "RGBA")])
+def test_the_header_says_what_pillow_sees(tmp_path: Path, channels: int, kind: int, mode: str) -> None:
+    values = torch.from_numpy(deep(9, 8, channels).astype(np.float32) / 65535).permute(2, 0, 1)[None]
+    save_image(tmp_path / "a.png", Picture(values[:, :3], values[:, 3:] if channels == 4 else None), 16)
+    assert (tmp_path / "a.png").read_bytes()[24:26] == bytes([16, kind])
+    with Image.open(tmp_path / "a.png") as opened:
+        assert opened.mode == mode and is_png16(opened)
+        opened.load()
+        assert not is_png16(opened), "once it is loaded, nothing tells any more"

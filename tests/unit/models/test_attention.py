@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pretend_cuda import pretending
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from op4ksr_core.models import attention as module
-from op4ksr_core.models.attention import LARGEST_FLASH_HEAD, QUERY_CHUNK, attention, is_fused
+from op4ksr_core.models.attention import QUERY_CHUNK, attention, is_fused
 
-WIDE, TOKENS = 2 * LARGEST_FLASH_HEAD, 2 * QUERY_CHUNK + 100
+#: The head of the VAE's middle, and more tokens than two chunks.
+WIDE, TOKENS = 512, 2 * QUERY_CHUNK + 100
 
 
 @pytest.fixture
@@ -49,20 +51,24 @@ def test_the_cpus_kernel_gets_all_at_once(queries: list[int], head: int) -> None
     assert queries == [TOKENS]
 
 
-def test_wide_heads_where_nothing_is_known_of_the_kernels_come_in_chunks(queries: list[int]) -> None:
-    q = torch.empty(1, 1, TOKENS, WIDE, device="meta")
-    attention(q, q, q)
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+@pytest.mark.parametrize("head", [8, WIDE])
+def test_where_no_fused_kernel_is_known_queries_come_in_chunks(queries: list[int], kind: str, head: int) -> None:
+    """On Apple's GPUs PyTorch stores the whole matrix, whatever the head."""
+    with pretending(kind):
+        q = torch.zeros(1, 1, TOKENS, head, device=kind)
+        attention(q, q, q)
     assert queries == [QUERY_CHUNK, QUERY_CHUNK, 100]
 
 
-@pytest.mark.parametrize("takes", [True, False])
-def test_on_cuda_pytorch_is_asked_about_wide_heads(monkeypatch: pytest.MonkeyPatch, takes: bool) -> None:
-    monkeypatch.setattr(torch.backends.cuda, "can_use_efficient_attention", answering(takes))
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("efficient", [True, False])
+def test_on_cuda_pytorch_is_asked(monkeypatch: pytest.MonkeyPatch, flash: bool, efficient: bool) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", answering(flash))
+    monkeypatch.setattr(torch.backends.cuda, "can_use_efficient_attention", answering(efficient))
     with FakeTensorMode():
-        q = torch.empty(1, 1, TOKENS, WIDE, device="cuda", dtype=torch.bfloat16)
-        assert is_fused(q, q, q) is takes
         q = torch.empty(1, 24, TOKENS, 128, device="cuda", dtype=torch.bfloat16)
-        assert is_fused(q, q, q)
+        assert is_fused(q, q, q) is (flash or efficient)
 
 
 def test_pytorch_2_4_is_asked_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +76,7 @@ def test_pytorch_2_4_is_asked_in_its_own_words(monkeypatch: pytest.MonkeyPatch) 
         return "2.4"
 
     monkeypatch.setattr(torch.backends.cuda, "SDPAParams", params)
+    monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", answering(False))
     monkeypatch.setattr(torch.backends.cuda, "can_use_efficient_attention", lambda given: given == "2.4")
     with FakeTensorMode():
         q = torch.empty(1, 1, TOKENS, WIDE, device="cuda")

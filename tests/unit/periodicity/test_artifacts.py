@@ -7,7 +7,8 @@ import torch
 
 from op4ksr_core.errors import OptionError
 from op4ksr_core.images.io import to_8_bit
-from op4ksr_core.periodicity.artifacts import KINDS, inject, jpeg, pattern, real_texture
+from op4ksr_core.periodicity.artifacts import KINDS, _contrast, inject, jpeg, pattern, real_texture
+from op4ksr_core.periodicity.local_mean import local_contrast
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "region32"])
@@ -39,6 +40,11 @@ def test_inject_is_in_grey_levels_and_seeded() -> None:
     assert float((spoilt - grey).square().mean().sqrt() * 255) == pytest.approx(2, abs=1e-3)
     assert torch.equal(spoilt, inject(grey, "white32", 2.0, seed=3))
     assert not torch.equal(spoilt, inject(grey, "white32", 2.0, seed=4))
+
+
+def test_the_contrast_is_the_remover_s(natural) -> None:
+    picture = natural(128, 192)
+    assert torch.allclose(_contrast(picture)[0, 0], local_contrast(picture.mean(1)[0] * 255), atol=0.02)
 
 
 def test_unknown_kind_names_those_there_are() -> None:

@@ -1,47 +1,19 @@
-"""Box means, whitening, folded windows and the autocorrelation, against their definitions."""
+"""Folded windows and the autocorrelation, against their definitions."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from op4ksr_core.periodicity.autocorrelation import (
-    box_mean,
     folded_spectra,
     from_power,
     hann,
-    high_pass,
-    local_energy,
     mean_power,
     sample,
     window_side,
     window_starts,
 )
-
-
-@pytest.mark.parametrize("size", [(40, 33), (5, 60), (1, 3), (257, 20), (530, 9)])
-def test_box_mean_is_the_mean_over_what_lies_inside(size, generator) -> None:
-    plane = torch.randn(2, *size, generator=generator)
-    expected = F.avg_pool2d(plane[:, None], 17, 1, 8, count_include_pad=False)[:, 0]
-    assert torch.allclose(box_mean(plane), expected, atol=1e-5)
-
-
-def test_box_mean_has_a_gradient(generator) -> None:
-    plane = torch.randn(9, 10, generator=generator, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: box_mean(x, 5), plane)
-
-
-def test_high_pass_takes_slopes_away_and_leaves_fine_detail() -> None:
-    slope = torch.arange(100.0)[None].expand(100, 100) * 2
-    assert float(high_pass(slope)[20:80, 20:80].abs().max()) < 1e-2
-    fine = torch.randn(100, 100, generator=torch.Generator().manual_seed(0))
-    assert float((high_pass(fine) - fine).square().mean()) < 0.02
-
-
-def test_energy_floor_scales_with_the_picture(generator) -> None:
-    detail = torch.randn(64, 64, generator=generator) * 10
-    assert torch.allclose(local_energy(detail * 0.5), local_energy(detail) * 0.25, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("length", "side"), [(4096, 256), (256, 256), (255, 128), (64, 64), (10, 64)])

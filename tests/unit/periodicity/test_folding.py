@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from op4ksr_core.periodicity.autocorrelation import box_mean
 from op4ksr_core.periodicity.folding import (
     LARGEST_GAIN,
     PLAIN,
@@ -20,6 +19,7 @@ from op4ksr_core.periodicity.folding import (
     shrunk_tile,
     unfold,
 )
+from op4ksr_core.periodicity.local_mean import box_mean
 
 SIZE = (320, 320)
 PHASES = phases_of(SIZE, (16.0, 16.0))
@@ -94,7 +94,7 @@ def test_gains_are_what_each_place_holds(noise, tile) -> None:
     assert float(gains[:, :130].mean()) == pytest.approx(2, abs=0.1) and float(gains[:, 190:].mean()) < 0.05
     assert float(fit_gains(20 * field, ONE, field, PHASES).max()) == LARGEST_GAIN
     nothing = fit_gains(20 * noise, ONE, field, PHASES)
-    assert float(nothing.std()) < 0.1, "where it cannot be told, as much as around it"
+    assert float(nothing.std()) < 0.1, "where it is not certain, as much as around it"
 
 
 def test_half_a_picture_is_cleaned_and_the_other_left(noise, tile) -> None:

@@ -1,9 +1,10 @@
-"""The report: alarms on what was injected, quiet on what was not, periods found without being told."""
+"""The report: alarms on what was injected, quiet on what was not, periods found by search."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,17 +15,11 @@ from op4ksr_core.images.io import to_8_bit
 from op4ksr_core.images.resize import resize
 from op4ksr_core.periodicity.artifacts import inject, jpeg, random_tile, real_texture, tiled
 from op4ksr_core.periodicity.block_steps import block_map
-from op4ksr_core.periodicity.calibration import (
-    ALONE,
-    BESIDE,
-    STRETCH,
-    evidence_scores,
-    false_alarm_rate,
-    fit,
-    score_of,
-    split_name,
-)
-from op4ksr_core.periodicity.meter import measure_each
+from op4ksr_core.periodicity.calibration import ALONE, STRETCH, WITH_REFERENCE, calibration_of, false_alarm_rate, fit
+from op4ksr_core.periodicity.evidence import gather_evidence
+from op4ksr_core.periodicity.meter import KIND_OF, _kind_and_period, grey_plane, measure_each
+from op4ksr_core.periodicity.statistic import Statistic
+from op4ksr_core.periodicity.thresholds import ALARM_RATE
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +48,7 @@ def test_clean_scenes_raise_no_alarm(scenes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "grey_levels", "told", "period"),
+    ("kind", "grey_levels", "named", "period"),
     [
         ("white32", 2, "tile", (32, 32)),
         ("pink16", 2, "tile", (16, 16)),
@@ -65,11 +60,11 @@ def test_clean_scenes_raise_no_alarm(scenes) -> None:
         ("block32", 8, "blocks", (32, 32)),
     ],
 )
-def test_injected_artifacts_are_found_and_named(scenes, kind, grey_levels, told, period) -> None:
+def test_injected_artifacts_are_found_and_named(scenes, kind, grey_levels, named, period) -> None:
     picture = to_8_bit(inject(scenes[0], kind, grey_levels, seed=1))
     for reference in (None, resize(scenes[0], 80, 96)):
         report = measure_periodicity(picture, reference)
-        assert report.alarm and report.kind == told and report.score > 2
+        assert report.alarm and report.kind == named and report.score > 2
         assert report.period == pytest.approx(period, rel=0.03)
 
 
@@ -85,7 +80,7 @@ def test_a_comb_has_a_period_on_one_axis_only(scenes) -> None:
 @pytest.mark.parametrize(
     "period", [(5, 5), (11, 11), (18.5, 18.5), (27.3, 27.3), (41, 41), (57, 57), (80, 80), (20, 28)]
 )
-def test_any_period_is_found_without_being_told(scenes, period) -> None:
+def test_any_period_is_found_by_search(scenes, period) -> None:
     report = measure_periodicity(with_period(scenes[1], period, 6))
     assert report.alarm and report.kind == "tile"
     assert report.period == pytest.approx(period, rel=0.03)
@@ -240,6 +235,7 @@ def test_tokens_and_words(scenes) -> None:
 
 
 def test_the_alarm_is_where_the_caller_wants_it(scenes) -> None:
+    assert measure_periodicity(scenes[0]).alarm_rate == ALARM_RATE == 0.01
     report = measure_periodicity(scenes[0], alarm_rate=0.999)
     assert report.alarm == (report.false_alarm_rate <= 0.999)
     spoilt = to_8_bit(inject(scenes[0], "white32", 3, 1))
@@ -257,40 +253,72 @@ def test_a_report_is_json(scenes) -> None:
 
 def test_rate_and_score_are_one_thing() -> None:
     assert false_alarm_rate(2.0) == pytest.approx(0.01) and false_alarm_rate(0) == 1
-    for beside in (False, True):
-        scores = [score_of({"tile_32": s}, beside) for s in (0.0, 3.0, 4.0, 9.0)]
+    for with_reference in (False, True):
+        calibration, tile = calibration_of(with_reference), Statistic("tile", 0.0, 32)
+        scores = [calibration.score({tile: s}) for s in (0.0, 3.0, 4.0, 9.0)]
         assert scores == sorted(scores) and scores[1] < scores[3]
+    assert calibration_of(True) is WITH_REFERENCE and calibration_of(False) is ALONE
 
 
-def test_names_lead_to_the_table() -> None:
-    assert split_name("lines_power_rows_32") == ("lines_power", 32)
-    assert split_name("free_tile") == ("free_tile", 0)
-    assert set(ALONE) == set(BESIDE)
-    scores = evidence_scores({"tile_32": ALONE["tile"][32][0], "no_such_8": 3.0}, beside=False)
-    assert scores == {"tile_32": 0}
+def test_every_statistic_that_is_made_has_its_place_in_the_table_and_a_kind(scenes) -> None:
+    plane = grey_plane(scenes[0][0])
+    for reference, calibration in ((None, ALONE), (plane, WITH_REFERENCE)):
+        statistics = gather_evidence(plane, reference).statistics
+        assert list(calibration.scores(statistics)) == statistics, "the order decides between equals"
+        assert len({(s.family, s.axis, s.period) for s in statistics}) == len(statistics) == 29
+        made = {(s.family, s.period) for s in statistics}
+        assert made == {(family, period) for family, periods in calibration.table.items() for period in periods}
+        assert {s.family for s in statistics} == set(KIND_OF)
+        assert all((s.axis is not None) == (s.family in ("lines", "lines_power")) for s in statistics)
+
+
+def test_what_the_table_does_not_know_has_no_score() -> None:
+    tile, unknown = Statistic("tile", ALONE.table["tile"][32][0], 32), Statistic("tile_all", 3.0, 8)
+    assert ALONE.scores([tile, unknown]) == {tile: 0}
+
+
+@pytest.mark.parametrize(
+    ("loud", "expected"),
+    [
+        (Statistic("lines", 0.0, 16, "rows"), ("comb", (16, None))),
+        (Statistic("lines_power", 0.0, 8, "columns"), ("comb", (None, 8))),
+        (Statistic("block", 0.0, 64), ("blocks", (64, 64))),
+        (Statistic("tile", 0.0, 16), ("tile", (16, 16))),
+        (Statistic("tile_all", 0.0, 64), ("tile", (32, 32))),
+        (Statistic("tile_local", 0.0, 32), ("tile", (32, 32))),
+    ],
+)
+def test_the_loudest_statistic_names_kind_and_period(scenes, loud: Statistic, expected) -> None:
+    """But for "tile_all", which says that there is a tile, and not of which period."""
+    evidence = gather_evidence(grey_plane(scenes[0][0]))
+    quiet = dict.fromkeys((replace(s, z=0.0) for s in evidence.statistics), 0.0)
+    assert loud in quiet
+    scores = quiet | {Statistic("tile", 0.0, 32): 0.1, loud: 9.0}
+    assert _kind_and_period(True, scores, evidence) == expected
 
 
 def test_fit_finds_an_exponential_tail(generator) -> None:
     values = -torch.rand(4000, generator=generator).log() * 2
-    samples = [{"tile_32": float(v)} for v in values]
-    table, start, scale = fit(samples, [str(i // 10) for i in range(len(samples))])
-    u, b = table["tile"][32]
+    samples = [[Statistic("tile", float(v), 32)] for v in values]
+    found = fit(samples, [str(i // 10) for i in range(len(samples))])
+    u, b = found.table["tile"][32]
     assert u == pytest.approx(2 * math.log(10), rel=0.1) and b == pytest.approx(2, rel=0.15)
-    assert scale == pytest.approx(STRETCH, rel=0.15) and start == pytest.approx((2 * math.log(5) - u) / b, abs=0.15)
+    assert found.scale == pytest.approx(STRETCH, rel=0.15)
+    assert found.start == pytest.approx((2 * math.log(5) - u) / b, abs=0.15)
 
 
-@pytest.mark.parametrize("box", [(250, 450, 400, 700), (100, 600, 0, 1100)])
+@pytest.mark.parametrize("box", [(150, 350, 200, 500), (80, 420, 0, 700)])
 def test_a_black_frame_changes_nothing(natural, box: tuple[int, int, int, int]) -> None:
-    """Its windows hold the rounding of floats alone, which once looked like anything at all; its edge is one step."""
+    """Its windows hold the rounding of floats alone, which may look like anything at all; its edge is one step."""
     top, bottom, left, right = box
     inner = natural(bottom - top, right - left, 5)
-    picture = torch.zeros(1, 3, 700, 1100)
+    picture = torch.zeros(1, 3, 500, 700)
     picture[..., top:bottom, left:right] = inner
     for given in (to_8_bit(picture), picture * 0.999 + 1e-7 * torch.rand(picture.shape)):
         report = measure_periodicity(given)
-        assert not report.alarm and report.heatmap.shape[-2:] == (22, 35)
+        assert not report.alarm and report.heatmap.shape[-2:] == (16, 22)
     assert measure_periodicity(to_8_bit(picture)).score == measure_periodicity(to_8_bit(inner)).score
-    low = to_8_bit(resize(picture, 175, 275))
+    low = to_8_bit(resize(picture, 125, 175))
     assert not measure_periodicity(to_8_bit(picture), low).alarm
 
 
@@ -317,13 +345,13 @@ def test_half_precision_is_no_infinity() -> None:
 
 
 def test_a_reference_of_another_shape_is_refused(natural) -> None:
-    image = natural(400, 600, 5)
-    with pytest.raises(ImageError, match="100x100 px has another shape than the image, 600x400 px"):
-        measure_periodicity(image, image[..., :100, :100])
-    for height, width in ((67, 101), (5, 8), (100, 154)):  # sides are rounded, and a little stretching passes
+    image = natural(200, 300, 5)
+    with pytest.raises(ImageError, match="50x50 px has another shape than the image, 300x200 px"):
+        measure_periodicity(image, image[..., :50, :50])
+    for height, width in ((34, 50), (5, 8), (50, 77)):  # sides are rounded, and a little stretching passes
         assert measure_periodicity(image, resize(image, height, width).clamp(0, 1)).with_reference
-    with pytest.raises(ImageError, match="160x100 px has another shape"):
-        measure_periodicity(image, resize(image, 100, 160).clamp(0, 1))
+    with pytest.raises(ImageError, match="80x50 px has another shape"):
+        measure_periodicity(image, resize(image, 50, 80).clamp(0, 1))
 
 
 def test_one_edge_is_no_grid_and_narrow_noise_is_none(generator) -> None:

@@ -8,17 +8,9 @@ import pytest
 import torch
 
 from op4ksr_core.errors import OutOfMemoryError
-from op4ksr_core.machine import AllocationTracker
+from op4ksr_core.machine import AllocationTracker, explain_out_of_memory
 from op4ksr_core.vae.autoencoder import AutoEncoder, AutoEncoderParams
-from op4ksr_core.vae.estimate import (
-    Stage,
-    choose_strips,
-    explain_out_of_memory,
-    leaner,
-    peak_bytes,
-    peak_elements,
-    recovering,
-)
+from op4ksr_core.vae.estimate import Stage, choose_strips, leaner, peak_bytes, peak_elements, recovering
 from op4ksr_core.vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 
 FULL = AutoEncoderParams()

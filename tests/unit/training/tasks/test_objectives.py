@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from op4ksr_core import OptionError
-from op4ksr_core.periodicity.autocorrelation import box_mean, high_pass
+from op4ksr_core.periodicity.local_mean import box_mean, high_pass
 from op4ksr_core.periodicity.loss import PeriodicityLoss, lattice_correlation, periods_nearby, shared_tile_energy
 from op4ksr_core.training.config import LossConfig
 from op4ksr_core.training.tasks.objectives import (

@@ -1,0 +1,227 @@
+"""``upscale``: enlarge pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..errors import Op4ksrError
+from ..images.color import COLOR_FIXES
+from ..images.io import Picture, check_bits, holds_alpha, levels, load_image, save_image
+from ..images.paths import gather, output_paths
+from ..machine import dtype_name, explain_out_of_memory, peak_memory
+from ..models.flux import Flux
+from ..one_step import OneStepOptions, upscale, upscale_alpha
+from ..vae.autoencoder import AutoEncoder
+from .options import add_models, add_size, target_of
+from .plan import Planner
+
+log = logging.getLogger(__name__)
+
+Report = dict[str, Any]
+
+
+def add_upscale(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.set_defaults(command=run_upscale)
+    parser.add_argument("input", nargs="+", type=Path, metavar="IN", help="picture, or folder of pictures")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="file; folder for several")
+    add_size(parser)
+    add_models(parser)
+    parser.add_argument(
+        "--color", choices=COLOR_FIXES, default="wavelet", help="colour fix (default: wavelet; lab: in CIELAB)"
+    )
+    parser.add_argument(
+        "--fidelity", type=float, default=1.0, help="0 to 1 (default): equality to the input when shrunk"
+    )
+    parser.add_argument(
+        "--compression",
+        type=int,
+        choices=range(10),
+        metavar="0-9",
+        help="of PNG, as zlib counts (default: run lengths alone; photos as small as with 6, far faster)",
+    )
+    parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="per colour; 16 for PNG only (default: 8)")
+    parser.add_argument("--anyway", action="store_true", help="compute even where the plan says it will not fit")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def run_upscale(options: argparse.Namespace) -> int:
+    """Upscale every picture and report each as it is done. Returns 0, or 1 if one of several failed."""
+    pairs = output_paths(gather(options.input), options.output)
+    for _, output in pairs:
+        check_bits(output, options.bits)
+    run = _Run(options)
+    done = _Outcome(alone=len(pairs) == 1)
+    ahead = _pictures_ahead(run.device)
+    with ThreadPoolExecutor(1) as writer:
+        waiting: list[tuple[Path, Future[Report]]] = []
+        try:
+            for source, output in pairs:
+                waiting.append((source, _begin(partial(run.compute, source, output), writer if ahead else None)))
+                while len(waiting) > ahead:
+                    done.add(*waiting.pop(0))
+        finally:  # what was computed is written, and reported, whatever became of the next
+            for source, job in waiting:
+                done.add(source, job)
+    if options.json:
+        print(json.dumps({"pictures": done.reports, **_models_report(options, run.autoencoder, run.flux)}, indent=2))
+    return 1 if done.failures else 0
+
+
+class _Outcome:
+    """What became of each picture. An error of the only one is raised; one of several costs no other."""
+
+    def __init__(self, alone: bool) -> None:
+        self.alone, self.failures = alone, 0
+        self.reports: list[Report] = []
+
+    def add(self, source: Path, job: Future[Report]) -> None:
+        """Wait for a picture's report."""
+        try:
+            self.reports.append(job.result())
+        except Op4ksrError as error:
+            if self.alone:
+                raise
+            self.failures += 1
+            self.reports.append({"input": str(source), "error": str(error)})
+            print(f"error: {error}", file=sys.stderr)
+
+
+def _pictures_ahead(device: torch.device) -> int:
+    """How many computed pictures may wait to be written: on the CPU, writing in parallel gains nothing."""
+    return 0 if device.type == "cpu" else 1
+
+
+def _begin(compute: Callable[[], Callable[[], Report]], writer: ThreadPoolExecutor | None) -> Future[Report]:
+    """Compute now; write, and report, in the writer's thread, or now as well. Errors of ours are the job's.
+
+    Without the frames they came through, which hold the picture's tensors: the next one is computed while they wait.
+    """
+    job: Future[Report] = Future()
+    try:
+        write = compute()
+        if writer is not None:
+            return writer.submit(write)
+        job.set_result(write())
+    except Op4ksrError as error:
+        error.__traceback__ = error.__context__ = None
+        job.set_exception(error)
+    return job
+
+
+class _Run:
+    """The models that the options name, loaded, and how a picture is computed with them.
+
+    Raises, before a tensor is read, what ``Planner`` does, and OutOfMemoryError where the weights alone do not fit.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.settings = OneStepOptions(
+            target=target_of(options), color=options.color, fidelity=options.fidelity, vae_only=options.vae_only
+        )
+        self.planner = Planner(options)
+        if not options.anyway:
+            self.planner.check_weights()
+        with explain_out_of_memory("loading the models"):
+            self.autoencoder, self.flux = self.planner.load()
+        self.device = self.autoencoder.device
+
+    def compute(self, source: Path, output: Path) -> Callable[[], Report]:
+        """Compute one picture; returns what then writes it and makes its report."""
+        began, options = time.perf_counter(), self.options
+        picture = load_image(source)
+        plan = self.planner.plan(picture.size)
+        log.info("%s", plan.text())
+        for warning in plan.warnings:
+            log.warning("%s: %s", source, warning)
+        if not options.anyway:
+            plan.refuse_if_hopeless()
+        self.autoencoder.bounded.wish = plan.strips()
+        with explain_out_of_memory(str(source)):
+            result = self._enlarged(picture)
+        facts = {
+            "seconds": round(time.perf_counter() - began, 3),
+            "peak_memory_bytes": peak_memory(self.device),
+            "predicted_peak_bytes": plan.peak,
+        }
+        return partial(_write, source, output, picture.size, result, options, facts)
+
+    def _enlarged(self, picture: Picture) -> Picture:
+        options = self.options
+        show = None if options.json or not sys.stderr.isatty() else _show_progress
+        image = upscale(picture.image.to(self.device), self.flux, self.autoencoder, self.settings, on_progress=show)
+        if self.device.type != "cpu":
+            image = levels(image, options.bits)
+        return Picture(image, None if picture.alpha is None else upscale_alpha(picture.alpha, *image.shape[-2:]))
+
+
+def _write(
+    source: Path,
+    output: Path,
+    size: tuple[int, int],
+    result: Picture,
+    options: argparse.Namespace,
+    facts: Report,
+) -> Report:
+    """Write one computed picture; returns its report."""
+    began, alpha = time.perf_counter(), result.alpha
+    save_image(output, result, options.bits, options.compression)
+    keeps_alpha = alpha is not None and holds_alpha(output)
+    if alpha is not None and not keeps_alpha:
+        print(f"{output}: this format holds no transparency; end the name in .png to keep it", file=sys.stderr)
+    report: Report = {
+        "input": str(source),
+        "output": str(output),
+        "input_size": list(size[::-1]),
+        "output_size": list(result.size[::-1]),
+        "alpha": keeps_alpha,
+        "save_seconds": round(time.perf_counter() - began, 3),
+        **facts,
+    }
+    if not options.json:
+        peak = report["peak_memory_bytes"]
+        print(
+            f"{output}: {'x'.join(map(str, report['output_size']))} px in {report['seconds']:.1f} s"
+            + (f", peak memory {peak / 1e9:.2f} GB" if peak else "")
+        )
+    return report
+
+
+def _models_report(options: argparse.Namespace, autoencoder: AutoEncoder, flux: Flux | None) -> dict[str, Any]:
+    settings = None if flux is None else replace(flux.settings, txt=None, vec=None)
+    return {
+        "vae": {"file": str(options.vae), "stride": autoencoder.params.stride, "shift": autoencoder.params.shift},
+        "model": None
+        if flux is None or settings is None
+        else {
+            "file": str(options.model),
+            "theta": list(flux.params.theta),
+            "sigma": settings.sigma,
+            "guidance": settings.guidance,
+        },
+        "color": options.color,
+        "fidelity": options.fidelity,
+        "vae_only": options.vae_only,
+        "device": str(autoencoder.device),
+        "dtype": dtype_name(autoencoder.dtype),
+        "version": __version__,
+    }
+
+
+def _show_progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\r{100 * done // total:3d} %", end=end, file=sys.stderr, flush=True)
