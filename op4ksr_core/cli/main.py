@@ -43,7 +43,7 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options; each sets ``command``, a function of the parsed options -> exit status."""
-    parser = argparse.ArgumentParser(prog="op4ksr_core", description="One-step, patch-free 4K super resolution.")
+    parser = argparse.ArgumentParser(prog="op4ksr", description="One-step, patch-free 4K super resolution.")
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--verbose", action="store_true", help="log every default that is taken")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
