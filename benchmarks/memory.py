@@ -1,6 +1,6 @@
-"""``benchmark memory``: strips against the plain pass and against tiles; peaks, counted and predicted; a whole run.
+"""``memory`` and ``speed``: the VAE's strips against the plain pass and against tiles; peaks counted and estimated.
 
-Weights of full width are random (seeded): they prove exactness and memory, never quality.
+Weights of full width are random (seeded): they prove exactness, memory and speed, never quality.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import logging
 import multiprocessing
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from op4ksr_core.bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX, SAMPLE_PHOTO
 from op4ksr_core.errors import Op4ksrError
 from op4ksr_core.images.io import load_image
 from op4ksr_core.images.resize import Target, resize
-from op4ksr_core.machine import AllocationTracker, dtype_name, explain_out_of_memory, peak_memory
+from op4ksr_core.machine import AllocationTracker, dtype_name, explain_out_of_memory, peak_memory, wait_for
 from op4ksr_core.models.flux import OnProgress
 from op4ksr_core.one_step import CoreStages, OneStepOptions, run
 from op4ksr_core.planning.geometries import AUTOENCODERS
@@ -282,7 +283,7 @@ def _in_a_process(way: str, side: int, factor: int) -> Row:
         process.join(0.1)
     if results.empty() and process.exitcode:
         raise Op4ksrError(
-            f"benchmark memory: the run of {side} px with {way} ended with code {process.exitcode} "
+            f"benchmarks memory: the run of {side} px with {way} ended with code {process.exitcode} "
             "(killed for memory?); free memory, or leave it out with --only peaks sample exactness"
         )
     row = results.get(timeout=60)
@@ -302,3 +303,62 @@ def _upscale_and_tell(way: str, side: int, factor: int, results: Any) -> None:
     run(image, stages, options)
     peak = peak_memory(torch.device("cpu")) or 0
     results.put({"px": f"{side} -> {side * factor}", "GB at start": before / 1e9, "GB at peak": peak / 1e9})
+
+
+# --- speed ------------------------------------------------------------------------------------
+
+#: Geometry, side in px, dtype.
+SpeedCase = tuple[str, int, torch.dtype]
+SPEED_CASES: tuple[SpeedCase, ...] = (
+    ("F16, full width", 1024, torch.bfloat16),
+    ("F16, full width", 512, torch.float32),
+    ("F8, full width", 512, torch.bfloat16),
+    ("F16, bundled", 2048, torch.float32),
+)
+QUICK_SPEED_CASES = (("F16, bundled", 256, torch.float32),)
+
+
+def speed(cases: Sequence[SpeedCase] = SPEED_CASES, device: str = "cpu", repeats: int = 3) -> list[Row]:
+    """Plain and each mode in turn, ``repeats`` times after one warm-up; the fastest of each counts."""
+    rows: list[Row] = []
+    for name, side, dtype in cases:
+        params = AUTOENCODERS[name]
+        model = random_autoencoder(params).to(device, dtype)
+        latent = uneven(1, params.latent_channels, side // params.ratio, side // params.ratio).to(device, dtype)
+        pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        for stage, given in (("encode", pixels), ("decode", latent)):
+            seconds: dict[str, list[float]] = {way: [] for way in ("plain", *MEMORY_MODES)}
+            for turn in range(repeats + 1):
+                for way, taken in seconds.items():
+                    spent = _seconds(model, stage, given, way)
+                    if turn:
+                        taken.append(spent)
+            plain = min(seconds["plain"])
+            for way, taken in seconds.items():
+                rows.append(
+                    {
+                        "weights": name,
+                        "px": side,
+                        "dtype": dtype_name(dtype),
+                        "stage": stage,
+                        "way": way,
+                        "seconds": min(taken),
+                        "slowest": max(taken),
+                        "of plain": min(taken) / plain,
+                    }
+                )
+    return rows
+
+
+def _seconds(model: AutoEncoder, stage: str, given: Tensor, way: str) -> float:
+    settings = next((StripSettings(mode=mode) for mode in MEMORY_MODES if mode == way), None)
+    plain, strips = {
+        "encode": (model.encode_pixels, model.encode_strips),
+        "decode": (model.decode_pixels, model.decode_strips),
+    }[stage]
+    wait_for(given.device)
+    began = time.perf_counter()
+    with torch.no_grad():
+        _ = plain(given) if settings is None else strips(given, strips=settings)
+    wait_for(given.device)
+    return time.perf_counter() - began

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from op4ksr_core.errors import OptionError, OutputError
-from op4ksr_core.files import write_whole
+from op4ksr_core.errors import OptionError
 
-from .tables import Row, told, without_places
+from .tables import Row, paragraphs, without_places, write_text
 
 #: What stands before the reports.
 HEAD = """# Benchmarks
@@ -26,7 +25,7 @@ Every table below is a command's own. The page is made from the reports in `docs
 
 and a test makes it again and compares: nothing here is typed. Paths in the commands are cut to their last names.
 A report holds all digits; the page shows four. Notes were given by whoever kept the report. What the figures
-mean for the choices made is told on pages of their own, which are named at each kind."""
+mean for the choices made stands on pages of their own, which each kind links."""
 
 #: Kind of report -> title, and what it shows and how to read it. The page has this order; other kinds come last.
 KINDS: dict[str, tuple[str, str]] = {
@@ -87,24 +86,14 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "ablation": (
         "The ablation: RFR and L_AP",
-        "Small models trained anew with neither, each and both, on a CPU. mesh: what repeats every token in the error, "
+        "Small models trained with neither, each and both, on a CPU. mesh: what repeats every token in the error, "
         "RMS in grey levels of 255; periodicity: the meter's score, +- its deviation over the seeds; l_ap: the share "
         "of the error that repeats. They show nothing about the paper's scale. [What it means](ablation.md).",
     ),
-    "full": (
-        "Full size: the core",
-        "The whole pipeline with the geometry named, by side, dtype and torch.compile; the ceiling, the paper's figure "
-        "and the aims beside it. The weights are random: they show time and memory, never quality. "
-        "[What it means](full_size.md).",
-    ),
-    "host": (
-        "Full size: through ComfyUI",
-        "A running server, measured from outside; random weights where the file's name says so. "
-        "[What it means](full_size.md).",
-    ),
-    "facts": (
-        "Full size: what was only read about the device",
-        "Questions with a bound each. [What it means](full_size.md).",
+    "gpu": (
+        "On a GPU",
+        "One run of `benchmarks/gpu/run.sh`: a row for each step, and their tables. Weights are random where "
+        "a table says so: they show time and memory, never quality. [How to read it](full_size.md).",
     ),
     "train": (
         "One training step",
@@ -139,7 +128,7 @@ def page(reports: Sequence[Row]) -> str:
         title, about = KINDS.get(kind, (kind.replace("_", " ").capitalize(), ""))
         parts += [f"## {title}", about] if own else []
         for report in own:
-            parts += told(report, "###")
+            parts += paragraphs(report, "###")
             parts += [f"Left out of this report: {', '.join(report['left_out'])}."] if report.get("left_out") else []
             parts += [f"Note: {report['note']}"] if report.get("note") else []
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -195,20 +184,5 @@ def _fault(report: Any) -> str:
 
 
 def write_slim(path: Path, report: Row) -> None:
-    """Write a report as JSON with each row of a table on a line of its own. Raises OutputError."""
-    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in report.items() if key != "tables"]
-    tables = [
-        f"    {json.dumps(title)}: [\n" + ",\n".join(f"      {json.dumps(row)}" for row in rows) + "\n    ]"
-        for title, rows in report["tables"].items()
-    ]
-    lines.append('  "tables": {\n' + ",\n".join(tables) + "\n  }")
-    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text, with LF on every system; its folder is made. Raises OutputError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
-    write_whole(path, text)
+    """Write a report's copy. Raises OutputError."""
+    write_text(path, json.dumps(report, indent=1) + "\n")

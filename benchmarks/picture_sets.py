@@ -126,7 +126,7 @@ class SetRecipe:
             raise OptionError(f"--factor: expected a whole number from 2 to 16, got {self.factor}")
         if self.side < self.factor or self.seed < 0:
             raise OptionError(
-                f"benchmark make-set: expected a side of at least the factor and a seed from 0 up, got {self.side} px "
+                f"benchmarks make-set: expected a side of at least the factor and a seed from 0 up, got {self.side} px "
                 f"and {self.seed}; change them"
             )
 
@@ -146,7 +146,7 @@ def make_set(sources: Sequence[Path], folder: Path, recipe: SetRecipe, on_pictur
             raise OutputError(f"{folder}: holds a set already; name another folder")
     targets = output_paths(sources, folder / HIGH)
     make_folder(folder / LOW)
-    told: dict[str, Any] = {}
+    made: dict[str, Any] = {}
     for source, target in targets:
         if on_picture is not None:
             on_picture(source.name)
@@ -154,8 +154,8 @@ def make_set(sources: Sequence[Path], folder: Path, recipe: SetRecipe, on_pictur
         result = degrade(high, recipe.degradation, (recipe.seed, zlib.crc32(source.stem.encode("utf-8"))))
         save_image(target, Picture(high))
         save_image(folder / LOW / target.name, Picture(result.low))
-        told[target.stem] = {"px": list(high.shape[-2:]), "steps": result.steps}
-    text = json.dumps({"recipe": asdict(recipe), "degradation": asdict(recipe.degradation), "pictures": told}, indent=1)
+        made[target.stem] = {"px": list(high.shape[-2:]), "steps": result.steps}
+    text = json.dumps({"recipe": asdict(recipe), "degradation": asdict(recipe.degradation), "pictures": made}, indent=1)
     write_whole(folder / RECIPE, text + "\n")
 
 

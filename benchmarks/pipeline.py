@@ -1,4 +1,4 @@
-"""``benchmark pipeline``: one upscale stage by stage, and what strips, no patches and F16 save, as ratios of one run.
+"""``pipeline``: one upscale stage by stage, and what strips, no patches and F16 save, as ratios of one run.
 
 Photo and weights are the ones given (the bundled ones), but for F8 against F16: there both autoencoders have
 seeded random weights, which show time and memory, never quality.
@@ -44,13 +44,11 @@ from .stage_times import (
     text_tokens,
     timed,
 )
-from .tables import Row
+from .tables import Row, Tables, setting_rows
 
 #: What the run as it is can be compared with.
 Comparison = Literal["plain", "patches", "f8"]
 COMPARISONS: tuple[Comparison, ...] = get_args(Comparison)
-
-Tables = dict[str, list[Row]]
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def upscale_tables(
         "The ceiling: products of two square matrices in the run's dtype, the best of 5": ceiling,
     }
     if len(found) > 1:
-        tables["Settings"] += fact_rows(_COMPARED)
+        tables["Settings"] += setting_rows(_COMPARED)
     return tables | _comparisons(found, settings), turns_table(found)
 
 
@@ -162,7 +160,7 @@ def f8_tables(
 ) -> tuple[Tables, list[Row]]:
     """F16 and F8 autoencoders of one width (weights: "bundled", "full width"), random, on the same picture.
 
-    Colour fix and back-projection are left out; the transformer's work at either's tokens is computed, not run.
+    Colour fix and back-projection are left out; the transformer's work at either's tokens is counted, not run.
     """
     target, size = settings.target, (settings.start, settings.start)
     options = OneStepOptions(target, color="none", fidelity=0.0, vae_only=True)
@@ -192,7 +190,7 @@ def settings_table(core: CoreStages, plan: Plan, repeats: int) -> list[Row]:
     """What was run, how it was timed, and what its figures mean."""
     model, (rows, columns) = core.autoencoder, plan.tokens
     strips = [f"{stage.name}: {stage.path}" for stage in plan.stages if stage.settings is not None]
-    told = {
+    values = {
         "picture": f"{_px(plan.input)} -> {_px(plan.output)} px, {_px(plan.framed)} with the VAE's margin",
         "tokens": f"{columns} x {rows} = {rows * columns}",
         "models": f"{model.device}, {dtype_name(model.dtype)}; VAE {model.params.ratio}x",
@@ -200,13 +198,8 @@ def settings_table(core: CoreStages, plan: Plan, repeats: int) -> list[Row]:
         **meanings(model.device, repeats),
     }
     if model.device.type == "cuda" and model.dtype == torch.float32:
-        told["ceiling"] = "convolutions may use TF32, products of matrices do not unless told: a share can exceed 1"
-    return fact_rows(told)
-
-
-def fact_rows(values: Mapping[str, str]) -> list[Row]:
-    """A table of settings."""
-    return [{"setting": name, "value": value} for name, value in values.items()]
+        values["ceiling"] = "convolutions may use TF32, products of matrices use float32: a share can exceed 1"
+    return setting_rows(values)
 
 
 def meanings(device: torch.device, repeats: int) -> dict[str, str]:
@@ -214,7 +207,7 @@ def meanings(device: torch.device, repeats: int) -> dict[str, str]:
     return {
         "s": f"seconds, median of {repeats} after one warm-up, all ways in turn in one process; min and max of them",
         "GB": f"1e9 bytes, highest in the stage, in the warm-up run: {PeakMeter.how(device)}",
-        "TFLOP": "1e12 multiplications or additions of convolutions, linear layers and attention, by cost.py",
+        "TFLOP": "1e12 multiplications or additions of convolutions, linear layers and attention, by planning/cost.py",
     }
 
 
@@ -223,7 +216,7 @@ def _px(size: tuple[int, int]) -> str:
 
 
 def stage_table(found: Measured, plan: Plan, ceiling: Sequence[Row]) -> list[Row]:
-    """A row per stage and one for all but saving: seconds, memory beside its forecast, work, share of the ceiling."""
+    """A row per stage and one for all but saving: seconds, memory beside its estimate, work, share of the ceiling."""
     top = max(row["TFLOP/s"] for row in ceiling)
     rows: list[Row] = []
     for stage in (*STAGES[:-1], TOGETHER, STAGES[-1]):
@@ -235,7 +228,7 @@ def stage_table(found: Measured, plan: Plan, ceiling: Sequence[Row]) -> list[Row
         rows[-1] |= {
             "of all": "" if stage == "save" else seconds / found.median(TOGETHER),
             "GB": found.peak(stage) / 1e9,
-            "forecast GB": "" if estimated is None else estimated / 1e9,
+            "estimated GB": "" if estimated is None else estimated / 1e9,
             "TFLOP": "" if work is None else work / 1e12,
             "TFLOP/s": "" if rate is None else rate,
             "of the ceiling": "" if rate is None else rate / top,

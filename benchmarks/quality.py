@@ -27,7 +27,7 @@ from op4ksr_core.vae.autoencoder import AutoEncoder
 from .picture_sets import HIGH
 from .tables import Row
 
-#: Seed of the degraded pictures, besides each one's number.
+#: Seed of the degraded pictures, beside each one's number.
 SEED = 41
 
 #: What the model is held against: all that it needs a network for comes on top of this.

@@ -1,4 +1,4 @@
-"""``benchmark quality`` on sets of pictures that are there as LR and HR, or as LR only: Syn, RealSquare, RealVary.
+"""``quality`` on sets of pictures that are there as LR and HR, or as LR only: Syn, RealSquare, RealVary.
 
 With HR pictures every score; without them those that need none. Seconds and bytes are of the enlarging alone.
 """
@@ -135,7 +135,7 @@ def settings(
     sets: Sequence[PictureSet], autoencoder: AutoEncoder, perceptual: Perceptual, choices: SetChoices
 ) -> dict[str, str]:
     """What the table's columns stand for, and what is not in it."""
-    told = {
+    values = {
         "models": f"{autoencoder.device.type}, {dtype_name(autoencoder.dtype)}",
         "sets": ", ".join(f"{s.name}: {'LR and HR' if s.highs else f'LR only, x{choices.factor}'}" for s in sets),
         "largest": f"{choices.largest} px a side when enlarged; the middle of larger pictures",
@@ -146,7 +146,7 @@ def settings(
     }
     for name in perceptual.networks:
         metric = METRICS[name]
-        told[name] = (
+        values[name] = (
             f"pyiqa's; above {metric.largest} px a side the mean of equal parts, below {metric.smallest} px none"
         )
-    return told | {f"{name} left out": reason for name, reason in perceptual.missing.items()}
+    return values | {f"{name} left out": reason for name, reason in perceptual.missing.items()}

@@ -1,7 +1,7 @@
 """Models of a named geometry with random weights, made on the device itself: for time and memory, never for quality.
 
 A weight depends on the seed, its name, and the kind of device (their generators differ), not on its neighbours,
-so that files can be written, and models filled, one tensor at a time.
+so that a model is filled one tensor at a time, and two of one geometry are equal.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from op4ksr_core.models.flux import Flux, OneStepSettings
 from op4ksr_core.planning.geometries import Geometry
 from op4ksr_core.vae.autoencoder import AutoEncoder
-
-from .full.fp8 import Fp8Linear, Product, store_in_fp8
 
 Model = TypeVar("Model", Flux, AutoEncoder)
 
@@ -43,14 +41,11 @@ def random_prompt(geometry: Geometry, generator: torch.Generator) -> tuple[Tenso
     return txt, random_weight("op4ksr.vec", (1, geometry.flux.vec_in_dim), generator)[0]
 
 
-def random_flux(geometry: Geometry, device: torch.device, dtype: torch.dtype, product: Product | None = None) -> Flux:
-    """The geometry's transformer on the device in ``dtype``; with a product, its blocks' weights in fp8."""
+def random_flux(geometry: Geometry, device: torch.device, dtype: torch.dtype) -> Flux:
+    """The geometry's transformer on the device in ``dtype``."""
     generator = torch.Generator(device)
     txt, vec = random_prompt(geometry, generator)
-    model = Flux(geometry.flux, OneStepSettings(txt=txt, vec=vec), device="meta", dtype=dtype)
-    if product is not None:
-        store_in_fp8(model, product)
-    return _filled(model, generator)
+    return _filled(Flux(geometry.flux, OneStepSettings(txt=txt, vec=vec), device="meta", dtype=dtype), generator)
 
 
 def random_autoencoder_on(geometry: Geometry, device: torch.device, dtype: torch.dtype) -> AutoEncoder:
@@ -61,14 +56,8 @@ def random_autoencoder_on(geometry: Geometry, device: torch.device, dtype: torch
 def _filled(model: Model, generator: torch.Generator) -> Model:
     """A model of the meta device, on the generator's, tensor by tensor."""
     model.to_empty(device=generator.device).eval().requires_grad_(False)
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            full = f"{path}.{name}" if path else name
-            if isinstance(module, Fp8Linear) and name != "bias":
-                if name == "weight":
-                    module.take(random_weight(full, tuple(parameter.shape), generator))
-                continue
-            parameter.data.copy_(random_weight(full, tuple(parameter.shape), generator))
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(random_weight(name, tuple(parameter.shape), generator))
     return model
 
 

@@ -1,4 +1,4 @@
-"""``benchmark scaling``: how seconds and bytes grow with the picture, beside how cost and memory say they must.
+"""``scaling``: how seconds and bytes grow with the picture, beside how cost and memory say they must.
 
 Exponents of pixels, least squares in log-log. Theory's is fitted in the same way to the closed forms' own
 figures at the same sides: the margin, strips and the text weigh more in small pictures, attention in large ones,
@@ -21,9 +21,9 @@ from op4ksr_core.planning.plan import Plan
 from op4ksr_core.vae.autoencoder import AutoEncoder
 from op4ksr_core.vae.estimate import StripPlan
 
-from .pipeline import Tables, fact_rows, meanings, photo, spread, turns_table
+from .pipeline import meanings, photo, spread, turns_table
 from .stage_times import Measured, core_way, estimated_bytes, measure, plan_of
-from .tables import FACTOR, Row
+from .tables import FACTOR, Row, Tables, setting_rows
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,9 @@ def scaling(
     """
     core, sides = CoreStages(flux, autoencoder, strips=strips), sorted(set(sides))
     if len(sides) < 2 or sides[0] < 1:
-        raise OptionError(f"benchmark scaling: expected 2 or more different sides from 1 px up, got {sides}; name more")
+        raise OptionError(
+            f"benchmarks scaling: expected 2 or more different sides from 1 px up, got {sides}; name more"
+        )
     plans = {side: plan_of((_low(side), _low(side)), Target(long_edge=side), core) for side in sides}
     rows: list[Row] = []
     turns: list[Row] = []
@@ -91,15 +93,15 @@ def _side_rows(side: int, own: Measured, plan: Plan) -> Iterator[Row]:
             "TFLOP": work / 1e12,
             "TFLOP/s": work / 1e12 / own.median(stage),
             "GB": own.peak(stage) / 1e9,
-            "forecast GB": estimated / 1e9,
+            "estimated GB": estimated / 1e9,
             "way": paths[stage],
         }
 
 
 def exponents(rows: Sequence[Row]) -> list[Row]:
-    """Of seconds beside FLOPs, and of bytes beside their forecast, over all sides and over the largest alone."""
+    """Of seconds beside FLOPs, and of bytes beside their estimate, over all sides and over the largest alone."""
     table: list[Row] = []
-    for what, measured, theory in (("seconds", "s", "TFLOP"), ("bytes", "GB", "forecast GB")):
+    for what, measured, theory in (("seconds", "s", "TFLOP"), ("bytes", "GB", "estimated GB")):
         for stage in dict.fromkeys(row["stage"] for row in rows):
             own = sorted((row for row in rows if row["stage"] == stage), key=lambda row: row["px"])
             for chosen in (own, own[-UPPER:]) if len(own) > UPPER else (own,):
@@ -113,10 +115,10 @@ def exponents(rows: Sequence[Row]) -> list[Row]:
 
 def settings_rows(model: AutoEncoder, repeats: int) -> list[Row]:
     """What was run, and what the figures mean."""
-    told = {
+    values = {
         "picture": f"x{FACTOR} to the side named, as a square; with the VAE's margin, without colour fix",
         "models": f"{model.device}, {dtype_name(model.dtype)}; VAE {model.params.ratio}x",
         **meanings(model.device, repeats),
-        "theory": "the same fit to TFLOP (of seconds) and to the forecast (of bytes) at the same sides",
+        "theory": "the same fit to TFLOP (of seconds) and to the estimate (of bytes) at the same sides",
     }
-    return fact_rows(told)
+    return setting_rows(values)

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from op4ksr_core.errors import OutputError
-from op4ksr_core.files import write_whole
+from op4ksr_core.files import make_folder, write_whole
 from op4ksr_core.version import __version__
 
 Row = dict[str, Any]
+#: Tables by title.
+Tables = dict[str, list[Row]]
 
 #: The output's side over the input's, where a benchmark names the output's sides.
 FACTOR = 4
@@ -73,39 +74,51 @@ def _without_place(word: str) -> str:
 
 
 def write_report(
-    folder: Path, name: str, tables: Mapping[str, Sequence[Row]], details: Sequence[Row] | None = None
+    folder: Path,
+    name: str,
+    tables: Mapping[str, Sequence[Row]],
+    details: Sequence[Row] | None = None,
+    command: str | None = None,
 ) -> Path:
     """Write ``<name>.json`` and ``<name>.md``, each table under its title; returns the latter. Raises OutputError.
 
-    Both tell the command (paths cut to their last names), the pack's version, the day (UTC) and the machine.
+    Both hold the command (default: this process's, paths cut to their last names), the pack's version, the day (UTC)
+    and the machine. Each file is whole whenever it is read.
     """
     report: Row = {
         "kind": name,
-        "command": "python -m benchmarks " + without_places(sys.argv[1:]),
+        "command": command or "python -m benchmarks " + without_places(sys.argv[1:]),
         "version": __version__,
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": machine(),
         "tables": {title: list(rows) for title, rows in tables.items()},
     }
-    page = "\n\n".join(told(report, "###")) + "\n"
+    page = "\n\n".join(paragraphs(report, "###")) + "\n"
     if details is not None:
         report["details"] = list(details)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
-    write_whole(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
-    write_whole(folder / f"{name}.md", page)
+    write_text(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
+    write_text(folder / f"{name}.md", page)
     return folder / f"{name}.md"
 
 
-def told(report: Row, heading: str) -> list[str]:
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole, with LF on every system; its folder is made. Raises OutputError."""
+    make_folder(path.parent)
+    write_whole(path, text)
+
+
+def setting_rows(values: Mapping[str, str]) -> list[Row]:
+    """A table of settings."""
+    return [{"setting": name, "value": value} for name, value in values.items()]
+
+
+def paragraphs(report: Row, heading: str) -> list[str]:
     """A report as paragraphs of Markdown: how it was made, and each table under ``heading`` and its title.
 
-    Version and day of reports that are older than these entries are told as not recorded.
+    A report without its version or day says so.
     """
     version, date = report.get("version"), report.get("date")
-    made = f"op4ksr {version}, {date}" if version else "made before reports told their version and day"
+    made = f"op4ksr {version}, {date}" if version else "version and day not recorded"
     parts = [f"`{report['command']}`", ", ".join(f"{k} {v}" for k, v in report["machine"].items()), made]
     for title, rows in report["tables"].items():
         parts += [f"{heading} {title}", markdown(rows).strip()]

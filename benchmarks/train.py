@@ -1,4 +1,4 @@
-"""``benchmark train``: one training step, timed, beside the device's own matrix products and beside the plan.
+"""``train``: one training step, timed, beside the device's own matrix products and beside the plan.
 
 The trainer's own task, AdamW and running mean, on seeded noise as pictures: the time that a run's workers take to
 read and damage pictures is not in it, nor an adversarial judge. With a named geometry the weights are random: that
@@ -122,13 +122,13 @@ class Step:
 def train_rows(
     config: TrainConfig, geometry: Geometry, *, random: bool, device: torch.device, repeats: int = 5
 ) -> tuple[list[Row], list[Row]]:
-    """One row for the step, told with the plan beside it; and one for each of ``repeats`` timed steps.
+    """One row for the step, with the plan beside it; and one for each of ``repeats`` timed steps.
 
     Four steps come before the clock: one to set up, one each under the counters of memory and of work, one to settle.
     random: weights of ``geometry`` instead of the config's files. Raises OptionError for an autoencoder's config.
     """
     if config.kind == "autoencoder":
-        raise OptionError('benchmark train: times runs of kind "one_step" and "lora"; name the config of one')
+        raise OptionError('benchmarks train: times runs of kind "one_step" and "lora"; name the config of one')
     config = replace(config, train=replace(config.train, device=str(device), grid_every=0))
     plan = plan_step(config, geometry, device.type)
     step = Step(config, RandomModels(config, geometry, device) if random else Files(config), device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from op4ksr_core.bundled import BUNDLED_AUTOENCODER
 from op4ksr_core.cli.train import show_steps
@@ -14,9 +15,10 @@ from ..ablation import run_ablation
 from ..ablation_runs import PARTS, Ablation
 
 
-def add_ablation(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.set_defaults(command=ablation)
+def add_benchmark(kinds: Any) -> None:
+    """Add it to argparse's subparsers."""
+    parser = kinds.add_parser("ablation", help="train small models with and without RFR and L_AP, and measure them")
+    parser.set_defaults(command=run)
     add = parser.add_argument
     add("-o", "--output", type=Path, default=Path("runs/ablation"), metavar="FOLDER")
     add("--only", nargs="+", choices=PARTS, default=tuple(PARTS), help="the four variants, the sweep of theta, or both")
@@ -61,7 +63,7 @@ QUICK = {
 }
 
 
-def ablation(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Train, measure and print the report. Returns the exit status, 0."""
     sizes = dict(QUICK) if options.quick else {}
     for name in (*QUICK, "latent_steps", "large_measured", "periodicity", "sweep_seeds"):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from op4ksr_core.cli.main import run_command
-from op4ksr_core.cli.options import parse_device
 
-from .. import memory as benchmark_memory
-from .. import speed as benchmark_speed
-from .. import tables as benchmark
-from ..tables import Row
-from . import ablation, full, page, periodicity, pipeline, quality, train
+from ..page import gather_reports, page, read_report, slim, write_slim
+from ..tables import write_text
+from . import ablation, memory, periodicity, pipeline, quality, train
+
+_DESCRIPTION = """\
+Measure, and write the tables: KIND.json and KIND.md in benchmark_output, or in the folder that -o names.
+Without models or pictures named, the bundled ones are taken. KIND --help tells the options of each."""
+
+_EPILOG = "All that waits for a GPU, in one run of nine minutes: benchmarks/gpu/run.sh (docs/full_size.md)."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,66 +28,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """All benchmarks with their options; each sets ``command``, a function of the parsed options -> exit status."""
     parser = argparse.ArgumentParser(
-        prog="benchmarks", description="Measure, and write the table as JSON and Markdown."
+        prog="python -m benchmarks",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--verbose", action="store_true", help="tell every default that is taken")
+    parser.add_argument("--verbose", action="store_true", help="log every default that is taken")
     kinds = parser.add_subparsers(required=True, metavar="KIND")
-    quality.add_benchmark(kinds)
-    _add_memory(kinds)
-    _add_speed(kinds)
-    for module in (pipeline, full, train, periodicity, page):
+    for module in (quality, periodicity, ablation, pipeline, memory, train):
         module.add_benchmark(kinds)
-    ablation.add_ablation(kinds.add_parser("ablation", help="train with and without RFR and L_AP, and measure"))
+    _add_page(kinds)
     return parser
 
 
-def _add_memory(kinds: Any) -> None:
-    memory = kinds.add_parser("memory", help="the VAE's strips: exactness, peaks counted and predicted, a whole run")
-    memory.set_defaults(command=run_memory)
-    memory.add_argument("--quick", action="store_true", help="small sizes only")
-    memory.add_argument("--only", nargs="+", choices=_MEMORY_TABLES, help="these tables; all take half an hour or more")
-    memory.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
+def _add_page(kinds: Any) -> None:
+    slim_parser = kinds.add_parser("slim", help="a report's copy for docs/reports: its tables, without rows per photo")
+    slim_parser.set_defaults(command=run_slim)
+    slim_parser.add_argument("report", type=Path, metavar="REPORT", help=".json that a benchmark wrote")
+    slim_parser.add_argument("--only", nargs="+", default=[], metavar="TABLE", help="these, by title (default: all)")
+    slim_parser.add_argument("--note", default="", help="what the report does not know, as that the code has changed")
+    slim_parser.add_argument("-o", "--output", required=True, type=Path, metavar="COPY.json")
+    page_parser = kinds.add_parser("page", help="one Markdown page from such copies, as docs/benchmarks.md")
+    page_parser.set_defaults(command=run_page)
+    page_parser.add_argument("reports", nargs="+", type=Path, metavar="REPORT", help=".json, or folders of them")
+    page_parser.add_argument("-o", "--output", required=True, type=Path, metavar="PAGE.md")
 
 
-def _add_speed(kinds: Any) -> None:
-    speed = kinds.add_parser("speed", help="the VAE's strips: seconds over those of the plain pass")
-    speed.set_defaults(command=run_speed)
-    speed.add_argument("--quick", action="store_true", help="a small size only")
-    speed.add_argument("--repeats", type=int, choices=range(1, 100), default=3, metavar="N")
-    speed.add_argument("--device")
-    speed.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
+def run_page(options: argparse.Namespace) -> int:
+    """Write the page. Returns the exit status, 0."""
+    write_text(options.output, page([read_report(path) for path in gather_reports(options.reports)]))
+    return 0
 
 
-#: The tables of ``benchmark memory``, by the name that --only takes.
-_MEMORY_TABLES: dict[str, Callable[[], list[Row]]] = {
-    "peaks": benchmark_memory.peaks,
-    "run": benchmark_memory.end_to_end,
-    "sample": benchmark_memory.tiles_on_the_sample,
-    "exactness": benchmark_memory.exactness,
-}
-_QUICK_TABLES: dict[str, Callable[[], list[Row]]] = {
-    "peaks": lambda: benchmark_memory.peaks(("F16, bundled",), (512,), (1024,)),
-    "exactness": lambda: benchmark_memory.exactness(benchmark_memory.QUICK_CASES),
-}
-
-
-def run_memory(options: argparse.Namespace) -> int:
-    """Each table is written as soon as it is there."""
-    chosen = _QUICK_TABLES if options.quick else _MEMORY_TABLES
-    tables: dict[str, list[Row]] = {}
-    for name in options.only or chosen:
-        tables[name] = chosen.get(name, _MEMORY_TABLES[name])()
-        benchmark.write_report(options.output, "memory", tables)
-    return _report(options.output, "memory", tables)
-
-
-def run_speed(options: argparse.Namespace) -> int:
-    """Time, write and print the table. Returns the exit status, 0."""
-    cases = benchmark_speed.QUICK_CASES if options.quick else benchmark_speed.CASES
-    rows = benchmark_speed.speed(cases, str(parse_device(options.device)), options.repeats)
-    return _report(options.output, "speed", {"The VAE in strips, against the plain pass": rows})
-
-
-def _report(folder: Path, name: str, tables: dict[str, list[Row]]) -> int:
-    print(benchmark.write_report(folder, name, tables).read_text("utf-8"))
+def run_slim(options: argparse.Namespace) -> int:
+    """Write the copy. Returns the exit status, 0."""
+    write_slim(options.output, slim(read_report(options.report), options.only, options.note))
     return 0

@@ -14,7 +14,7 @@ from ..tables import write_report
 
 
 def add_benchmark(kinds: Any) -> None:
-    """Add ``benchmark periodicity`` to argparse's subparsers."""
+    """Add it to argparse's subparsers."""
     kind = kinds.add_parser("periodicity", help="detection, false alarms, suppression, loss and cost, on photos")
     kind.set_defaults(command=run_benchmark)
     kind.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help="pictures, or folders of them")

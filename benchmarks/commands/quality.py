@@ -1,4 +1,4 @@
-"""``benchmark quality`` and ``benchmark make-set``."""
+"""``quality`` and ``make-set``: the enlarged picture beside the sharp one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from op4ksr_core.machine import explain_out_of_memory
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.vae.autoencoder import AutoEncoder
 
-from .. import quality as benchmark_quality
-from .. import quality_sets as benchmark_sets
-from .. import tables as benchmark
+from .. import quality, quality_sets
 from ..perceptual import load_perceptual
 from ..picture_sets import PictureSet, SetRecipe, is_set, make_set, open_set
-from ..pipeline import fact_rows
-from ..tables import Row
+from ..tables import Row, means, setting_rows, write_report
 
 _BOTH = "both"
 
@@ -36,7 +33,7 @@ def add_benchmark(kinds: Any) -> None:
     make.add_argument("--side", type=int, default=usual.side, metavar="PX", help=f"of HR at most ({usual.side})")
     make.add_argument("--factor", type=int, default=usual.factor, metavar="X", help=f"HR over LR ({usual.factor})")
     make.add_argument("--seed", type=int, default=usual.seed, help=f"default: {usual.seed}")
-    make.add_argument("--degradation", choices=benchmark_quality.DAMAGES, default="degraded", help="clean: only shrunk")
+    make.add_argument("--degradation", choices=quality.DAMAGES, default="degraded", help="clean: only shrunk")
 
 
 def _add_quality(parser: argparse.ArgumentParser) -> None:
@@ -46,13 +43,13 @@ def _add_quality(parser: argparse.ArgumentParser) -> None:
     add("--vae", type=Path, default=BUNDLED_AUTOENCODER)
     add("--model", type=Path, default=BUNDLED_FLUX)
     add("--device")
-    add("--degradation", choices=(*benchmark_quality.DAMAGES, _BOTH), default=_BOTH, help="of HR pictures without LR")
+    add("--degradation", choices=(*quality.DAMAGES, _BOTH), default=_BOTH, help="of HR pictures without LR")
     add("--factor", type=int, choices=range(1, 17), default=4, metavar="X", help="of LR pictures without HR (4)")
-    add("--methods", nargs="+", choices=benchmark_sets.CHOICES, default=benchmark_sets.USUAL, help="on sets with LR")
+    add("--methods", nargs="+", choices=quality_sets.CHOICES, default=quality_sets.USUAL, help="on sets with LR")
     add(
         "--largest",
         type=int,
-        default=benchmark_sets.SetChoices.largest,
+        default=quality_sets.SetChoices.largest,
         metavar="PX",
         help="side when enlarged; of larger ones the middle (4096)",
     )
@@ -67,41 +64,41 @@ def run_quality(options: argparse.Namespace) -> int:
     photos = [path for s in sets if not s.lows for path in s.first(options.limit).highs]
     photos += gather(loose)[: options.limit] if loose else []
     paired = [s.first(options.limit) for s in sets if s.lows]
-    choices = benchmark_sets.SetChoices(tuple(options.methods), options.factor, options.largest)
+    choices = quality_sets.SetChoices(tuple(options.methods), options.factor, options.largest)
     for pictures in paired:
-        benchmark_sets.check_set(pictures, choices)
+        quality_sets.check_set(pictures, choices)
     autoencoder, flux = load_models(options, parse_device(options.device), None)
     assert flux is not None
     tables: dict[str, list[Row]] = {}
     details: list[Row] = []
     if photos:
-        damages = benchmark_quality.DAMAGES if options.degradation == _BOTH else (options.degradation,)
+        damages = quality.DAMAGES if options.degradation == _BOTH else (options.degradation,)
         tables, details = _photo_tables(photos, flux, autoencoder, damages)
     if paired:
         tables, details = _set_tables(paired, (flux, autoencoder), choices, options, (tables, details))
-    print(benchmark.write_report(options.output, "quality", tables, details).read_text("utf-8"))
+    print(write_report(options.output, "quality", tables, details).read_text("utf-8"))
     return 0
 
 
 def _photo_tables(
     photos: list[Path], flux: Flux, autoencoder: AutoEncoder, damages: tuple[str, ...]
 ) -> tuple[dict[str, list[Row]], list[Row]]:
-    rows = benchmark_quality.quality(photos, flux, autoencoder, damages=damages)
+    rows = quality.quality(photos, flux, autoencoder, damages=damages)
     tables: dict[str, list[Row]] = {}
     for damage in damages:
         own = [row for row in rows if row["degradation"] == damage]
-        title = f"x{benchmark_quality.FACTOR}, {damage}"
-        tables[title] = benchmark.means(own)
-        tables[f"{title}: share of photos better than {benchmark_quality.BASE}"] = benchmark_quality.shares(own)
-    alone = benchmark_quality.reconstruction(photos, autoencoder)
-    tables["The autoencoder there and back"] = benchmark.means(alone, "picture")
+        title = f"x{quality.FACTOR}, {damage}"
+        tables[title] = means(own)
+        tables[f"{title}: share of photos better than {quality.BASE}"] = quality.shares(own)
+    alone = quality.reconstruction(photos, autoencoder)
+    tables["The autoencoder there and back"] = means(alone, "picture")
     return tables, rows + alone
 
 
 def _set_tables(
     sets: list[PictureSet],
     models: tuple[Flux, AutoEncoder],
-    choices: benchmark_sets.SetChoices,
+    choices: quality_sets.SetChoices,
     options: argparse.Namespace,
     so_far: tuple[dict[str, list[Row]], list[Row]],
 ) -> tuple[dict[str, list[Row]], list[Row]]:
@@ -109,22 +106,22 @@ def _set_tables(
     device, (tables, details) = models[1].device, so_far
     perceptual = load_perceptual(device if device.type == "cuda" else None)
     files = {"VAE file": options.vae.name, "model file": options.model.name}
-    told = files | benchmark_sets.settings(sets, models[1], perceptual, choices)
+    settings = files | quality_sets.settings(sets, models[1], perceptual, choices)
     rows: list[Row] = []
     for pictures in sets:
-        with explain_out_of_memory("benchmark quality"):
-            rows += benchmark_sets.set_quality(pictures, models, perceptual, choices, _told)
-        tables = tables | {"Settings of the sets": fact_rows(told), "By set": benchmark_sets.by_set(rows)}
-        benchmark.write_report(options.output, "quality", tables, details + rows)
+        with explain_out_of_memory("benchmarks quality"):
+            rows += quality_sets.set_quality(pictures, models, perceptual, choices, _show)
+        tables = tables | {"Settings of the sets": setting_rows(settings), "By set": quality_sets.by_set(rows)}
+        write_report(options.output, "quality", tables, details + rows)
     return tables, details + rows
 
 
 def run_make_set(options: argparse.Namespace) -> int:
     """Write the set, naming each picture on stderr. Returns the exit status, 0."""
     recipe = SetRecipe(options.side, options.factor, options.seed, options.degradation == "clean")
-    make_set(gather(options.photos), options.output, recipe, _told)
+    make_set(gather(options.photos), options.output, recipe, _show)
     return 0
 
 
-def _told(picture: str) -> None:
+def _show(picture: str) -> None:
     print(picture, file=sys.stderr)

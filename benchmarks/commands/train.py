@@ -1,4 +1,4 @@
-"""``benchmark train``: one training step, timed."""
+"""``train``: one training step, timed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from op4ksr_core.planning.geometries import GEOMETRIES
 from op4ksr_core.training.config_file import read_config
 from op4ksr_core.training.step_plan import geometry_of
 
-from .. import tables as benchmark
-from .. import train as benchmark_train
-from ..pipeline import fact_rows
 from ..stage_clock import PeakMeter
+from ..tables import setting_rows, write_report
+from ..train import train_rows
 
 _TITLE = "One training step"
 
@@ -37,16 +36,16 @@ def run_train_benchmark(options: argparse.Namespace) -> int:
     config = read_config(options.config, options.set)
     device = parse_device(options.device or config.train.device or None)
     geometry = geometry_of(config, options.geometry)
-    with explain_out_of_memory("benchmark train"):
-        rows, turns = benchmark_train.train_rows(
+    with explain_out_of_memory("benchmarks train"):
+        rows, turns = train_rows(
             config, geometry, random=options.geometry is not None, device=device, repeats=options.repeats
         )
     weights = "random: time and memory, never quality" if options.geometry else "the config's files"
-    told = {
+    settings = {
         "geometry": options.geometry or "the config's files",
         "weights": weights,
         "GB at peak": PeakMeter.how(device),
     }
-    tables = {_TITLE: rows, "Settings": fact_rows(told)}
-    print(benchmark.write_report(options.output, "train", tables, turns).read_text("utf-8"))
+    tables = {_TITLE: rows, "Settings": setting_rows(settings)}
+    print(write_report(options.output, "train", tables, turns).read_text("utf-8"))
     return 0

@@ -17,7 +17,6 @@ from pretend_cuda import pretending
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.full.fp8 import store_in_fp8
 from op4ksr_core import AutoEncoder, Flux, load_autoencoder, load_flux, machine, save_autoencoder, save_flux, upscale
 from op4ksr_core.cli.main import build_parser
 from op4ksr_core.cli.plan import Planner
@@ -33,6 +32,7 @@ from op4ksr_core.periodicity.meter import measure_periodicity
 from op4ksr_core.periodicity.suppress import suppress_with_report
 from op4ksr_core.training.config_file import parse_config
 from op4ksr_core.training.data.degradation import Degradation, degrade
+from op4ksr_core.training.tasks.frozen import DTYPES, Base, FrozenLinear, freeze_blocks
 from op4ksr_core.training.trainer import Trainer
 from op4ksr_core.vae.estimate import StripPlan
 from op4ksr_core.vae.strips import MEMORY_MODES, StripSettings
@@ -72,10 +72,18 @@ def both(run: Callable[[Send], Any]) -> tuple[Any, Any, dict[str, int]]:
     return expected, found, dict(waits)
 
 
-def of_upscale(models: Models, send: Send, home: bool = True, rows: Any = None, fp8: Any = None, **how: Any) -> Tensor:
+def rounded(linear: torch.nn.Linear, base: Base) -> FrozenLinear:
+    """The weight rounded as it is, without torchao."""
+    ones = torch.ones(linear.out_features, device=linear.weight.device)
+    return FrozenLinear(linear.weight.detach().to(DTYPES[base]), ones, linear.bias)
+
+
+def of_upscale(
+    models: Models, send: Send, home: bool = True, rows: Any = None, fp8: bool = False, **how: Any
+) -> Tensor:
     flux, autoencoder = send(models.flux()), send(models.autoencoder())
     if fp8:
-        store_in_fp8(flux, fp8)
+        freeze_blocks(flux, "fp8", rounded)
     strips: StripPlan = {"encode": rows, "decode": rows} if rows else {}
     rfr, image = how.pop("rfr", None), send(models.image) if home else models.image
     return upscale(image, flux, autoencoder, OneStepOptions(Target(scale=4), **how), rfr=rfr, strips=strips)
@@ -85,7 +93,7 @@ UPSCALES: dict[str, dict[str, Any]] = {
     **{f"colour {kind}": {"color": kind} for kind in COLOR_FIXES},
     **{f"strips {mode}": {"rows": StripSettings(16, mode)} for mode in MEMORY_MODES},
     **{f"rfr {kind}": {"rfr": Rfr(kind, (300.0, 200.0) if kind == "theta" else None)} for kind in POLICIES},
-    "fp8 cast": {"fp8": "cast"},
+    "fp8 weights": {"fp8": True},
 }
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.commands import main as cli
-from benchmarks.page import KINDS, gather_reports, page, read_report, slim, write_slim, write_text
-from benchmarks.tables import Row, markdown, without_places, write_report
+from benchmarks.page import KINDS, gather_reports, page, read_report, slim, write_slim
+from benchmarks.tables import Row, markdown, without_places, write_report, write_text
 from op4ksr_core import OptionError, OutputError, __version__
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -109,7 +109,7 @@ def test_the_page_orders_kinds_and_takes_unknown_ones(tmp_path: Path) -> None:
     text = (tmp_path / "page.md").read_text("utf-8")
     titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert titles == [KINDS["memory"][0], "Some new kind"]
-    assert "op4ksr 9.9.9, 2030-01-02" in text and "made before reports told" in text
+    assert "op4ksr 9.9.9, 2030-01-02" in text and "version and day not recorded" in text
     assert "| 0.1235 |  |" in text and "Left out of this report: b." in text and "Note: seen twice" in text
 
 
@@ -148,7 +148,7 @@ def test_files_that_cannot_be_read_or_written_are_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(OptionError, match="no reports"):
         gather_reports([tmp_path / "empty"])
-    with pytest.raises(OutputError, match="choose another name"):
+    with pytest.raises(OutputError, match="choose another folder"):
         write_text(tmp_path / "cut.json" / "page.md", "")
     with pytest.raises(OptionError, match="--only c: .* it has a, b"):
         slim(REPORT, ["c"])

@@ -1,4 +1,4 @@
-"""``benchmark pipeline``: ratios and shares are those of the numbers shown, and the command writes both files."""
+"""``pipeline``: ratios and shares are those of the numbers shown, and the command writes both files."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""``benchmark quality``: what is compared with what, and how the shares are counted."""
+"""``quality``: what is compared with what, and how the shares are counted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import quality as benchmark_quality
 from benchmarks.quality import BASE, quality, reconstruction, shares
-from benchmarks.tables import means
+from benchmarks.tables import Row, means
 from op4ksr_core import AutoEncoder, Flux
 from op4ksr_core.images.color import back_project
 from op4ksr_core.images.io import load_image
@@ -22,27 +21,33 @@ from op4ksr_core.images.resize import resize
 from op4ksr_core.training.data.leaves import picture
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / f"photo{i}.png" for i in range(2)]
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    paths = [tmp_path_factory.mktemp("photos") / f"photo{i}.png" for i in range(2)]
     for i, path in enumerate(paths):
         Image.fromarray(picture(i, 130, 102)).save(path)
     return paths
 
 
-@pytest.fixture
-def without_piq(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def without_piq() -> Iterator[None]:
     def scores(image: Tensor, target: Tensor) -> dict[str, float]:
         return {"psnr": psnr(image, target), "gmsd": float((image - target).abs().mean())}
 
-    monkeypatch.setattr(benchmark_quality, "load_piq", lambda: None)
-    monkeypatch.setattr(benchmark_quality, "fidelity_scores", scores)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.quality.load_piq", lambda: None)
+        patch.setattr("benchmarks.quality.fidelity_scores", scores)
+        yield
 
 
-def test_every_photo_by_every_method_clean_and_degraded(
+@pytest.fixture(scope="module")
+def rows(
     photos: list[Path], without_piq: None, make_flux: Callable[..., Flux], make_autoencoder: Callable[..., AutoEncoder]
-) -> None:
-    rows = quality(photos, make_flux(), make_autoencoder())
+) -> list[Row]:
+    return quality(photos, make_flux(), make_autoencoder())
+
+
+def test_every_photo_by_every_method_clean_and_degraded(photos: list[Path], rows: list[Row]) -> None:
     assert len(rows) == 2 * 2 * 7
     found = {(row["photo"], row["degradation"], row["method"]): row for row in rows}
     high = load_image(photos[1]).image[..., :128, :100]
@@ -61,11 +66,8 @@ def test_every_photo_by_every_method_clean_and_degraded(
     assert clean[0]["photos"] == 2 and {"psnr", "gmsd", "alarms"} <= set(clean[0])
 
 
-def test_fidelity_and_the_transformer_make_a_difference(
-    photos: list[Path], without_piq: None, make_flux: Callable[..., Flux], make_autoencoder: Callable[..., AutoEncoder]
-) -> None:
-    rows = [r for r in quality(photos[:1], make_flux(), make_autoencoder()) if r["degradation"] == "clean"]
-    scores = {row["method"]: row["psnr"] for row in rows}
+def test_fidelity_and_the_transformer_make_a_difference(rows: list[Row]) -> None:
+    scores = {r["method"]: r["psnr"] for r in rows if (r["photo"], r["degradation"]) == ("photo0", "clean")}
     assert scores["full"] > scores["full, fidelity 0"] and scores["VAE only"] > scores["VAE only, fidelity 0"]
     assert len(set(scores.values())) == 7
 

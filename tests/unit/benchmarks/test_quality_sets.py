@@ -1,4 +1,4 @@
-"""``benchmark quality`` on sets of LR and HR, and of LR alone."""
+"""``quality`` on sets of LR and HR, and of LR alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from PIL import Image
 from torch import Tensor
 from unit.benchmarks.test_picture_sets import draw
 
-from benchmarks import quality as benchmark_quality
-from benchmarks import quality_sets as benchmark_sets
 from benchmarks.commands import main as cli
 from benchmarks.commands import quality as cli_quality
 from benchmarks.perceptual import Perceptual
 from benchmarks.picture_sets import SetRecipe, make_set, open_set
-from benchmarks.quality_sets import CHOICES, SetChoices, by_set, check_set, set_quality, settings
+from benchmarks.quality import methods_of
+from benchmarks.quality_sets import CHOICES, USUAL, SetChoices, by_set, check_set, set_quality, settings
 from op4ksr_core import AutoEncoder, Flux, ImageError, OptionError
 from op4ksr_core.images.io import load_image
 from op4ksr_core.images.metrics import psnr
@@ -37,9 +36,9 @@ def without_piq(monkeypatch: pytest.MonkeyPatch) -> None:
     def scores(image: Tensor, target: Tensor) -> dict[str, float]:
         return {"psnr": psnr(image, target), "gmsd": float((image - target).abs().mean())}
 
-    for module in (benchmark_sets, benchmark_quality):
-        monkeypatch.setattr(module, "load_piq", lambda: None)
-        monkeypatch.setattr(module, "fidelity_scores", scores)
+    for module in ("quality_sets", "quality"):
+        monkeypatch.setattr(f"benchmarks.{module}.load_piq", lambda: None)
+        monkeypatch.setattr(f"benchmarks.{module}.fidelity_scores", scores)
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def test_a_syn_set_has_every_score_that_can_be_had(syn: Path, models: Models) ->
     told: list[str] = []
     perceptual = Perceptual({"lpips": lambda x, y: (x - y).abs().mean()}, {})
     rows = set_quality(open_set(syn), models, perceptual, SetChoices(), told.append)
-    assert [row["method"] for row in rows] == list(benchmark_sets.USUAL) * 2
+    assert [row["method"] for row in rows] == list(USUAL) * 2
     assert told == ["Syn: 0.png (1 of 2)", "Syn: 1.png (2 of 2)"]
     low, high = load_image(syn / "LR" / "1.png").image, load_image(syn / "HR" / "1.png").image
     enlarged = (resize(low, 96, 128).clamp(0, 1) * 255).round() / 255
@@ -92,7 +91,7 @@ def test_pictures_too_small_to_score_are_told(real: Path) -> None:
 
 
 def test_every_choice_is_a_method(models: Models) -> None:
-    assert set(CHOICES) == set(benchmark_quality.methods_of(*models, 4))
+    assert set(CHOICES) == set(methods_of(*models, 4))
 
 
 def test_the_table_has_means_the_highest_peak_and_empty_cells() -> None:
