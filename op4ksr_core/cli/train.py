@@ -63,7 +63,7 @@ def check_memory(config: TrainConfig) -> StepPlan | None:
     kind = name.partition(":")[0]
     start = Path(config.model.start)
     large = start.is_file() and start.stat().st_size > WORTH_A_PLAN
-    counted = config.kind != "autoencoder" and not config.train.accelerate
+    counted = config.has_transformer and not config.train.accelerate
     if not counted or not (torch.cuda.is_available() if kind == "cuda" else kind == "cpu" and large):
         return None
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -20,15 +20,12 @@ from ...errors import OptionError
 from ...images.io import to_8_bit
 from ...images.jpeg import jpeg
 from ...images.resize import resize
+from ..config_limits import Share, Within
 
 Range = tuple[float, float]
 #: One range per round of the degradation.
 Ranges = tuple[Range, ...]
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise OptionError(f"degradation.{name}: expected a share from 0 to 1, got {value}")
+Shares = tuple[Share, ...]
 
 
 @dataclass(frozen=True)
@@ -42,59 +39,63 @@ class Degradation:
     #: Enlargement that the model shall undo: LR side = HR side / factor, drawn log-uniformly.
     factor: Range = (4.0, 4.0)
     #: Share of the pictures that are only shrunk (bicubic): the clean case.
-    clean: float = 0.0
-    #: Rounds of blur, resize, noise, JPEG: 1 or 2.
-    order: int = 2
-    blur: tuple[float, ...] = (1.0, 0.8)
+    clean: Share = 0.0
+    #: Rounds of blur, resize, noise, JPEG.
+    order: Literal[1, 2] = 2
+    blur: Shares = (1.0, 0.8)
     blur_deviation: Ranges = ((0.2, 3.0), (0.2, 1.5))
     #: Share of anisotropic kernels among the Gaussian ones, and the largest kernel side (odd).
-    anisotropic: float = 0.4
-    kernel: int = 21
+    anisotropic: Share = 0.4
+    kernel: Annotated[int, Within(ge=3)] = 21
     #: Share of sinc kernels among the blurs; their cut-off in radians per px.
-    sinc: float = 0.1
+    sinc: Share = 0.1
     sinc_cutoff: Range = (math.pi / 3, math.pi)
     #: Shares of (enlarged, shrunk, kept) and how far, against the picture's size.
     resize: tuple[float, float, float] = (0.2, 0.7, 0.1)
     resize_range: Ranges = ((0.3, 1.5), (0.4, 1.2))
-    noise: tuple[float, ...] = (0.8, 0.8)
+    noise: Shares = (0.8, 0.8)
     noise_level: Ranges = ((1.0, 20.0), (1.0, 15.0))
     #: Shares among the noises: shot noise rather than Gaussian; the same in all channels.
-    shot: float = 0.5
-    grey: float = 0.4
-    jpeg: tuple[float, ...] = (1.0, 1.0)
+    shot: Share = 0.5
+    grey: Share = 0.4
+    jpeg: Shares = (1.0, 1.0)
     jpeg_quality: Ranges = ((40.0, 95.0), (40.0, 95.0))
     #: Share of pictures that get a sinc filter at the very end, before or after the last JPEG.
-    final_sinc: float = 0.5
+    final_sinc: Share = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("clean", "anisotropic", "sinc", "shot", "grey", "final_sinc"):
-            _check_share(name, getattr(self, name))
-        if self.order not in (1, 2):
-            raise OptionError(f"degradation.order: expected 1 or 2, got {self.order}")
         if not 1 <= self.factor[0] <= self.factor[1] <= 16:
-            raise OptionError(f"degradation.factor: expected two numbers from 1 to 16, in order; got {self.factor}")
-        if self.kernel % 2 == 0 or self.kernel < 3:
-            raise OptionError(f"degradation.kernel: expected an odd number from 3 up, got {self.kernel}")
+            raise OptionError(
+                f"degradation.factor: expected two numbers from 1 to 16, in order, got {self.factor}; change them"
+            )
+        if self.kernel % 2 == 0:
+            raise OptionError(f"degradation.kernel: expected an odd number, got {self.kernel}; change it")
         if abs(sum(self.resize) - 1) > 1e-6 or min(self.resize) < 0:
-            raise OptionError(f"degradation.resize: expected three shares that sum to 1, got {self.resize}")
+            raise OptionError(
+                f"degradation.resize: expected three shares that sum to 1, got {self.resize}; change them"
+            )
         for name in ("blur", "noise", "jpeg"):
-            for share in self._per_round(name):
-                _check_share(name, share)
+            self._check_rounds(name)
         for name, low, high, ranges in (
-            ("blur_deviation", 0.01, 50, self._per_round("blur_deviation")),
-            ("resize_range", 0.05, 4, self._per_round("resize_range")),
-            ("noise_level", 0, 255, self._per_round("noise_level")),
-            ("jpeg_quality", 1, 100, self._per_round("jpeg_quality")),
+            ("blur_deviation", 0.01, 50, self._check_rounds("blur_deviation")),
+            ("resize_range", 0.05, 4, self._check_rounds("resize_range")),
+            ("noise_level", 0, 255, self._check_rounds("noise_level")),
+            ("jpeg_quality", 1, 100, self._check_rounds("jpeg_quality")),
             ("sinc_cutoff", 0.01, 3.15, (self.sinc_cutoff,)),
         ):
             for r in ranges:
                 if len(r) != 2 or not low <= r[0] <= r[1] <= high:
-                    raise OptionError(f"degradation.{name}: expected low <= high within {low} to {high}, got {r}")
+                    raise OptionError(
+                        f"degradation.{name}: expected low <= high within {low} to {high}, got {r}; change them"
+                    )
 
-    def _per_round(self, name: str) -> tuple[Any, ...]:
+    def _check_rounds(self, name: str) -> tuple[Any, ...]:
+        """The option's values, of which there must be one for each round."""
         values = getattr(self, name)
         if len(values) < self.order:
-            raise OptionError(f"degradation.{name}: expected one entry per round ({self.order}), got {values}")
+            raise OptionError(
+                f"degradation.{name}: expected one entry per round ({self.order}), got {values}; add some"
+            )
         return values
 
 
