@@ -1,24 +1,25 @@
 """Photos made worse as the world does it: a seeded second-order degradation, HR -> LR.
 
 The scheme is Real-ESRGAN's (Wang et al. 2021, section 3): blur, resize, noise, JPEG, and all of it
-once more, with a sinc filter (ringing) somewhere. The JPEG is computed in torch, so that it runs
-where the training runs. One seed, one result; every number drawn is told in ``Degraded.steps``.
+once more, with a sinc filter (ringing) somewhere. The JPEG is Pillow's. One seed, one result, on one
+version of Pillow; every number drawn is in ``Degraded.steps``.
 """
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OptionError
-from ...images.io import to_8_bit
-from ...images.jpeg import jpeg
+from ...images.io import Picture, from_pil, to_8_bit, to_pil
 from ...images.resize import resize
 from ..config_limits import Share, Within
 
@@ -33,7 +34,7 @@ class Degradation:
     """What may happen to a picture. Ranges with one entry per round are drawn anew in each round.
 
     Probabilities are shares in [0, 1]; blur deviations and kernels are in px, noise in grey levels of
-    255, JPEG in libjpeg's quality. The defaults are Real-ESRGAN's, somewhat milder in noise, our choice.
+    255. The defaults are Real-ESRGAN's, somewhat milder in noise, our choice.
     """
 
     #: Enlargement that the model shall undo: LR side = HR side / factor, drawn log-uniformly.
@@ -58,6 +59,7 @@ class Degradation:
     #: Shares among the noises: shot noise rather than Gaussian; the same in all channels.
     shot: Share = 0.5
     grey: Share = 0.4
+    #: Share, and libjpeg's quality, which is rounded to a whole number; chroma is always at half resolution (4:2:0).
     jpeg: Shares = (1.0, 1.0)
     jpeg_quality: Ranges = ((40.0, 95.0), (40.0, 95.0))
     #: Share of pictures that get a sinc filter at the very end, before or after the last JPEG.
@@ -154,6 +156,16 @@ def filtered(image: Tensor, kernel: Tensor) -> Tensor:
     return torch.fft.irfft2(spectrum, s=size)[..., 2 * pad :, 2 * pad :]
 
 
+def through_jpeg(image: Tensor, quality: int) -> Tensor:
+    """(1, 3, H, W) float, rounded to 8 bits -> the same in [0, 1] after a JPEG file of that quality, 1 to 100.
+
+    Chroma at half resolution (4:2:0): libjpeg's default, and what photos on the web mostly have.
+    """
+    buffer = io.BytesIO()
+    to_pil(Picture(image.clamp(0, 1).cpu())).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return from_pil(Image.open(buffer)).image.to(image)
+
+
 class _Run:
     """One picture's way through the degradation."""
 
@@ -179,7 +191,7 @@ class _Run:
         x = self.ended(x, params.order - 1, height, width)
         return Degraded(to_8_bit(x), factor, self.steps)
 
-    def told(self, name: str, **numbers: Any) -> None:
+    def note(self, name: str, **numbers: Any) -> None:
         """Note a step and the numbers that were drawn for it."""
         self.steps.append((name, numbers))
 
@@ -194,13 +206,13 @@ class _Run:
         angle = 0.0
         if rng.random() < params.anisotropic:
             narrow, angle = float(rng.uniform(*params.blur_deviation[turn])), float(rng.uniform(0, math.pi))
-        self.told("blur", wide=wide, narrow=narrow, angle=angle)
+        self.note("blur", wide=wide, narrow=narrow, angle=angle)
         return filtered(x, gaussian_kernel(params.kernel, wide, narrow, angle))
 
     def rung(self, x: Tensor, name: str) -> Tensor:
         """Rung by a sinc filter of random cut-off; name: what the step is called."""
         cutoff = float(self.rng.uniform(*self.params.sinc_cutoff))
-        self.told(name, cutoff=cutoff)
+        self.note(name, cutoff=cutoff)
         return filtered(x, sinc_kernel(self.params.kernel, cutoff))
 
     def resized(self, x: Tensor, turn: int, towards: tuple[int, int] | None) -> Tensor:
@@ -216,7 +228,7 @@ class _Run:
         height, width = towards or (x.shape[-2], x.shape[-1])
         mode = str(rng.choice(["area", "bilinear", "bicubic"]))
         size = max(8, round(height * scale)), max(8, round(width * scale))
-        self.told("resize", scale=scale, mode=mode, size=size)
+        self.note("resize", scale=scale, mode=mode, size=size)
         return _resampled(x, *size, mode)
 
     def noisy(self, x: Tensor, turn: int) -> Tensor:
@@ -233,7 +245,7 @@ class _Run:
         if shot:  # deviation as the root of the brightness, ``level`` at mid-grey
             bright = x.mean(1, keepdim=True) if grey else x
             strength = level * (bright.clamp(0, 1) * 2).sqrt()
-        self.told("noise", level=level * 255, shot=shot, grey=grey)
+        self.note("noise", level=level * 255, shot=shot, grey=grey)
         return (x + strength * noise).clamp(0, 1)
 
     def compressed(self, x: Tensor, turn: int) -> Tensor:
@@ -241,9 +253,9 @@ class _Run:
         params, rng = self.params, self.rng
         if rng.random() >= params.jpeg[turn]:
             return x
-        quality = float(rng.uniform(*params.jpeg_quality[turn]))
-        self.told("jpeg", quality=quality)
-        return jpeg(x.clamp(0, 1), quality)
+        quality = round(rng.uniform(*params.jpeg_quality[turn]))
+        self.note("jpeg", quality=quality)
+        return through_jpeg(x, quality)
 
     def ended(self, x: Tensor, turn: int, height: int, width: int) -> Tensor:
         """To the LR's size, JPEG, and a sinc filter before or after it."""
