@@ -15,6 +15,7 @@ from ..machine import default_device, free_memory
 from ..training.config import TrainConfig
 from ..training.config_file import read_config, read_text
 from ..training.step_plan import GEOMETRIES, StepPlan, geometry_of, plan_step, refuse_if_hopeless
+from ..training.stopping import Stopped
 from ..training.trainer import OnStep, Trainer
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.set_defaults(command=run_train)
     add_config(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the config's folder")
+    parser.add_argument("--resume", action="store_true", help="resume the run in the config's folder")
     parser.add_argument("--run", metavar="FOLDER", help="another run folder than the config's")
     parser.add_argument("--steps", type=int, help="another number of steps than the config's")
-    parser.add_argument("--anyway", action="store_true", help="begin even where one step will not fit into memory")
+    parser.add_argument("--anyway", action="store_true", help="start even where one step will not fit into memory")
     parser.add_argument("--plan", action="store_true", help="count what one step needs, and train nothing")
     parser.add_argument("--geometry", choices=GEOMETRIES, help="--plan: these models instead of the config's files")
     parser.add_argument("--json", action="store_true", help="--plan: as JSON")
@@ -76,7 +77,7 @@ def check_memory(config: TrainConfig) -> StepPlan | None:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Train, or plan, and print the last weights' file. Returns 0, or 130 after Ctrl-C."""
+    """Train, or plan, and print the last weights' file. Returns 0, or 130 after Ctrl-C and 143 after SIGTERM."""
     changes = list(options.set)
     if options.run:
         changes.append(f"run = {json.dumps(options.run)}")
@@ -91,11 +92,9 @@ def run_train(options: argparse.Namespace) -> int:
     trainer = Trainer(config, told + read_text(options.config), options.resume, show_steps())
     try:
         weights = trainer.run()
-    except KeyboardInterrupt:
-        if not trainer.step:
-            raise
-        print(f"stopped after step {trainer.step}, which is saved; go on with --resume", file=sys.stderr)
-        return 130
+    except Stopped as stopped:
+        print(f"stopped after step {trainer.step}, which is saved; resume with --resume", file=sys.stderr)
+        return stopped.exit_code
     if trainer.main:
         print(weights)
     return 0

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from .engine import Accelerated, Engine, OneProcess
 from .optimization import Ema, adamw, rate_at
 from .run_folder import CsvLog, RunFolder, pack_optimizer, unpack_optimizer
 from .samples import open_samples, show_samples
+from .stopping import Stopped, deferred_signals, ignore_ctrl_c
 from .tasks.choose import make_task
 from .tasks.objectives import PatchDiscriminator, fool, judge_loss
 from .tasks.one_step import OneStepTask
@@ -37,23 +36,6 @@ OnStep = Callable[[int, int, str], None]
 
 #: The adversarial judge's learning rate, as a share of the model's.
 JUDGE_RATE = 0.5
-
-
-@contextlib.contextmanager
-def held_interrupts() -> Generator[Callable[[], bool]]:
-    """Inside, Ctrl-C does nothing but make the function that is given answer True, so that a step is never cut in two.
-
-    Only the main thread gets signals; in any other nothing is held, and the answer is False.
-    """
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class Trainer:
@@ -132,8 +114,8 @@ class Trainer:
     def run(self) -> Path:
         """Train to the end and return the file of the last weights.
 
-        On Ctrl-C the step is finished and the state saved, then KeyboardInterrupt is raised. Raises Op4ksrError for a
-        loss that is not finite, OutputError where the folder cannot be written to.
+        On Ctrl-C or SIGTERM the step is finished and the state saved, then ``Stopped`` is raised (``stopping``). Raises
+        Op4ksrError for a loss that is not finite, OutputError where the folder cannot be written to.
         """
         config, train = self.config, self.config.train
         self.task.prepare(self.source)
@@ -143,7 +125,7 @@ class Trainer:
         batches = iter(self._loader())
         began, pictures = time.monotonic(), 0
         sums: dict[str, list[float]] = {}
-        with held_interrupts() as interrupted:
+        with deferred_signals() as asked_to_stop:
             while self.step < train.steps:
                 if self.task.before(self.step):
                     self.ema.restart()
@@ -160,9 +142,9 @@ class Trainer:
                     began, pictures, sums = time.monotonic(), 0, {}
                 if self.step % config.output.save_every == 0 or last:
                     self._save()
-                if interrupted():
+                if number := asked_to_stop():
                     self._save()
-                    raise KeyboardInterrupt
+                    raise Stopped(number)
         if self.board:
             self.board.close()
         return self._finished()
@@ -204,6 +186,7 @@ class Trainer:
             num_workers=workers,
             pin_memory=self.engine.device.type == "cuda",
             prefetch_factor=4 if workers else None,
+            worker_init_fn=ignore_ctrl_c,
         )
 
     def _one_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, float], int]:
