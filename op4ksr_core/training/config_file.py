@@ -7,11 +7,15 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from ..errors import OptionError
 from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 #: What was expected, by pydantic's names of errors; its own words stand for the rest.
 _EXPECTED = {
@@ -91,13 +95,20 @@ def _toml() -> Any:
 def _checked(table: dict[str, Any]) -> TrainConfig:
     """The config that a table describes. As JSON, in which pydantic's strict mode takes a list for a tuple."""
     try:
-        from pydantic import TypeAdapter, ValidationError
+        from pydantic import ValidationError
     except ImportError as error:
         raise OptionError('training configs are checked with pydantic: pip install "op4ksr[train]"') from error
     try:
-        return TypeAdapter(TrainConfig).validate_json(json.dumps(_with_lists(TrainConfig, table), default=str))
+        return _adapter().validate_json(json.dumps(_with_lists(TrainConfig, table), default=str))
     except ValidationError as error:
         raise OptionError(_sentence(error.errors(include_url=False)[0])) from error
+
+
+@lru_cache
+def _adapter() -> TypeAdapter[TrainConfig]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(TrainConfig)
 
 
 def _with_lists(section: type[Any], table: dict[str, Any]) -> dict[str, Any]:

@@ -55,9 +55,9 @@ def real_step(found: TrainConfig) -> tuple[dict[str, int], float]:
     ("kind", "precision", "checkpointing", "accumulate"),
     [
         ("lora", "bf16", True, 2),
-        ("lora", "fp32", False, 1),
-        ("lora", "bf16", False, 1),
-        ("one_step", "bf16", False, 2),
+        pytest.param("lora", "fp32", False, 1, marks=pytest.mark.slow),
+        pytest.param("lora", "bf16", False, 1, marks=pytest.mark.slow),
+        pytest.param("one_step", "bf16", False, 2, marks=pytest.mark.slow),
         ("one_step", "fp32", True, 1),
     ],
 )
@@ -71,7 +71,7 @@ def test_the_plan_is_what_a_real_step_takes(folder, kind, precision, checkpointi
     assert plan.work * accumulate == pytest.approx(work, rel=1e-9)
 
 
-@pytest.mark.parametrize("base", ["fp8", "int8"])
+@pytest.mark.parametrize("base", [pytest.param("fp8", marks=pytest.mark.slow), "int8"])
 def test_the_plan_knows_the_stored_base(folder, base, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr(frozen, "quantized", by_hand)
     found = told(folder, base=base, precision="bf16", checkpointing=True)
@@ -89,6 +89,7 @@ def test_checkpointing_and_a_cache_take_less(folder) -> None:  # noqa: F811
     assert cached.flops["encode"] == 0 < kept.flops["encode"] and cached.peaks["encode"] < kept.peaks["encode"]
 
 
+@pytest.mark.slow
 def test_the_work_is_pytorchs_count_and_the_closed_forms(folder) -> None:  # noqa: F811
     found = told(folder, "one_step", crop=256, batch=1)
     plan = plan_step(found, geometry_of(found), "cpu")
@@ -191,6 +192,7 @@ def test_a_step_that_cannot_fit_is_told_before_it_begins(
     monkeypatch.setattr(cli_train, "WORTH_A_PLAN", 0)
     plan = cli_train.check_memory(read_config(file))
     assert plan is not None
+    monkeypatch.setattr(cli_train, "plan_step", lambda *_: plan)
     monkeypatch.setattr(cli_train, "free_memory", lambda device: plan.peak - 1)
     assert main(["train", str(file)]) == 1
     assert "one step needs" in capsys.readouterr().err and not (file.parent / "run").exists()
@@ -229,8 +231,15 @@ def test_an_autoencoders_run_is_not_counted(folder) -> None:  # noqa: F811
         train_rows(found, GEOMETRIES["small"], random=True, device=torch.device("cpu"))
 
 
-@pytest.mark.parametrize("random", [False, True])
-@pytest.mark.parametrize("base", ["plain", "int8"])
+@pytest.mark.parametrize(
+    ("base", "random"),
+    [
+        ("plain", False),
+        ("int8", True),
+        pytest.param("plain", True, marks=pytest.mark.slow),
+        pytest.param("int8", False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_benchmark_writes_a_row_beside_its_plan(
     file: Path, random: bool, base: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
