@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 #: Seconds between two lines where the output is no terminal.
 QUIET = 30.0
 
-#: Runs on the CPU from a smaller file than this, bytes, are begun without a plan.
+#: Runs on the CPU from a smaller file than this, bytes, start without a plan.
 WORTH_A_PLAN = 1e9
 
 
@@ -69,8 +69,8 @@ def check_memory(config: TrainConfig) -> StepPlan | None:
         return None
     try:
         plan = plan_step(config, geometry_of(config), kind)
-    except (RuntimeError, AttributeError, TypeError) as error:  # of tensors without values, which PyTorch may change
-        log.warning("what one step needs could not be counted (%s); the run begins without", error)
+    except (RuntimeError, AttributeError, TypeError) as error:  # fake tensors are PyTorch's internals
+        log.warning("what one step needs could not be counted (%s); the run starts without", error)
         return None
     refuse_if_hopeless(plan, free_memory(torch.device(name)), name)
     return plan
@@ -88,8 +88,8 @@ def run_train(options: argparse.Namespace) -> int:
         return run_plan(config, options)
     if not options.anyway:
         check_memory(config)
-    told = "".join(f"# changed by the command: {change}\n" for change in changes)
-    trainer = Trainer(config, told + read_text(options.config), options.resume, show_steps())
+    changed = "".join(f"# changed by the command: {change}\n" for change in changes)
+    trainer = Trainer(config, changed + read_text(options.config), options.resume, show_steps())
     try:
         weights = trainer.run()
     except Stopped as stopped:
@@ -105,7 +105,7 @@ def show_steps() -> OnStep:
     live = sys.stderr.isatty()
     last = [-QUIET]
 
-    def tell(done: int, total: int, line: str) -> None:
+    def show(done: int, total: int, line: str) -> None:
         now = time.monotonic()
         if not live and now - last[0] < QUIET and done != total:
             return
@@ -114,4 +114,4 @@ def show_steps() -> OnStep:
         print(f"\r{text:<78}" if live else text, end="\n" if not live or done == total else "", file=sys.stderr)
         sys.stderr.flush()
 
-    return tell
+    return show

@@ -219,7 +219,7 @@ class OutputConfig:
     log_every: Count = 10
     #: Weights and the state to resume from: a crash loses at most this many steps.
     save_every: Count = 200
-    #: How many files of weights are kept besides the last.
+    #: How many files of weights are kept in addition to the last.
     keep: Natural = 3
     sample_every: Natural = 200
     samples: Natural = 3

@@ -48,7 +48,7 @@ def deferred_signals() -> Generator[Callable[[], int]]:
             yield lambda: seen[0] if seen else 0
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
 
 
 def ignore_ctrl_c(worker: int) -> None:

@@ -1,7 +1,7 @@
 """The training loop: one for all tasks, one process or several.
 
 Nothing random is kept from step to step: pictures, damage and noise are functions of (seed, step,
-process), so that a run that is gone on with is, on a CPU, the run that was never broken off.
+process), so that on a CPU a resumed run gives the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ JUDGE_RATE = 0.5
 class Trainer:
     """One run of a config. Making it reads models and pictures, and with ``resume`` the state; ``run`` trains.
 
-    text: the config as it is copied into the run's folder. on_step: told of every report, of the first process only.
+    text: the config as it is copied into the run's folder. on_step: called at every report, in the first process only.
     Raises what models, sources and the folder raise, and OptionError where the state is another run's.
     """
 
@@ -52,7 +52,7 @@ class Trainer:
             torch.set_num_threads(train.threads)
         self.engine: Engine = Accelerated(train.device) if train.accelerate else OneProcess(train.device)
         self.folder = RunFolder(config.run)
-        going_on = self.folder.begin(text, resume) if self.main else resume and self.folder.state.exists()
+        resuming = self.folder.begin(text, resume) if self.main else resume and self.folder.state.exists()
         self.engine.wait()
         self.task = make_task(config).to(self.engine.device)
         self.source = self._open_source()
@@ -61,7 +61,7 @@ class Trainer:
         self.ema = Ema(self.parameters, train.ema)
         self.judge, self.judge_optimizer = self._make_judge()
         self.step, self.seconds = 0, 0.0
-        if going_on:
+        if resuming:
             self._load()
         self.net = self.engine.prepare(self.task)
         self.samples = open_samples(config.output) if self.main else []
@@ -70,7 +70,7 @@ class Trainer:
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this process is the one that writes files and reports."""
         return self.engine.rank == 0
 
     def columns(self) -> list[str]:
@@ -91,7 +91,7 @@ class Trainer:
         return source
 
     def _making(self, done: int, total: int) -> None:
-        self._tell(0, f"making pictures: {done} of {total}")
+        self._report_line(0, f"making pictures: {done} of {total}")
 
     def _make_judge(self) -> tuple[nn.Module | None, torch.optim.Optimizer | None]:
         if not self.config.loss.adversarial:
@@ -150,7 +150,7 @@ class Trainer:
         return self._finished()
 
     def _finished(self) -> Path:
-        """Save the last weights with the task's finishing touch. The state keeps what was trained, to go on from."""
+        """Save the last weights with the task's finishing touch. The state keeps what was trained, to resume from."""
         with self.ema.applied():
             self.task.finish()
             return self._save_weights()
@@ -162,12 +162,12 @@ class Trainer:
         cache, device = self.task.cache, self.engine.device
         missing = cache.missing()
         for file in missing:
-            loader = iter(self._batches(fresh=True, order=file))  # anew for each: shards skip to where it begins
+            loader = iter(self._batches(fresh=True, order=file))  # a new one for each: shards skip to where it starts
             batches: list[EncodedBatch] = []
             for k in file:
                 high, low = next(loader)
                 batches.append(self.task.encoded(high.to(device), low.to(device)))
-                self._tell(0, f"encoding batches: {k + 1} of {cache.batches}")
+                self._report_line(0, f"encoding batches: {k + 1} of {cache.batches}")
             cache.write(file.start, batches)
 
     def _loader(self) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -224,7 +224,7 @@ class Trainer:
         if not math.isfinite(values["loss"]):
             raise Op4ksrError(
                 f"step {self.step}: the loss is not finite; lower train.rate, or set train.precision to fp32, "
-                "and go on with --resume"
+                "and resume with --resume"
             )
         return values
 
@@ -250,7 +250,7 @@ class Trainer:
         row: dict[str, Any] = {"pictures_per_second": speed, "rate": rate_at(self.step - 1, self.config)}
         row |= {name: sum(values) / len(values) for name, values in sums.items()}
         left = seconds / done * (self.config.train.steps - self.step)
-        self._tell(self.step, f"loss {row['loss']:.4f}, {speed:.1f} pictures/s, {left / 60:.0f} min left")
+        self._report_line(self.step, f"loss {row['loss']:.4f}, {speed:.1f} pictures/s, {left / 60:.0f} min left")
         every = self.config.output.sample_every
         if every and (self.step % every == 0 or self.step == self.config.train.steps):
             self._sample_and_log(row)
@@ -271,14 +271,14 @@ class Trainer:
             for name, value in row.items():
                 self.board.add_scalar(name, value, self.step)
 
-    def _tell(self, done: int, line: str) -> None:
+    def _report_line(self, done: int, line: str) -> None:
         if self.on_step and self.main:
             self.on_step(done, self.config.train.steps, line)
 
-    # --- saving and going on ---
+    # --- saving and resuming ---
 
     def _save(self) -> None:
-        """Weights (the running mean's), then the state that goes on from here."""
+        """Weights (the running mean's), then the state to resume from."""
         if not self.main:
             return
         with self.ema.applied():

@@ -31,13 +31,13 @@ Shares = tuple[Share, ...]
 
 @dataclass(frozen=True)
 class Degradation:
-    """What may happen to a picture. Ranges with one entry per round are drawn anew in each round.
+    """What may happen to a picture. Ranges have one entry per round.
 
     Probabilities are shares in [0, 1]; blur deviations and kernels are in px, noise in grey levels of
     255. The defaults are Real-ESRGAN's, somewhat milder in noise, our choice.
     """
 
-    #: Enlargement that the model shall undo: LR side = HR side / factor, drawn log-uniformly.
+    #: Shrinking that the model is to undo: LR side = HR side / factor, drawn log-uniformly.
     factor: Range = (4.0, 4.0)
     #: Share of the pictures that are only shrunk (bicubic): the clean case.
     clean: Share = 0.0

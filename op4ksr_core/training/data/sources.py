@@ -198,7 +198,7 @@ class FolderSource:
 
 
 class ShardSource:
-    """Tar shards (``shards``): a stream, shuffled in a small window, begun again when it ends.
+    """Tar shards (``shards``): a stream, shuffled in a small window, read again from the start when it ends.
 
     A resumed run reads past what it has seen, which takes a while but gives the same pictures. Raises OptionError
     for anything but local files that are there, and (when crops are asked for) for shards without pictures.
@@ -217,7 +217,7 @@ class ShardSource:
         return torch.cat(found)
 
     def skip(self, pictures: int) -> None:
-        """Read past so many pictures: those that a run had before it was broken off."""
+        """Read past so many pictures: those that a run had before it was interrupted."""
         self.stream = self.stream or self._pictures()
         for _ in range(pictures):
             next(self.stream)
