@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import OptionError
 from .config import TrainConfig
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 #: What was expected, by pydantic's names of errors; its own words stand for the rest.
 _EXPECTED = {
@@ -105,7 +102,8 @@ def _checked(table: dict[str, Any]) -> TrainConfig:
 
 
 @lru_cache
-def _adapter() -> TypeAdapter[TrainConfig]:
+def _adapter() -> Any:
+    """Pydantic's reader of configs, which takes a tenth of a second to make."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(TrainConfig)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from unit.training.test_trainer import config, folder, rows, train  # noqa: F401
+from unit.training.test_trainer import config, folder, short, train  # noqa: F401
 
 from op4ksr_core import OptionError, OutputError
 from op4ksr_core.training.config_file import parse_config
@@ -73,7 +73,7 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
 
 def test_what_is_resumed_does_not_change_with_the_file(folder: Path) -> None:  # noqa: F811
     """AdamW keeps the very tensors that are loaded, and the next save replaces their file."""
-    text = config(folder)
+    text = short(config(folder))
     train(text)
     trainer = Trainer(parse_config(text), text, resume=True)
     moments = [t for entry in trainer.optimizer.state.values() for t in entry.values() if isinstance(t, torch.Tensor)]

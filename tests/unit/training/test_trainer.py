@@ -65,6 +65,11 @@ def config(folder: Path, kind: str = "one_step", run: str = "run", **sections: s
     return f'kind = "{kind}"\nrun = "{(folder / run).as_posix()}"\n{tables}'
 
 
+def short(text: str) -> str:
+    """The run in two steps, where what is looked at is there after any."""
+    return text.replace("steps = 6", "steps = 2").replace("save_every = 3", "save_every = 2")
+
+
 def sampled(text: str) -> str:
     """The run with sample pictures at its two ends, which cost a third of its time."""
     return text.replace("sample_every = 0", "sample_every = 6")
@@ -154,7 +159,7 @@ def test_the_run_folder_holds_what_a_person_looks_for(folder: Path) -> None:
 
 def test_the_rfr_policy_is_written_into_the_file_as_a_number(folder: Path) -> None:
     rfr = 'policy = "fit"\nturns = 1.0\ntokens = 64\n'
-    found = describe_flux(train(config(folder, rfr=rfr, model="sigma = 0.7\ntrain_tokens = 64\n")))
+    found = describe_flux(train(short(config(folder, rfr=rfr, model="sigma = 0.7\ntrain_tokens = 64\n"))))
     theta = fit_theta(64, 1.0, 14)
     assert found.params.theta == (theta, theta) and found.settings.sigma == 0.7 and found.settings.train_tokens == 64
     assert "one_step" in found.header.metadata["op4ksr.training"]
@@ -162,7 +167,7 @@ def test_the_rfr_policy_is_written_into_the_file_as_a_number(folder: Path) -> No
 
 
 def test_a_lora_keeps_or_changes_its_models_theta(folder: Path) -> None:
-    kept = read_header(train(config(folder, "lora", "kept")))
+    kept = read_header(train(short(config(folder, "lora", "kept"))))
     assert kept.kind == "lora" and kept.metadata["op4ksr.rope_theta"] == "300.0"
     other = config(folder, "lora", "other", rfr='policy = "theta"\ntheta = 100\n')
     path = train(other)
@@ -173,7 +178,7 @@ def test_a_lora_keeps_or_changes_its_models_theta(folder: Path) -> None:
 
 def test_the_decoder_alone_leaves_the_encoder_as_it_is(folder: Path) -> None:
     start = f'start = "{(folder / "vae.safetensors").as_posix()}"\npart = "decoder"\n'
-    text = config(folder, "autoencoder", model=start)
+    text = short(config(folder, "autoencoder", model=start))
     before, after = load_autoencoder(folder / "vae.safetensors"), load_autoencoder(train(text))
     assert all(torch.equal(a, b) for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True))
     assert not torch.equal(before.decoder.conv_out.weight, after.decoder.conv_out.weight)
@@ -205,7 +210,7 @@ def test_degraded_pictures_and_late_crops(folder: Path) -> None:
 
 
 def test_a_run_is_not_overwritten_nor_mixed_with_another(folder: Path) -> None:
-    train(config(folder))
+    train(short(config(folder)))
     with pytest.raises(OptionError, match="--resume"):
         train(config(folder))
     with pytest.raises(OptionError, match="seed"):
@@ -252,7 +257,7 @@ def test_a_device_that_cannot_be_used_is_refused_before_anything_is_written(fold
 def test_a_state_that_is_none_is_refused_by_name(folder: Path, capsys, damage: str) -> None:
     path, state = folder / "c.toml", folder / "run" / "checkpoints" / "state.safetensors"
     path.write_text(config(folder))
-    train(config(folder))
+    train(short(config(folder)))
     state.write_bytes(state.read_bytes()[:-9] if damage == "cut short" else (folder / "vae.safetensors").read_bytes())
     assert main(["train", str(path), "--resume"]) == 1
     told = capsys.readouterr().err
@@ -279,7 +284,7 @@ def test_a_config_that_cannot_be_copied_is_told(folder: Path, capsys) -> None:
     ],
 )
 def test_a_run_of_another_shape_is_not_gone_on_with(folder: Path, kind: str, changed: str) -> None:
-    text = config(folder, kind)
+    text = short(config(folder, kind))
     train(text)
     found = parse_config(text, changes=[changed, "train.steps = 8"])
     with pytest.raises(OptionError, match="its run trains another model; name another run folder"):
@@ -287,7 +292,7 @@ def test_a_run_of_another_shape_is_not_gone_on_with(folder: Path, kind: str, cha
 
 
 def test_a_judge_may_join_a_run_that_had_none(folder: Path) -> None:
-    text = config(folder)
+    text = short(config(folder))
     train(text)
     found = parse_config(text, changes=["train.steps = 8", "loss.adversarial = 0.1", "loss.adversarial_from = 0.0"])
     assert Trainer(found, text, resume=True).run().name.endswith("0000008.safetensors")

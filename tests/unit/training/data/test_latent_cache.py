@@ -28,8 +28,15 @@ def losses(run: Path) -> list[str]:
     return [row["loss"] for row in rows(run)]
 
 
-@pytest.mark.parametrize("kind", ["one_step", "lora"])
-@pytest.mark.parametrize("degradation", ["", "factor = [2, 8]\n"])
+@pytest.mark.parametrize(
+    ("kind", "degradation"),
+    [
+        ("one_step", "factor = [2, 8]\n"),
+        pytest.param("lora", "factor = [2, 8]\n", marks=pytest.mark.slow),
+        ("lora", ""),
+        pytest.param("one_step", "", marks=pytest.mark.slow),
+    ],
+)
 def test_the_first_pass_is_the_run_without_it_bit_for_bit(folder: Path, kind: str, degradation: str) -> None:  # noqa: F811
     more = {"degradation": degradation} if degradation else {}
     plain = train(config(folder, kind, "plain", data=EIGHT_BITS, **more))
