@@ -21,7 +21,6 @@ from op4ksr_core.training.config import (
     RfrConfig,
     TrainConfig,
 )
-from op4ksr_core.training.config_ranges import FROM_0, FROM_1, FROM_32, check_ranges
 
 #: Channels per image axis of a head of 128, and tokens per side of 4096 px: for the thetas below.
 DIM, TOKENS = 56, 128
@@ -91,7 +90,9 @@ class Ablation:
 
     def __post_init__(self) -> None:
         amounts = ("large_tokens", "latent_steps", "pictures", "periodicity", "threads", "workers")
-        check_ranges("ablation", self, {FROM_1: ("heads", "large_measured"), FROM_0: amounts, FROM_32: ("crop",)})
+        for name, least in {"heads": 1, "large_measured": 1, "crop": 32, **dict.fromkeys(amounts, 0)}.items():
+            if not getattr(self, name) >= least:
+                raise OptionError(f"ablation.{name}: expected at least {least}, got {getattr(self, name)}; change it")
         if not self.seeds or self.steps < 1 or self.measured < 1:
             raise OptionError(
                 "ablation: expected at least one seed, one step and one picture, "

@@ -16,6 +16,7 @@ from ..planning.geometries import GEOMETRIES
 from ..training.config import TrainConfig
 from ..training.config_file import read_config, read_text
 from ..training.step_plan import StepPlan, geometry_of, plan_step, refuse_if_hopeless
+from ..training.stopping import Stopped
 from ..training.trainer import OnStep, Trainer
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 #: Seconds between two lines where the output is no terminal.
 QUIET = 30.0
 
-#: Runs on the CPU from a smaller file than this, bytes, are begun without a plan.
+#: Runs on the CPU from a smaller file than this, bytes, start without a plan.
 WORTH_A_PLAN = 1e9
 
 
@@ -31,10 +32,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.set_defaults(command=run_train)
     add_config(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the config's folder")
+    parser.add_argument("--resume", action="store_true", help="resume the run in the config's folder")
     parser.add_argument("--run", metavar="FOLDER", help="another run folder than the config's")
     parser.add_argument("--steps", type=int, help="another number of steps than the config's")
-    parser.add_argument("--anyway", action="store_true", help="begin even where one step will not fit into memory")
+    parser.add_argument("--anyway", action="store_true", help="start even where one step will not fit into memory")
     parser.add_argument("--plan", action="store_true", help="count what one step needs, and train nothing")
     parser.add_argument("--geometry", choices=GEOMETRIES, help="--plan: these models instead of the config's files")
     parser.add_argument("--json", action="store_true", help="--plan: as JSON")
@@ -64,20 +65,20 @@ def check_memory(config: TrainConfig) -> StepPlan | None:
     kind = name.partition(":")[0]
     start = Path(config.model.start)
     large = start.is_file() and start.stat().st_size > WORTH_A_PLAN
-    counted = config.kind != "autoencoder" and not config.train.accelerate
+    counted = config.has_transformer and not config.train.accelerate
     if not counted or not (torch.cuda.is_available() if kind == "cuda" else kind == "cpu" and large):
         return None
     try:
         plan = plan_step(config, geometry_of(config), kind)
-    except (RuntimeError, AttributeError, TypeError) as error:  # of tensors without values, which PyTorch may change
-        log.warning("what one step needs could not be counted (%s); the run begins without", error)
+    except (RuntimeError, AttributeError, TypeError) as error:  # fake tensors are PyTorch's internals
+        log.warning("what one step needs could not be counted (%s); the run starts without", error)
         return None
     refuse_if_hopeless(plan, free_memory(torch.device(name)), name)
     return plan
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Train, or plan, and print the last weights' file. Returns 0, or 130 after Ctrl-C."""
+    """Train, or plan, and print the last weights' file. Returns 0, or 130 after Ctrl-C and 143 after SIGTERM."""
     changes = list(options.set)
     if options.run:
         changes.append(f"run = {json.dumps(options.run)}")
@@ -88,15 +89,13 @@ def run_train(options: argparse.Namespace) -> int:
         return run_plan(config, options)
     if not options.anyway:
         check_memory(config)
-    told = "".join(f"# changed by the command: {change}\n" for change in changes)
-    trainer = Trainer(config, told + read_text(options.config), options.resume, show_steps())
+    changed = "".join(f"# changed by the command: {change}\n" for change in changes)
+    trainer = Trainer(config, changed + read_text(options.config), options.resume, show_steps())
     try:
         weights = trainer.run()
-    except KeyboardInterrupt:
-        if not trainer.step:
-            raise
-        print(f"stopped after step {trainer.step}, which is saved; go on with --resume", file=sys.stderr)
-        return 130
+    except Stopped as stopped:
+        print(f"stopped after step {trainer.step}, which is saved; resume with --resume", file=sys.stderr)
+        return stopped.exit_code
     if trainer.main:
         print(weights)
     return 0
@@ -107,7 +106,7 @@ def show_steps() -> OnStep:
     live = sys.stderr.isatty()
     last = [-QUIET]
 
-    def tell(done: int, total: int, line: str) -> None:
+    def show(done: int, total: int, line: str) -> None:
         now = time.monotonic()
         if not live and now - last[0] < QUIET and done != total:
             return
@@ -116,4 +115,4 @@ def show_steps() -> OnStep:
         print(f"\r{text:<78}" if live else text, end="\n" if not live or done == total else "", file=sys.stderr)
         sys.stderr.flush()
 
-    return tell
+    return show

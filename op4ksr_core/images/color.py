@@ -18,6 +18,9 @@ COLOR_FIXES: tuple[ColorFix, ...] = get_args(ColorFix)
 #: Rounds of back-projection: our choice, see the README's figures.
 BACK_PROJECTIONS = 4
 
+#: RGB -> luma and two colour differences (Rec. 601), as JPEG has them.
+TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
 #: Rows at a time, so that scratch memory stays small and near the processor.
 _BAND = 128
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import OptionError
-from ..images.jpeg import TO_YCC
+from ..images.color import TO_YCC
 from ..images.resize import resize
 from .autocorrelation import SMALLEST_SIDE
 from .folding import FEWEST_PERIODS, WIDE_BOX, Folded, Phases, estimate_artifact, phases_of, quietness

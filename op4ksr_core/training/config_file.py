@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
-import types
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import OptionError
 from .config import TrainConfig
 
-Config = TypeVar("Config")
+#: What was expected, by pydantic's names of errors; its own words stand for the rest.
+_EXPECTED = {
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "above {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "less than {lt:g}",
+    "multiple_of": "a multiple of {multiple_of:g}",
+    "finite_number": "a finite number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text in quotes",
+    "bool_type": "true or false",
+    "tuple_type": "a list in square brackets",
+    "too_long": "at most {max_length} values",
+    "too_short": "at least {min_length} values",
+    "literal_error": "one of {expected}",
+    "dataclass_type": "a table [{key}]",
+}
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
-    """The run that a TOML file describes. Raises OptionError: no such file, bad TOML, wrong keys or values."""
+    """The run that a TOML file describes.
+
+    Raises OptionError: no such file, no TOML, unknown or missing keys, values out of range, pydantic not installed.
+    """
     return parse_config(read_text(path), str(path), changes)
 
 
@@ -41,7 +63,7 @@ def parse_config(text: str, name: str = "config", changes: Sequence[str] = ()) -
             old = found.get(section)
             found[section] = {**old, **content} if isinstance(old, dict) and isinstance(content, dict) else content
     try:
-        return build(TrainConfig, found)
+        return _checked(found)
     except OptionError as error:
         raise OptionError(f"{name}: {error}") from error
 
@@ -67,70 +89,74 @@ def _toml() -> Any:
     return tomli  # pyright: ignore
 
 
-def build(cls: type[Config], table: dict[str, Any], where: str = "") -> Config:
-    """A dataclass from a table of its fields' names. Raises OptionError, with the nearest right name."""
-    hints = get_type_hints(cls)
-    names = [f.name for f in fields(cls)]  # pyright: ignore
-    for key in table:
-        if key not in names:
-            raise OptionError(f"unknown key {where + key!r}{_nearest(key, where, names)}")
-    missing = [f.name for f in fields(cls) if f.name not in table and _required(f)]  # pyright: ignore
-    if missing:
-        raise OptionError(f"key {where + missing[0]!r} is missing; add it")
-    return cls(**{key: _value(hints[key], value, where + key) for key, value in table.items()})
+def _checked(table: dict[str, Any]) -> TrainConfig:
+    """The config that a table describes. As JSON, in which pydantic's strict mode takes a list for a tuple."""
+    try:
+        from pydantic import ValidationError
+    except ImportError as error:
+        raise OptionError('training configs are checked with pydantic: pip install "op4ksr[train]"') from error
+    try:
+        return _adapter().validate_json(json.dumps(_with_lists(TrainConfig, table), default=str))
+    except ValidationError as error:
+        raise OptionError(_sentence(error.errors(include_url=False)[0])) from error
 
 
-def _required(f: Any) -> bool:
+@lru_cache
+def _adapter() -> Any:
+    """Pydantic's reader of configs, which takes a tenth of a second to make."""
+    from pydantic import TypeAdapter
 
-    return f.default is MISSING and f.default_factory is MISSING
+    return TypeAdapter(TrainConfig)
 
 
-def _nearest(key: str, where: str, names: list[str]) -> str:
-    here = difflib.get_close_matches(key, names, 1, 0.6)
-    if here:
+def _with_lists(section: type[Any], table: dict[str, Any]) -> dict[str, Any]:
+    """The table with single values in lists where the section wants lists, as ``theta = 256``."""
+    hints = get_type_hints(section)
+    found = dict(table)
+    for key, value in table.items():
+        hint = hints.get(key)
+        if is_dataclass(hint) and isinstance(value, dict):
+            found[key] = _with_lists(hint, value)  # pyright: ignore
+        elif get_origin(hint) is tuple and not isinstance(value, list):
+            found[key] = [value]
+    return found
+
+
+def _sentence(error: Any) -> str:
+    """One of pydantic's errors: which key, what was expected, what was got, and the remedy."""
+    place = [part for part in error["loc"] if isinstance(part, str)]
+    key, kind, value = ".".join(place), error["type"], error["input"]
+    if kind == "unexpected_keyword_argument":
+        return f"unknown key {key!r}{_nearest(place)}"
+    if kind == "missing" and place == list(error["loc"]):
+        return f"key {key!r} is missing; add it"
+    if kind == "missing":
+        return f"{key}: expected more values, got {value!r}; add what is missing"
+    expected = _EXPECTED.get(kind, str(error["msg"])).format(key=key, **error.get("ctx", {}))
+    return f"{key}: expected {expected}, got {value!r}; {_remedy(place, kind, value)}"
+
+
+def _remedy(place: list[str], kind: str, value: Any) -> str:
+    if kind == "literal_error":
+        known = [str(one) for one in get_args(get_type_hints(_section(place))[place[-1]])]
+        near = difflib.get_close_matches(str(value), known, 1, 0.5)
+        return f"did you mean {near[0]!r}?" if near else "choose one"
+    return "change it"
+
+
+def _section(place: list[str]) -> type[Any]:
+    """The dataclass that holds the key at that place."""
+    return TrainConfig if len(place) == 1 else get_type_hints(TrainConfig)[place[0]]
+
+
+def _nearest(place: list[str]) -> str:
+    """The known key that is most like an unknown one: in its own section, else in any."""
+    where, key = "".join(f"{part}." for part in place[:-1]), place[-1]
+    names = [f.name for f in fields(_section(place))]
+    if here := difflib.get_close_matches(key, names, 1, 0.6):
         return f"; did you mean {where + here[0]!r}?"
-    elsewhere = {f"{section}.{name}": name for section, name in _all_keys()}
-    found = [full for full, name in elsewhere.items() if name == key]
-    found = found or [full for full, name in elsewhere.items() if difflib.get_close_matches(key, [name], 1, 0.8)]
-    return f"; did you mean {found[0]!r}?" if found else f"; known here: {', '.join(names)}"
-
-
-def _all_keys() -> list[tuple[str, str]]:
-    hints = get_type_hints(TrainConfig)
-    sections = [(name, hint) for name, hint in hints.items() if is_dataclass(hint)]
-    return [(section, f.name) for section, hint in sections for f in fields(hint)]
-
-
-def _value(hint: Any, value: Any, key: str) -> Any:
-    """``value`` as TOML gave it -> what the field wants; OptionError where it does not fit."""
-    origin, args = get_origin(hint), get_args(hint)
-    if is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise OptionError(f"{key}: expected a table [{key}], got {value!r}")
-        return build(hint, value, key + ".")  # pyright: ignore
-    if origin is Literal:
-        if value not in args:
-            near = difflib.get_close_matches(str(value), [str(a) for a in args], 1, 0.5)
-            raise OptionError(
-                f"{key}: expected one of {', '.join(map(repr, args))}; got {value!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-        return value
-    if origin in (Union, types.UnionType):
-        return _value(next(a for a in args if a is not type(None)), value, key)
-    if origin is tuple:
-        return _tuple(args, value, key)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise OptionError(f"{key}: expected {hint.__name__}, got {value!r}")
-    return value
-
-
-def _tuple(args: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        value = [value]
-    if args[-1] is not Ellipsis and len(args) != len(value):
-        raise OptionError(f"{key}: expected {len(args)} values, got {value!r}")
-    kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
-    return tuple(_value(kind, item, key) for kind, item in zip(kinds, value, strict=True))
+    hints = get_type_hints(TrainConfig).items()
+    everywhere = [(s, f.name) for s, hint in hints if is_dataclass(hint) for f in fields(hint)]
+    same = [f"{section}.{name}" for section, name in everywhere if name == key]
+    like = [f"{section}.{name}" for section, name in everywhere if difflib.get_close_matches(key, [name], 1, 0.8)]
+    return f"; did you mean {(same or like)[0]!r}?" if same or like else f"; known here: {', '.join(names)}"

@@ -14,7 +14,7 @@ from ..errors import OptionError
 class Engine(Protocol):
     """One process of a run, whether it is alone or one of several.
 
-    device: where this process computes. rank: its number, 0 for the one that writes files and speaks. world: how many
+    device: where this process computes. rank: its number, 0 for the one that writes files and reports. world: how many
     processes there are.
     """
 

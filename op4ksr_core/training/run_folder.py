@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
+import io
 import json
-from collections.abc import Generator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +20,7 @@ STATE = "state.safetensors"
 
 
 class RunFolder:
-    """Where a run writes. ``state`` is what ``--resume`` goes on from."""
+    """Where a run writes. ``state`` is what ``--resume`` reads."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -29,31 +28,34 @@ class RunFolder:
         self.state, self.log = self.checkpoints / STATE, self.path / "log.csv"
 
     def begin(self, config_text: str, resume: bool) -> bool:
-        """Make the folder and copy the config into it; True if there is a state to go on from.
+        """Make the folder and copy the config into it; True if there is a state to resume from.
 
         Raises OptionError where a run is there already and ``resume`` was not asked for.
         """
         there = self.state.exists() or self.log.exists()
         if there and not resume:
-            raise OptionError(f"{self.path}: holds a run already; go on with it by --resume, or name another")
+            raise OptionError(f"{self.path}: holds a run already; resume it by --resume, or name another")
         for folder in (self.path, self.checkpoints, self.samples):
             make_folder(folder)
         write_whole(self.path / "config.toml", config_text)
         return resume and self.state.exists()
 
     def save_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write what the run can go on from. Raises OutputError."""
+        """Write what the run can be resumed from. Raises OutputError."""
         save_tensors(self.state, tensors, {"op4ksr.kind": "state", "op4ksr.state": json.dumps(facts)})
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors on the CPU, and facts. Raises UnsupportedCheckpointError for a damaged file."""
+        """Tensors on the CPU, and facts. Raises UnsupportedCheckpointError for a damaged file.
+
+        The tensors are copies: what safetensors gives maps the file, which the next save replaces.
+        """
         try:
             with safe_open(self.state, framework="pt") as opened:
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no dict
+                tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no dict
                 return tensors, json.loads((opened.metadata() or {})["op4ksr.state"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UnsupportedCheckpointError(
-                self.state, f"is no state of a run ({error}); begin anew in another folder"
+                self.state, f"is no state of a run ({error}); start in another folder"
             ) from error
 
     def weights(self, name: str, step: int) -> Path:
@@ -67,34 +69,39 @@ class RunFolder:
 
 
 class CsvLog:
-    """log.csv: one row per interval. When a run is gone on with, rows after its state are dropped."""
+    """log.csv: one row per interval. A resumed run's keeps the rows up to its state; the file is whole all the time.
+
+    step: the state's. Raises OutputError, and OptionError for a file that is no such log.
+    """
 
     def __init__(self, path: Path, columns: list[str], step: int) -> None:
         self.path, self.columns = path, columns
-        rows: list[dict[str, str]] = []
-        if step and path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        with self._open("w") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(_rows(path, step) if step and path.exists() else [])
+        write_whole(path, text.getvalue())
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a row, whose keys are among the columns; those that it lacks stay empty. Raises OutputError."""
         cells = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-        with self._open("a") as file:
-            csv.DictWriter(file, self.columns).writerow(cells)
-
-    @contextlib.contextmanager
-    def _open(self, mode: str) -> Generator[IO[str]]:
         try:
-            with self.path.open(mode, encoding="utf-8", newline="") as file:
-                yield file
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerow(cells)
         except OSError as error:  # a full disk shows when the file is closed
             raise OutputError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another run folder"
             ) from error
+
+
+def _rows(path: Path, step: int) -> list[dict[str, str]]:
+    """A log's rows up to a step, without a last one that was cut short."""
+    try:
+        text = path.read_text("utf-8")
+        rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        return [row for row in rows if int(row["step"]) <= step]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OptionError(f"{path}: is no log of a run ({error}); move it to another place") from error
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ class StepStages:
         for parameter in self.task.trained().values():
             parameter.grad = torch.empty_like(parameter) if accumulated else None
         rules = CudaRules() if self.device == "cuda" else nullcontext()
-        with rules, self._told(), self.meter:
+        with rules, self._staged(), self.meter:
             self.begin("encode")
             judged = self.task(high, low, 0, (0, 0, 0))
             loss = torch.stack(list(judged.terms.values())).sum()
@@ -74,7 +74,7 @@ class StepStages:
             self.begin("")
 
     @contextmanager
-    def _told(self) -> Generator[None, None, None]:
+    def _staged(self) -> Generator[None, None, None]:
         """Inside, the transformer and the decoder each begin a stage when they are called."""
 
         def before(stage: str) -> Callable[..., None]:
@@ -92,7 +92,7 @@ class StepStages:
 
 
 class CudaRules(TorchFunctionMode):
-    """Under autocast on the CPU, what CUDA's autocast does besides: these in float32, whatever comes in.
+    """Under autocast on the CPU, what CUDA's autocast does in addition: these in float32, whatever comes in.
 
     The products are cast to half precision alike on both. Source: PyTorch 2.13, ATen/autocast_mode.h,
     AT_FORALL_FP32, of which these are in our networks.

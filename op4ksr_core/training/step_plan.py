@@ -145,7 +145,7 @@ def plan_step(config: TrainConfig, geometry: Geometry, device: str = "cuda") -> 
 
     Raises OptionError for an autoencoder's run, which is not counted.
     """
-    if config.kind == "autoencoder":
+    if not config.has_transformer:
         raise OptionError('--plan: counts runs of kind "one_step" and "lora"; start this one with a small train.batch')
     uncounted = tuple(name for name in ("perceptual", "adversarial") if getattr(config.loss, name))
     loss = replace(config.loss, **dict.fromkeys(uncounted, 0.0))

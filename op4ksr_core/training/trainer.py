@@ -1,17 +1,15 @@
 """The training loop: one for all tasks, one process or several.
 
 Nothing random is kept from step to step: pictures, damage and noise are functions of (seed, step,
-process), so that a run that is gone on with is, on a CPU, the run that was never broken off.
+process), so that on a CPU a resumed run gives the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from .engine import Accelerated, Engine, OneProcess
 from .optimization import Ema, adamw, rate_at
 from .run_folder import CsvLog, RunFolder, pack_optimizer, unpack_optimizer
 from .samples import open_samples, show_samples
+from .stopping import Stopped, deferred_signals, ignore_ctrl_c
 from .tasks.choose import make_task
 from .tasks.objectives import PatchDiscriminator, fool, judge_loss
 from .tasks.one_step import OneStepTask
@@ -39,27 +38,10 @@ OnStep = Callable[[int, int, str], None]
 JUDGE_RATE = 0.5
 
 
-@contextlib.contextmanager
-def held_interrupts() -> Generator[Callable[[], bool]]:
-    """Inside, Ctrl-C does nothing but make the function that is given answer True, so that a step is never cut in two.
-
-    Only the main thread gets signals; in any other nothing is held, and the answer is False.
-    """
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 class Trainer:
     """One run of a config. Making it reads models and pictures, and with ``resume`` the state; ``run`` trains.
 
-    text: the config as it is copied into the run's folder. on_step: told of every report, of the first process only.
+    text: the config as it is copied into the run's folder. on_step: called at every report, in the first process only.
     Raises what models, sources and the folder raise, and OptionError where the state is another run's.
     """
 
@@ -70,7 +52,7 @@ class Trainer:
             torch.set_num_threads(train.threads)
         self.engine: Engine = Accelerated(train.device) if train.accelerate else OneProcess(train.device)
         self.folder = RunFolder(config.run)
-        going_on = self.folder.begin(text, resume) if self.main else resume and self.folder.state.exists()
+        resuming = self.folder.begin(text, resume) if self.main else resume and self.folder.state.exists()
         self.engine.wait()
         self.task = make_task(config).to(self.engine.device)
         self.source = self._open_source()
@@ -79,7 +61,7 @@ class Trainer:
         self.ema = Ema(self.parameters, train.ema)
         self.judge, self.judge_optimizer = self._make_judge()
         self.step, self.seconds = 0, 0.0
-        if going_on:
+        if resuming:
             self._load()
         self.net = self.engine.prepare(self.task)
         self.samples = open_samples(config.output) if self.main else []
@@ -88,7 +70,7 @@ class Trainer:
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this process is the one that writes files and reports."""
         return self.engine.rank == 0
 
     def columns(self) -> list[str]:
@@ -109,7 +91,7 @@ class Trainer:
         return source
 
     def _making(self, done: int, total: int) -> None:
-        self._tell(0, f"making pictures: {done} of {total}")
+        self._report_line(0, f"making pictures: {done} of {total}")
 
     def _make_judge(self) -> tuple[nn.Module | None, torch.optim.Optimizer | None]:
         if not self.config.loss.adversarial:
@@ -132,8 +114,8 @@ class Trainer:
     def run(self) -> Path:
         """Train to the end and return the file of the last weights.
 
-        On Ctrl-C the step is finished and the state saved, then KeyboardInterrupt is raised. Raises Op4ksrError for a
-        loss that is not finite, OutputError where the folder cannot be written to.
+        On Ctrl-C or SIGTERM the step is finished and the state saved, then ``Stopped`` is raised (``stopping``). Raises
+        Op4ksrError for a loss that is not finite, OutputError where the folder cannot be written to.
         """
         config, train = self.config, self.config.train
         self.task.prepare(self.source)
@@ -143,7 +125,7 @@ class Trainer:
         batches = iter(self._loader())
         began, pictures = time.monotonic(), 0
         sums: dict[str, list[float]] = {}
-        with held_interrupts() as interrupted:
+        with deferred_signals() as asked_to_stop:
             while self.step < train.steps:
                 if self.task.before(self.step):
                     self.ema.restart()
@@ -160,15 +142,15 @@ class Trainer:
                     began, pictures, sums = time.monotonic(), 0, {}
                 if self.step % config.output.save_every == 0 or last:
                     self._save()
-                if interrupted():
+                if number := asked_to_stop():
                     self._save()
-                    raise KeyboardInterrupt
+                    raise Stopped(number)
         if self.board:
             self.board.close()
         return self._finished()
 
     def _finished(self) -> Path:
-        """Save the last weights with the task's finishing touch. The state keeps what was trained, to go on from."""
+        """Save the last weights with the task's finishing touch. The state keeps what was trained, to resume from."""
         with self.ema.applied():
             self.task.finish()
             return self._save_weights()
@@ -180,12 +162,12 @@ class Trainer:
         cache, device = self.task.cache, self.engine.device
         missing = cache.missing()
         for file in missing:
-            loader = iter(self._batches(fresh=True, order=file))  # anew for each: shards skip to where it begins
+            loader = iter(self._batches(fresh=True, order=file))  # a new one for each: shards skip to where it starts
             batches: list[EncodedBatch] = []
             for k in file:
                 high, low = next(loader)
                 batches.append(self.task.encoded(high.to(device), low.to(device)))
-                self._tell(0, f"encoding batches: {k + 1} of {cache.batches}")
+                self._report_line(0, f"encoding batches: {k + 1} of {cache.batches}")
             cache.write(file.start, batches)
 
     def _loader(self) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -204,6 +186,7 @@ class Trainer:
             num_workers=workers,
             pin_memory=self.engine.device.type == "cuda",
             prefetch_factor=4 if workers else None,
+            worker_init_fn=ignore_ctrl_c,
         )
 
     def _one_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, float], int]:
@@ -241,7 +224,7 @@ class Trainer:
         if not math.isfinite(values["loss"]):
             raise Op4ksrError(
                 f"step {self.step}: the loss is not finite; lower train.rate, or set train.precision to fp32, "
-                "and go on with --resume"
+                "and resume with --resume"
             )
         return values
 
@@ -267,7 +250,7 @@ class Trainer:
         row: dict[str, Any] = {"pictures_per_second": speed, "rate": rate_at(self.step - 1, self.config)}
         row |= {name: sum(values) / len(values) for name, values in sums.items()}
         left = seconds / done * (self.config.train.steps - self.step)
-        self._tell(self.step, f"loss {row['loss']:.4f}, {speed:.1f} pictures/s, {left / 60:.0f} min left")
+        self._report_line(self.step, f"loss {row['loss']:.4f}, {speed:.1f} pictures/s, {left / 60:.0f} min left")
         every = self.config.output.sample_every
         if every and (self.step % every == 0 or self.step == self.config.train.steps):
             self._sample_and_log(row)
@@ -288,14 +271,14 @@ class Trainer:
             for name, value in row.items():
                 self.board.add_scalar(name, value, self.step)
 
-    def _tell(self, done: int, line: str) -> None:
+    def _report_line(self, done: int, line: str) -> None:
         if self.on_step and self.main:
             self.on_step(done, self.config.train.steps, line)
 
-    # --- saving and going on ---
+    # --- saving and resuming ---
 
     def _save(self) -> None:
-        """Weights (the running mean's), then the state that goes on from here."""
+        """Weights (the running mean's), then the state to resume from."""
         if not self.main:
             return
         with self.ema.applied():

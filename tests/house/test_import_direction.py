@@ -19,7 +19,7 @@ NOT_FOR_NODES = {"training", "cli"}
 
 #: Nowhere in the core; and at no module's top level.
 NEVER = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "diffusers"}
-ONLY_INSIDE_FUNCTIONS = {"piq", "matplotlib", "pyiqa", "lpips", "webdataset", "accelerate", "tensorboard", "torchao"}
+ONLY_INSIDE_FUNCTIONS = {"piq", "matplotlib", "pyiqa", "lpips", "pydantic", "accelerate", "tensorboard", "torchao"}
 ONLY_INSIDE_FUNCTIONS |= {"tomli", "tomllib"}
 
 SOURCES = sorted(CORE.rglob("*.py"))

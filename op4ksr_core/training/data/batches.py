@@ -1,4 +1,4 @@
-"""The batches of a run, numbered: what is in one depends on its number alone, so that a run can be gone on with."""
+"""The batches of a run, numbered: what is in one depends on its number alone, so that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, config: TrainConfig, source: Source, rank: int, pairs: bool, fresh: bool = False) -> None:
         self.config, self.source, self.rank, self.pairs = config, source, rank, pairs
-        self.begun, self.fresh = False, fresh
+        self.started, self.fresh = False, fresh
 
     def shape(self, step: int) -> tuple[int, int]:
         """(pictures, side) of a batch of that step; side 0 where the task has its latents already."""
@@ -42,10 +42,10 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Both (B, 3, side, side) in [0, 1]; the second empty without pairs, both where the task has its latents."""
-        if not self.begun and isinstance(self.source, ShardSource):
+        if not self.started and isinstance(self.source, ShardSource):
             shapes = (self.shape(i // self.config.train.accumulate) for i in range(index))
             self.source.skip(sum(count for count, side in shapes if side))
-        self.begun = True
+        self.started = True
         count, side = self.shape(index // self.config.train.accumulate)
         if not side:
             return torch.empty(count, 3, 0, 0), torch.empty(0)

@@ -1,100 +1,103 @@
 """Photos made worse as the world does it: a seeded second-order degradation, HR -> LR.
 
 The scheme is Real-ESRGAN's (Wang et al. 2021, section 3): blur, resize, noise, JPEG, and all of it
-once more, with a sinc filter (ringing) somewhere. The JPEG is computed in torch, so that it runs
-where the training runs. One seed, one result; every number drawn is told in ``Degraded.steps``.
+once more, with a sinc filter (ringing) somewhere. The JPEG is Pillow's. One seed, one result, on one
+version of Pillow; every number drawn is in ``Degraded.steps``.
 """
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OptionError
-from ...images.io import to_8_bit
-from ...images.jpeg import jpeg
+from ...images.io import Picture, from_pil, to_8_bit, to_pil
 from ...images.resize import resize
+from ..config_limits import Share, Within
 
 Range = tuple[float, float]
 #: One range per round of the degradation.
 Ranges = tuple[Range, ...]
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise OptionError(f"degradation.{name}: expected a share from 0 to 1, got {value}")
+Shares = tuple[Share, ...]
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """What may happen to a picture. Ranges with one entry per round are drawn anew in each round.
+    """What may happen to a picture. Ranges have one entry per round.
 
     Probabilities are shares in [0, 1]; blur deviations and kernels are in px, noise in grey levels of
-    255, JPEG in libjpeg's quality. The defaults are Real-ESRGAN's, somewhat milder in noise, our choice.
+    255. The defaults are Real-ESRGAN's, somewhat milder in noise, our choice.
     """
 
-    #: Enlargement that the model shall undo: LR side = HR side / factor, drawn log-uniformly.
+    #: Shrinking that the model is to undo: LR side = HR side / factor, drawn log-uniformly.
     factor: Range = (4.0, 4.0)
     #: Share of the pictures that are only shrunk (bicubic): the clean case.
-    clean: float = 0.0
-    #: Rounds of blur, resize, noise, JPEG: 1 or 2.
-    order: int = 2
-    blur: tuple[float, ...] = (1.0, 0.8)
+    clean: Share = 0.0
+    #: Rounds of blur, resize, noise, JPEG.
+    order: Literal[1, 2] = 2
+    blur: Shares = (1.0, 0.8)
     blur_deviation: Ranges = ((0.2, 3.0), (0.2, 1.5))
     #: Share of anisotropic kernels among the Gaussian ones, and the largest kernel side (odd).
-    anisotropic: float = 0.4
-    kernel: int = 21
+    anisotropic: Share = 0.4
+    kernel: Annotated[int, Within(ge=3)] = 21
     #: Share of sinc kernels among the blurs; their cut-off in radians per px.
-    sinc: float = 0.1
+    sinc: Share = 0.1
     sinc_cutoff: Range = (math.pi / 3, math.pi)
     #: Shares of (enlarged, shrunk, kept) and how far, against the picture's size.
     resize: tuple[float, float, float] = (0.2, 0.7, 0.1)
     resize_range: Ranges = ((0.3, 1.5), (0.4, 1.2))
-    noise: tuple[float, ...] = (0.8, 0.8)
+    noise: Shares = (0.8, 0.8)
     noise_level: Ranges = ((1.0, 20.0), (1.0, 15.0))
     #: Shares among the noises: shot noise rather than Gaussian; the same in all channels.
-    shot: float = 0.5
-    grey: float = 0.4
-    jpeg: tuple[float, ...] = (1.0, 1.0)
+    shot: Share = 0.5
+    grey: Share = 0.4
+    #: Share, and libjpeg's quality, which is rounded to a whole number; chroma is always at half resolution (4:2:0).
+    jpeg: Shares = (1.0, 1.0)
     jpeg_quality: Ranges = ((40.0, 95.0), (40.0, 95.0))
     #: Share of pictures that get a sinc filter at the very end, before or after the last JPEG.
-    final_sinc: float = 0.5
+    final_sinc: Share = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("clean", "anisotropic", "sinc", "shot", "grey", "final_sinc"):
-            _check_share(name, getattr(self, name))
-        if self.order not in (1, 2):
-            raise OptionError(f"degradation.order: expected 1 or 2, got {self.order}")
         if not 1 <= self.factor[0] <= self.factor[1] <= 16:
-            raise OptionError(f"degradation.factor: expected two numbers from 1 to 16, in order; got {self.factor}")
-        if self.kernel % 2 == 0 or self.kernel < 3:
-            raise OptionError(f"degradation.kernel: expected an odd number from 3 up, got {self.kernel}")
+            raise OptionError(
+                f"degradation.factor: expected two numbers from 1 to 16, in order, got {self.factor}; change them"
+            )
+        if self.kernel % 2 == 0:
+            raise OptionError(f"degradation.kernel: expected an odd number, got {self.kernel}; change it")
         if abs(sum(self.resize) - 1) > 1e-6 or min(self.resize) < 0:
-            raise OptionError(f"degradation.resize: expected three shares that sum to 1, got {self.resize}")
+            raise OptionError(
+                f"degradation.resize: expected three shares that sum to 1, got {self.resize}; change them"
+            )
         for name in ("blur", "noise", "jpeg"):
-            for share in self._per_round(name):
-                _check_share(name, share)
+            self._check_rounds(name)
         for name, low, high, ranges in (
-            ("blur_deviation", 0.01, 50, self._per_round("blur_deviation")),
-            ("resize_range", 0.05, 4, self._per_round("resize_range")),
-            ("noise_level", 0, 255, self._per_round("noise_level")),
-            ("jpeg_quality", 1, 100, self._per_round("jpeg_quality")),
+            ("blur_deviation", 0.01, 50, self._check_rounds("blur_deviation")),
+            ("resize_range", 0.05, 4, self._check_rounds("resize_range")),
+            ("noise_level", 0, 255, self._check_rounds("noise_level")),
+            ("jpeg_quality", 1, 100, self._check_rounds("jpeg_quality")),
             ("sinc_cutoff", 0.01, 3.15, (self.sinc_cutoff,)),
         ):
             for r in ranges:
                 if len(r) != 2 or not low <= r[0] <= r[1] <= high:
-                    raise OptionError(f"degradation.{name}: expected low <= high within {low} to {high}, got {r}")
+                    raise OptionError(
+                        f"degradation.{name}: expected low <= high within {low} to {high}, got {r}; change them"
+                    )
 
-    def _per_round(self, name: str) -> tuple[Any, ...]:
+    def _check_rounds(self, name: str) -> tuple[Any, ...]:
+        """The option's values, of which there must be one for each round."""
         values = getattr(self, name)
         if len(values) < self.order:
-            raise OptionError(f"degradation.{name}: expected one entry per round ({self.order}), got {values}")
+            raise OptionError(
+                f"degradation.{name}: expected one entry per round ({self.order}), got {values}; add some"
+            )
         return values
 
 
@@ -153,6 +156,16 @@ def filtered(image: Tensor, kernel: Tensor) -> Tensor:
     return torch.fft.irfft2(spectrum, s=size)[..., 2 * pad :, 2 * pad :]
 
 
+def through_jpeg(image: Tensor, quality: int) -> Tensor:
+    """(1, 3, H, W) float, rounded to 8 bits -> the same in [0, 1] after a JPEG file of that quality, 1 to 100.
+
+    Chroma at half resolution (4:2:0): libjpeg's default, and what photos on the web mostly have.
+    """
+    buffer = io.BytesIO()
+    to_pil(Picture(image.clamp(0, 1).cpu())).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return from_pil(Image.open(buffer)).image.to(image)
+
+
 class _Run:
     """One picture's way through the degradation."""
 
@@ -178,7 +191,7 @@ class _Run:
         x = self.ended(x, params.order - 1, height, width)
         return Degraded(to_8_bit(x), factor, self.steps)
 
-    def told(self, name: str, **numbers: Any) -> None:
+    def note(self, name: str, **numbers: Any) -> None:
         """Note a step and the numbers that were drawn for it."""
         self.steps.append((name, numbers))
 
@@ -193,13 +206,13 @@ class _Run:
         angle = 0.0
         if rng.random() < params.anisotropic:
             narrow, angle = float(rng.uniform(*params.blur_deviation[turn])), float(rng.uniform(0, math.pi))
-        self.told("blur", wide=wide, narrow=narrow, angle=angle)
+        self.note("blur", wide=wide, narrow=narrow, angle=angle)
         return filtered(x, gaussian_kernel(params.kernel, wide, narrow, angle))
 
     def rung(self, x: Tensor, name: str) -> Tensor:
         """Rung by a sinc filter of random cut-off; name: what the step is called."""
         cutoff = float(self.rng.uniform(*self.params.sinc_cutoff))
-        self.told(name, cutoff=cutoff)
+        self.note(name, cutoff=cutoff)
         return filtered(x, sinc_kernel(self.params.kernel, cutoff))
 
     def resized(self, x: Tensor, turn: int, towards: tuple[int, int] | None) -> Tensor:
@@ -215,7 +228,7 @@ class _Run:
         height, width = towards or (x.shape[-2], x.shape[-1])
         mode = str(rng.choice(["area", "bilinear", "bicubic"]))
         size = max(8, round(height * scale)), max(8, round(width * scale))
-        self.told("resize", scale=scale, mode=mode, size=size)
+        self.note("resize", scale=scale, mode=mode, size=size)
         return _resampled(x, *size, mode)
 
     def noisy(self, x: Tensor, turn: int) -> Tensor:
@@ -232,7 +245,7 @@ class _Run:
         if shot:  # deviation as the root of the brightness, ``level`` at mid-grey
             bright = x.mean(1, keepdim=True) if grey else x
             strength = level * (bright.clamp(0, 1) * 2).sqrt()
-        self.told("noise", level=level * 255, shot=shot, grey=grey)
+        self.note("noise", level=level * 255, shot=shot, grey=grey)
         return (x + strength * noise).clamp(0, 1)
 
     def compressed(self, x: Tensor, turn: int) -> Tensor:
@@ -240,9 +253,9 @@ class _Run:
         params, rng = self.params, self.rng
         if rng.random() >= params.jpeg[turn]:
             return x
-        quality = float(rng.uniform(*params.jpeg_quality[turn]))
-        self.told("jpeg", quality=quality)
-        return jpeg(x.clamp(0, 1), quality)
+        quality = round(rng.uniform(*params.jpeg_quality[turn]))
+        self.note("jpeg", quality=quality)
+        return through_jpeg(x, quality)
 
     def ended(self, x: Tensor, turn: int, height: int, width: int) -> Tensor:
         """To the LR's size, JPEG, and a sinc filter before or after it."""

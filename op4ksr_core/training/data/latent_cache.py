@@ -24,12 +24,14 @@ from ...files import make_folder
 from ...images.io import IMAGE_SUFFIXES
 from ...weights.checkpoint import save_tensors
 from ..config import TrainConfig
+from ..config_sections import DataConfig
+from .shards import shard_files
 
 #: Batches in one file.
 PER_FILE = 32
 
 #: Changes whenever the same config would make other batches.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ def rounded(picture: Tensor) -> Tensor:
 class LatentCache:
     """The encoded batches of one config, in ``config.cache_folder``.
 
-    Their files' names depend on all that the batches depend on, so that several configs may share a folder.
-    autoencoder: the file of the encoder; if it is changed, the batches are made anew.
+    Their files' names depend on all that the batches depend on, so that several configs may share a folder, at the
+    same time too: each file is whole or not there.
+    autoencoder: the file of the encoder; if it is changed, the batches are made again.
     """
 
     def __init__(self, config: TrainConfig, autoencoder: Path) -> None:
@@ -65,25 +68,24 @@ class LatentCache:
             "data": {k: v for k, v in asdict(config.data).items() if k not in ("cache", "cached", "workers")},
             "degradation": asdict(config.degradation),
             "autoencoder": [str(autoencoder), stat.st_size, stat.st_mtime_ns],
-            "pictures": _state_of(Path(config.data.path)) if config.data.source in ("folder", "shards") else "",
+            "pictures": _state_of(config.data),
         }
         self.name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
         self.facts = facts
 
     def path(self, batch: int) -> Path:
-        """The file that holds a batch."""
-        return self.folder / f"pairs_{self.name}_{batch // PER_FILE:05d}.safetensors"
+        """The file that holds a batch. Its name has its number of batches: no cache replaces another's longer file."""
+        file = self._file(batch // PER_FILE * PER_FILE)
+        return self.folder / f"pairs_{self.name}_{file.start:06d}_{len(file)}.safetensors"
+
+    def _file(self, first: int) -> range:
+        """The batches of the file that begins with batch ``first``."""
+        return range(first, min(first + PER_FILE, self.batches))
 
     def missing(self) -> list[range]:
         """The batches that are not there yet, file by file."""
-        files = [range(i, min(i + PER_FILE, self.batches)) for i in range(0, self.batches, PER_FILE)]
-        return [file for file in files if not self._holds(file)]
-
-    def _holds(self, file: range) -> bool:
-        if not self.path(file.start).exists():
-            return False
-        with opened(self.path(file.start)) as stored:
-            return f"low.{file[-1]}" in stored.keys()  # noqa: SIM118 - no dict
+        files = map(self._file, range(0, self.batches, PER_FILE))
+        return [file for file in files if not self.path(file.start).exists()]
 
     def write(self, first: int, batches: Sequence[EncodedBatch]) -> None:
         """The file that begins with batch ``first``; whole or not at all. Raises OutputError."""
@@ -103,14 +105,16 @@ class LatentCache:
             return EncodedBatch(*(stored.get_tensor(f"{name}.{batch}") for name in ("low", "high", "picture")))
 
 
-def _state_of(path: Path) -> str:
-    """Of the files that a source reads: changes with a name, a size or a time. Of shards, those in their folder."""
-    if path.is_dir():
-        root, files = path, [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
+def _state_of(data: DataConfig) -> str:
+    """Of the files that a source reads: changes with a name, a size or a time."""
+    if data.source == "procedural":
+        return ""
+    if data.source == "shards":
+        files = shard_files(data.path)
     else:
-        root, files = path.parent, list(path.parent.glob("*.tar*"))
-    told = [[str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        files = [file for file in Path(data.path).rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
+    facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 @contextmanager
@@ -121,5 +125,5 @@ def opened(path: Path) -> Generator[Any, None, None]:
             yield file
     except (SafetensorError, OSError) as error:
         raise UnsupportedCheckpointError(
-            path, f"is no file of encoded pictures ({error}); delete it, and it is made anew"
+            path, f"is no file of encoded pictures ({error}); delete it, and it is made again"
         ) from error

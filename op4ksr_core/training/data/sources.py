@@ -1,12 +1,11 @@
 """Where training pictures come from: a folder, tar shards, or nothing at all (procedural).
 
-A source answers ``crops(seed, count, side)``: the same for the same seed, so that a run that was
-broken off goes on bit for bit. Shards are a stream and are read on from where the run was.
+A source answers ``crops(seed, count, side)``: the same for the same seed, so that a resumed run gives the same bits
+as an uninterrupted one. Shards are a stream, which a resumed run reads up to where it was.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,20 +14,19 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ...errors import ImageError, OptionError, OutputError
-from ...images.io import BROKEN, IMAGE_SUFFIXES, Picture, from_array, from_pil, load_image, to_pil
+from ...files import written_whole
+from ...images.io import IMAGE_SUFFIXES, from_array, load_image
 from ...images.resize import resize
 from ...models.flux import OnProgress
 from ..config import DataConfig
 from . import leaves
+from .shards import Pixels, pixels_of, shard_files, shard_pictures
 
 log = logging.getLogger(__name__)
-
-Pixels = NDArray[np.uint8]
 
 #: Seeds of the procedural pictures that runs show as samples and measure; never trained on.
 HELD_OUT = 1_000_000_000
@@ -59,7 +57,7 @@ def open_source(
 
     share: this process's number and how many there are, which a stream of shards is dealt out to.
 
-    Raises OptionError: no such folder, no pictures in it, webdataset not installed.
+    Raises OptionError: no such folder, no pictures in it, shards that are no local files or not there.
     """
     if data.source == "folder":
         return FolderSource(Path(data.path), data.shrunk)
@@ -117,16 +115,19 @@ class ProceduralSource:
 
 
 def procedural_pool(data: DataConfig, seed: int, cache: Path, on_progress: OnProgress | None = None) -> Path:
-    """The file in ``cache`` with (pictures, side, side, 3) uint8; it is made if it is missing. Raises OutputError."""
+    """The file in ``cache`` with (pictures, side, side, 3) uint8; it is made if it is missing. Raises OutputError.
+
+    Runs that make it at the same time each write a file of their own, of the same contents; the last one stays.
+    """
     path = cache / f"leaves{leaves.VERSION}_{seed}_{data.pictures}x{data.picture_side}.npy"
     if not path.exists():
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part.npy")
-            _make_pool(part, data, seed, on_progress)
-            part.replace(path)
+            with written_whole(path, ".part.npy") as part:
+                _make_pool(part, data, seed, on_progress)
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
+            if not path.exists():  # else another run has just made it, and Windows keeps what is mapped
+                raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
     return path
 
 
@@ -187,7 +188,7 @@ class FolderSource:
                 self.broken.add(path)
                 log.warning("left out: %s", error)
                 continue
-            return cut(_pixels(picture), rng, side, self.shrunk)
+            return cut(pixels_of(picture), rng, side, self.shrunk)
         raise OptionError(
             f"data.path: none of the {len(self.paths)} pictures in {self.folder} can be read; see the log for each"
         )
@@ -197,13 +198,14 @@ class FolderSource:
 
 
 class ShardSource:
-    """WebDataset tar shards: a stream, shuffled in a small window, begun again when it ends.
+    """Tar shards (``shards``): a stream, shuffled in a small window, read again from the start when it ends.
 
-    A run that goes on reads past what it has seen, which takes a while but gives the same pictures.
+    A resumed run reads past what it has seen, which takes a while but gives the same pictures. Raises OptionError
+    for anything but local files that are there, and (when crops are asked for) for shards without pictures.
     """
 
-    def __init__(self, urls: str, shrunk: float, share: tuple[int, int] = (0, 1)) -> None:
-        self.urls, self.shrunk, self.share = urls, shrunk, share
+    def __init__(self, path: str, shrunk: float, share: tuple[int, int] = (0, 1)) -> None:
+        self.files, self.shrunk, self.share = shard_files(path), shrunk, share
         self.stream: Iterator[Pixels] | None = None
 
     def crops(self, seed: tuple[int, ...], count: int, side: int) -> Tensor:
@@ -215,7 +217,7 @@ class ShardSource:
         return torch.cat(found)
 
     def skip(self, pictures: int) -> None:
-        """Read past so many pictures: those that a run had before it was broken off."""
+        """Read past so many pictures: those that a run had before it was interrupted."""
         self.stream = self.stream or self._pictures()
         for _ in range(pictures):
             next(self.stream)
@@ -226,47 +228,14 @@ class ShardSource:
         seen = 0
         while True:
             before = seen
-            for picture in self._once():
+            for picture in shard_pictures(self.files):
                 seen += 1
                 if seen % self.share[1] == self.share[0]:
                     window.append(picture)
                 if len(window) > SHUFFLE:
                     yield window.pop(int(rng.integers(len(window))))
             if seen == before:
-                raise OptionError(f"data.path: no pictures in the shards {self.urls}; name others")
+                names = ", ".join(map(str, self.files))
+                raise OptionError(f"data.path: no pictures in the shards {names}; name others")
             while window:
                 yield window.pop(int(rng.integers(len(window))))
-
-    def _once(self) -> Iterator[Pixels]:
-        """Every readable picture of the shards, in their order."""
-        try:
-            import webdataset  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise OptionError("tar shards are read with webdataset: pip install webdataset") from error
-        dataset: Any = webdataset.WebDataset(self.urls, shardshuffle=False, empty_check=False)  # pyright: ignore
-        try:
-            for sample in dataset:
-                if (picture := _decoded(sample)) is not None:
-                    yield picture
-        except FileNotFoundError as error:
-            raise OptionError(
-                f"data.path: {error.filename or error}: no such shard; check the path and the numbers in braces"
-            ) from error
-
-
-def _decoded(sample: dict[str, Any]) -> Pixels | None:
-    """The first picture of a sample; None where it has none, or where that is broken (one line in the log)."""
-    for key, content in sample.items():
-        if f".{key.rpartition('.')[2].lower()}" not in IMAGE_SUFFIXES:
-            continue
-        try:
-            return _pixels(from_pil(Image.open(io.BytesIO(content))))
-        except (*BROKEN, Image.DecompressionBombError) as error:
-            log.warning("left out: %s.%s in %s (%s)", sample.get("__key__"), key, sample.get("__url__"), error)
-            return None
-    return None
-
-
-def _pixels(picture: Picture) -> Pixels:
-    """(H, W, 3) uint8: the colours alone."""
-    return np.asarray(to_pil(Picture(picture.image)))

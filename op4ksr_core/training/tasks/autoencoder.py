@@ -57,7 +57,7 @@ class AutoencoderTask(Task):
             checkpoint_blocks(self.model)
 
     def prepare(self, source: Source) -> None:
-        """Before the first batch, of a run that is gone on with too: a stream then stands at the same place."""
+        """Before the first batch, of a resumed run too: a stream then stands at the same place."""
         self.typical = source.crops((self.config.seed, UNIT), 64, 96).to(self.model.device)
 
     def before(self, step: int) -> bool:

@@ -11,7 +11,8 @@ from ...bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX
 from ...models.flux import Flux
 from ...vae.autoencoder import AutoEncoder
 from ...weights.checkpoint import load_autoencoder, load_flux
-from ..config import BUNDLED, TrainConfig
+from ..config import TrainConfig
+from ..config_sections import BUNDLED
 from .frozen import freeze_blocks
 
 

@@ -1,23 +1,19 @@
 """What a training step is judged by: terms on pictures and latents, each alone, and their weighted sum.
 
 Pictures are (B, 3, H, W) in [-1, 1] here, as the autoencoder has them. The paper names only L_AP
-(``losses``); the other terms and all weights are our choice.
+(``periodicity.loss``); the other terms and all weights are our choice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, autocast, nn
+from torch import Tensor, nn
 from torch.nn import Conv2d
 from torch.nn import functional as F
 
-from ...errors import OptionError
-from ...images.metrics import load_piq
 from ...periodicity.loss import PeriodicityLoss
-from ..config import LossConfig
+from ..config_sections import LossConfig
+from .perceptual import perceptual_loss
 
 #: Charbonnier's rounding at 0, on a scale of 2 for the whole range.
 CHARBONNIER = 1e-3
@@ -71,34 +67,7 @@ def inner(picture: Tensor, border: int) -> Tensor:
     return picture[..., border:-border, border:-border]
 
 
-# --- perceptual and adversarial, both optional --------------------------------------------------
-
-
-def perceptual_loss(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """A differentiable measure of piq's (extra: bench), 0 best, for pictures in [-1, 1].
-
-    lpips and dists fetch their networks' weights when they are first used; the others need none.
-    Raises OptionError for another kind, and where piq is not installed.
-    """
-    makers: dict[str, Callable[[Any], Any]] = {
-        "gmsd": lambda piq: piq.GMSDLoss(data_range=1.0),
-        "ms_gmsd": lambda piq: piq.MultiScaleGMSDLoss(data_range=1.0),
-        "haarpsi": lambda piq: piq.HaarPSILoss(data_range=1.0),
-        "ssim": lambda piq: piq.SSIMLoss(data_range=1.0),
-        "lpips": lambda piq: piq.LPIPS(),
-        "dists": lambda piq: piq.DISTS(),
-    }
-    if kind not in makers:
-        raise OptionError(f"perceptual loss: expected one of {', '.join(makers)}; got {kind!r}")
-    measure = makers[kind](load_piq())
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        with autocast(output.device.type, enabled=False):
-            measure.to(output.device)
-            pair = [picture if picture.dtype == torch.float64 else picture.float() for picture in (output, target)]
-            return measure(*(((picture + 1) / 2).clamp(0, 1) for picture in pair))
-
-    return loss
+# --- adversarial, optional ----------------------------------------------------------------------
 
 
 class PatchDiscriminator(nn.Module):

@@ -70,7 +70,7 @@ class Task(nn.Module, ABC):
         """Once, before the first step."""
 
     def before(self, step: int) -> bool:
-        """Before each step; True if the weights were changed, so that running means and the optimizer begin anew."""
+        """Before each step; True if the weights were changed, so that running means and the optimizer start again."""
         return False
 
     @abstractmethod

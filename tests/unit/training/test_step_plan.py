@@ -25,7 +25,14 @@ from op4ksr_core.planning.geometries import GEOMETRIES
 from op4ksr_core.training.config import LossConfig, TrainConfig
 from op4ksr_core.training.config_file import parse_config, read_config
 from op4ksr_core.training.step_meter import CudaRules, StepMeter
-from op4ksr_core.training.step_plan import CARDS, geometry_of, largest_batch, plan_step, refuse_if_hopeless
+from op4ksr_core.training.step_plan import (
+    CARDS,
+    StepPlan,
+    geometry_of,
+    largest_batch,
+    plan_step,
+    refuse_if_hopeless,
+)
 from op4ksr_core.training.tasks import frozen
 from op4ksr_core.training.tasks.model_source import Files
 
@@ -56,10 +63,10 @@ def real_step(found: TrainConfig) -> tuple[dict[str, int], float]:
     ("kind", "precision", "checkpointing", "accumulate"),
     [
         ("lora", "bf16", True, 2),
-        ("lora", "fp32", False, 1),
-        ("lora", "bf16", False, 1),
-        ("one_step", "bf16", False, 2),
-        ("one_step", "fp32", True, 1),
+        pytest.param("lora", "fp32", False, 1, marks=pytest.mark.slow),
+        pytest.param("lora", "bf16", False, 1, marks=pytest.mark.slow),
+        pytest.param("one_step", "bf16", False, 2, marks=pytest.mark.slow),
+        pytest.param("one_step", "fp32", True, 1, marks=pytest.mark.slow),
     ],
 )
 def test_the_plan_is_what_a_real_step_takes(folder, kind, precision, checkpointing, accumulate) -> None:  # noqa: F811
@@ -72,7 +79,7 @@ def test_the_plan_is_what_a_real_step_takes(folder, kind, precision, checkpointi
     assert plan.work * accumulate == pytest.approx(work, rel=1e-9)
 
 
-@pytest.mark.parametrize("base", ["fp8", "int8"])
+@pytest.mark.parametrize("base", [pytest.param("fp8", marks=pytest.mark.slow), "int8"])
 def test_the_plan_knows_the_stored_base(folder, base, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr(frozen, "quantized", by_hand)
     found = told(folder, base=base, precision="bf16", checkpointing=True)
@@ -90,6 +97,7 @@ def test_checkpointing_and_a_cache_take_less(folder) -> None:  # noqa: F811
     assert cached.flops["encode"] == 0 < kept.flops["encode"] and cached.peaks["encode"] < kept.peaks["encode"]
 
 
+@pytest.mark.slow
 def test_the_work_is_pytorchs_count_and_the_closed_forms(folder) -> None:  # noqa: F811
     found = told(folder, "one_step", crop=256, batch=1)
     plan = plan_step(found, geometry_of(found), "cpu")
@@ -192,6 +200,7 @@ def test_a_step_that_cannot_fit_is_told_before_it_begins(
     monkeypatch.setattr(cli_train, "WORTH_A_PLAN", 0)
     plan = cli_train.check_memory(read_config(file))
     assert plan is not None
+    monkeypatch.setattr(cli_train, "plan_step", lambda *_: plan)
     monkeypatch.setattr(cli_train, "free_memory", lambda device: plan.peak - 1)
     assert main(["train", str(file)]) == 1
     assert "one step needs" in capsys.readouterr().err and not (file.parent / "run").exists()
@@ -214,8 +223,8 @@ def test_a_count_that_fails_does_not_cost_the_run(
     assert "aten::something" in caplog.text
 
 
-def test_unknown_memory_refuses_nothing(folder) -> None:  # noqa: F811
-    plan = plan_step(told(folder), geometry_of(told(folder)), "cpu")
+def test_unknown_memory_refuses_nothing() -> None:
+    plan = StepPlan({"weights": 2000}, {"backward": 500}, {"backward": 1e9})
     refuse_if_hopeless(plan, None, "mps")
     refuse_if_hopeless(plan, plan.peak, "cpu")
     with pytest.raises(OutOfMemoryError, match=r"train\.checkpointing"):
@@ -230,8 +239,15 @@ def test_an_autoencoders_run_is_not_counted(folder) -> None:  # noqa: F811
         train_rows(found, GEOMETRIES["small"], random=True, device=torch.device("cpu"))
 
 
-@pytest.mark.parametrize("random", [False, True])
-@pytest.mark.parametrize("base", ["plain", "int8"])
+@pytest.mark.parametrize(
+    ("base", "random"),
+    [
+        pytest.param("plain", False, marks=pytest.mark.slow),
+        ("int8", True),
+        pytest.param("plain", True, marks=pytest.mark.slow),
+        pytest.param("int8", False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_benchmark_writes_a_row_beside_its_plan(
     file: Path, random: bool, base: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

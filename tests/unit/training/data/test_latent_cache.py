@@ -11,12 +11,14 @@ import torch
 from unit.training.test_trainer import StoppedError, config, folder, killed_at, rows, same_file, train  # noqa: F401
 
 from op4ksr_core import BUNDLED_AUTOENCODER, OptionError, UnsupportedCheckpointError, load_flux, save_flux
+from op4ksr_core.training.config import TrainConfig
 from op4ksr_core.training.config_file import parse_config
-from op4ksr_core.training.data.latent_cache import PER_FILE, LatentCache
+from op4ksr_core.training.data.latent_cache import PER_FILE, EncodedBatch, LatentCache
 from op4ksr_core.training.tasks.choose import make_task
 from op4ksr_core.training.tasks.one_step import LoraTask
 from op4ksr_core.training.trainer import Trainer
 from op4ksr_core.vae.layers import Decoder, Encoder
+from op4ksr_core.weights import checkpoint
 
 #: Crops that keep the 8 bits they came with.
 EIGHT_BITS = "shrunk = 0.0\n"
@@ -26,8 +28,15 @@ def losses(run: Path) -> list[str]:
     return [row["loss"] for row in rows(run)]
 
 
-@pytest.mark.parametrize("kind", ["one_step", "lora"])
-@pytest.mark.parametrize("degradation", ["", "factor = [2, 8]\n"])
+@pytest.mark.parametrize(
+    ("kind", "degradation"),
+    [
+        ("one_step", "factor = [2, 8]\n"),
+        pytest.param("lora", "factor = [2, 8]\n", marks=pytest.mark.slow),
+        ("lora", ""),
+        pytest.param("one_step", "", marks=pytest.mark.slow),
+    ],
+)
 def test_the_first_pass_is_the_run_without_it_bit_for_bit(folder: Path, kind: str, degradation: str) -> None:  # noqa: F811
     more = {"degradation": degradation} if degradation else {}
     plain = train(config(folder, kind, "plain", data=EIGHT_BITS, **more))
@@ -45,7 +54,6 @@ def test_shrunk_crops_differ_by_their_rounding_alone(folder: Path) -> None:  # n
 
 def test_later_steps_read_and_neither_damage_nor_encode(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     text = config(folder, data="cached = 4\n")
-    text = text.replace("sample_every = 6", "sample_every = 0")
     calls: list[int] = []
     forward = Encoder.forward
     monkeypatch.setattr(Encoder, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
@@ -69,6 +77,7 @@ def test_other_pictures_are_another_cache(folder: Path, tmp_path: Path) -> None:
     assert len(names) == 3  # the notes are no picture
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(folder: Path) -> None:  # noqa: F811
     more = {"data": "cached = 6\n", "train": "accumulate = 2\n"}
     whole = train(config(folder, "lora", "whole", **more))
@@ -109,17 +118,56 @@ def test_more_files_are_added_where_more_is_wanted(folder: Path) -> None:  # noq
     assert cache.missing() == [range(PER_FILE), range(PER_FILE, PER_FILE + 2)]
 
 
-@pytest.mark.parametrize("damage", ["cut", "other"])
+@pytest.mark.parametrize("damage", ["cut", "other", "gone"])
 def test_a_damaged_file_is_told_with_the_remedy(folder: Path, damage: str) -> None:  # noqa: F811
-    text = config(folder, data="cached = 4\n")
-    train(text)
-    (file,) = (folder / "run" / "cache").glob("pairs_*.safetensors")
-    if damage == "cut":
-        file.write_bytes(file.read_bytes()[:100])
-    told = parse_config(text)
-    cache = LatentCache(told, folder / "vae.safetensors")
-    with pytest.raises(UnsupportedCheckpointError, match="delete it, and it is made anew"):
-        cache.read(0) if damage == "cut" else cache._of(99)
+    found = parse_config(config(folder, data="cached = 4\n"))
+    cache = filled(found, folder, 0.0)
+    file = cache.path(0)
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:100] if damage == "cut" else (folder / "vae.safetensors").read_bytes())
+    with pytest.raises(UnsupportedCheckpointError, match="delete it, and it is made again"):
+        cache.read(0)
+
+
+def filled(found: TrainConfig, folder: Path, value: float) -> LatentCache:  # noqa: F811
+    """The config's cache with batches of one value in it."""
+    cache = LatentCache(found, folder / "vae.safetensors")
+    for file in cache.missing():
+        cache.write(file.start, batches(len(file), value))
+    return cache
+
+
+def batches(count: int, value: float) -> list[EncodedBatch]:
+    return [EncodedBatch(*(torch.full((2,), value) for _ in range(3))) for _ in range(count)]
+
+
+def test_a_run_with_fewer_crops_does_not_take_another_runs_away(folder: Path) -> None:  # noqa: F811
+    """Both share the folder, and the shorter cache is written after the longer one."""
+    short, long = (parse_config(config(folder, data=f"cached = {n}\n")) for n in (4, 2 * PER_FILE + 8))
+    slow = LatentCache(short, folder / "vae.safetensors")
+    assert slow.missing() == [range(2)]
+    cache = filled(long, folder, 1.0)
+    slow.write(0, batches(2, 2.0))
+    assert not cache.missing()
+    assert [float(cache.read(i).low[0]) for i in range(cache.batches)] == [1.0] * cache.batches
+
+
+def test_runs_that_write_one_file_at_once_do_not_spoil_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    found = parse_config(config(folder, data="cached = 4\n"))
+    save = checkpoint.save_file
+
+    def interrupted(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        monkeypatch.setattr(checkpoint, "save_file", save)
+        path.write_bytes(b"half of it")
+        filled(found, folder, 1.0)
+        save(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    cache = filled(found, folder, 2.0)
+    assert [float(cache.read(i).low[0]) for i in (0, 1)] == [2.0, 2.0]
+    assert list(cache.folder.iterdir()) == [cache.path(0)]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +186,6 @@ def test_what_cannot_be_cached_is_refused(folder: Path, kind: str, more: dict[st
 
 def test_where_no_term_sees_the_picture_nothing_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     text = config(folder, "lora").replace("frequency = 0.1\nperiodicity = 0.1\n", "pixel = 0.0\ngradient = 0.0\n")
-    text = text.replace("sample_every = 6", "sample_every = 0")
     calls: list[torch.Size] = []
     forward = Decoder.forward
     monkeypatch.setattr(Decoder, "forward", lambda self, z: calls.append(z.shape) or forward(self, z))

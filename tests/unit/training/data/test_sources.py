@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import pickle
-import re
-import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +17,7 @@ from PIL import Image
 from op4ksr_core import OptionError, OutputError
 from op4ksr_core.training.config import DataConfig
 from op4ksr_core.training.data.leaves import picture
+from op4ksr_core.training.data.shards import shard_files, shard_pictures
 from op4ksr_core.training.data.sources import HELD_OUT, SHUFFLE, cut, open_source, procedural_pool
 
 
@@ -129,30 +127,6 @@ def write_shard(path: Path, numbers: range) -> None:
                 tar.addfile(info, io.BytesIO(data))
 
 
-def tar_samples(urls: str, **_: object) -> Iterator[dict[str, object]]:
-    """What webdataset gives of shards named {000..001}, as far as it is used."""
-    numbers = re.search(r"\{(\d+)\.\.(\d+)\}", urls)
-    for i in range(int(numbers[1]), int(numbers[2]) + 1) if numbers else (0,):
-        url = re.sub(r"\{.*\}", f"{i:03d}", urls)
-        with tarfile.open(url) as tar:
-            samples: dict[str, dict[str, object]] = {}
-            for member in tar:
-                key, _, kind = member.name.partition(".")
-                sample = samples.setdefault(key, {"__key__": key, "__url__": url})
-                sample[kind] = tar.extractfile(member).read()  # type: ignore[union-attr]
-        yield from samples.values()
-
-
-@pytest.fixture(params=["webdataset", "stand-in"])
-def shards(request, monkeypatch) -> None:
-    """webdataset itself where it is installed, and what does the same for these tests everywhere."""
-    if request.param == "webdataset":
-        pytest.importorskip("webdataset")
-    else:
-        monkeypatch.setitem(sys.modules, "webdataset", SimpleNamespace(WebDataset=tar_samples))
-
-
-@pytest.mark.usefixtures("shards")
 def test_shards_are_read_in_full_and_gone_on_with(tmp_path: Path, caplog) -> None:
     write_shard(tmp_path / "a-000.tar", range(0, 6))
     write_shard(tmp_path / "a-001.tar", range(6, 12))
@@ -170,7 +144,6 @@ def test_shards_are_read_in_full_and_gone_on_with(tmp_path: Path, caplog) -> Non
     assert not set(halves[0].tolist()) & set(halves[1].tolist())
 
 
-@pytest.mark.usefixtures("shards")
 def test_shards_without_pictures_are_refused_and_huge_ones_left_out(tmp_path: Path, monkeypatch, caplog) -> None:
     write_shard(tmp_path / "none.tar", range(3, 4))
     with pytest.raises(OptionError, match="no pictures in the shards"):
@@ -182,7 +155,6 @@ def test_shards_without_pictures_are_refused_and_huge_ones_left_out(tmp_path: Pa
     assert any("0000.png" in record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.usefixtures("shards")
 def test_a_window_of_pictures_is_shuffled_and_no_more(tmp_path: Path) -> None:
     """Each of 200 comes once, and at most 64 places before its own."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
@@ -199,10 +171,64 @@ def test_a_window_of_pictures_is_shuffled_and_no_more(tmp_path: Path) -> None:
     assert max(ahead) <= SHUFFLE and np.mean(np.abs(ahead)) > SHUFFLE / 4
 
 
-@pytest.mark.usefixtures("shards")
-def test_shards_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="data.path"):
-        open_source(DataConfig("shards", str(tmp_path / "none.tar")), 0, tmp_path).crops((0,), 1, 32)
+def test_a_shard_that_is_not_there_is_named_before_any_is_read(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a-000.tar", range(0, 1))
+    path = tmp_path / "a-{000..999999999}.tar"
+    with pytest.raises(OptionError) as caught:
+        open_source(DataConfig("shards", str(path)), 0, tmp_path)
+    missing = tmp_path / "a-001.tar"
+    assert str(caught.value) == f"data.path: {missing}: no such shard; check the path and the numbers in braces"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "pipe:touch {marker}",
+        "a.tar::pipe:touch {marker}",
+        "{{pipe,http}}:touch {marker}",
+        "http://127.0.0.1:9/a.tar",
+        "file:{marker}",
+        "s3://bucket/a.tar",
+    ],
+)
+def test_only_local_files_are_shards(tmp_path: Path, path: str) -> None:
+    """Refused in a sentence before anything is opened, run or fetched, whatever the scheme, braces included."""
+    marker = tmp_path / "opened"
+    with pytest.raises(OptionError, match="^data.path: expected local files, .* got '.*'; copy the shards to"):
+        open_source(DataConfig("shards", path.format(marker=marker)), 0, tmp_path)
+    assert not marker.exists()
+
+
+def test_braces_are_ranges_and_choices(tmp_path: Path) -> None:
+    names = [f"{folder}/{letter}{i:02d}.tar" for folder in ("x", "y") for letter in "ab" for i in (9, 10, 11)]
+    for name in (*names, "odd{name}.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = shard_files(str(tmp_path / "{x,y}/{a,b}{09..11}.tar"))
+    assert [file.relative_to(tmp_path).as_posix() for file in found] == names
+    assert shard_files(str(tmp_path / "odd{name}.tar")) == [tmp_path / "odd{name}.tar"]
+
+
+@pytest.mark.parametrize("damage", ["no tar", "cut short"])
+def test_a_damaged_shard_is_named_with_the_remedy(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.tar"
+    write_shard(path, range(0, 2))
+    path.write_bytes(b"nothing" * 99 if damage == "no tar" else path.read_bytes()[:700])
+    with pytest.raises(OptionError, match=r"^data.path: .*a\.tar: cannot be read as a tar file \(.*\); replace it, or"):
+        open_source(DataConfig("shards", str(path)), 0, tmp_path).crops((0,), 1, 32)
+
+
+def test_a_sample_gives_its_first_picture(tmp_path: Path) -> None:
+    """Of members whose names differ in the ending alone, in any folder; compressed shards too."""
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("deep"))
+        for name, level in (("deep/er/a.JPEG", 20), ("deep/er/a.seg.png", 99), ("deep/er/b.png", 40), ("c/b.png", 60)):
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(buffer, "PNG")
+            info = tarfile.TarInfo(name)
+            info.size = len(buffer.getvalue())
+            tar.addfile(info, io.BytesIO(buffer.getvalue()))
+    assert [int(pixels[0, 0, 0]) for pixels in shard_pictures([tmp_path / "a.tar.gz"])] == [20, 40, 60]
 
 
 def test_a_pool_of_older_pictures_is_not_taken_for_todays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,11 +240,24 @@ def test_a_pool_of_older_pictures_is_not_taken_for_todays(tmp_path: Path, monkey
     assert second != first and len(list(tmp_path.iterdir())) == 2
 
 
-def test_without_webdataset_shards_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "webdataset", None)
-    source = open_source(DataConfig("shards", str(tmp_path / "a.tar")), 0, tmp_path)
-    with pytest.raises(OptionError, match="^tar shards are read with webdataset: pip install webdataset$"):
-        source.crops((0,), 1, 32)
+@pytest.mark.parametrize("ending", ["finished", "killed"])
+def test_runs_that_make_one_pool_at_once_do_not_spoil_it(tmp_path: Path, ending: str) -> None:
+    """A second one comes when the first has made two of three pictures, and finishes or is killed before the first."""
+    data, killed = DataConfig(pictures=3, picture_side=32), ending == "killed"
+    expected = np.load(procedural_pool(data, 0, tmp_path / "alone"))
+
+    def second(done: int, _: int) -> None:
+        if killed and done == 1:
+            raise KeyboardInterrupt
+
+    def first(done: int, _: int) -> None:
+        if done == 2:
+            with pytest.raises(KeyboardInterrupt) if killed else contextlib.nullcontext():
+                procedural_pool(data, 0, tmp_path / "shared", second)
+
+    path = procedural_pool(data, 0, tmp_path / "shared", first)
+    assert np.array_equal(np.load(path), expected) and expected.any(axis=(1, 2, 3)).all()
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_pool_that_cannot_be_written_names_its_place(tmp_path: Path) -> None:

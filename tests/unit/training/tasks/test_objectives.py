@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from op4ksr_core import OptionError
 from op4ksr_core.periodicity.local_mean import box_mean, high_pass
 from op4ksr_core.periodicity.loss import PeriodicityLoss, lattice_correlation, periods_nearby, shared_tile_energy
 from op4ksr_core.training.config import LossConfig
+from op4ksr_core.training.tasks import perceptual
 from op4ksr_core.training.tasks.objectives import (
     Objective,
     PatchDiscriminator,
@@ -22,8 +24,8 @@ from op4ksr_core.training.tasks.objectives import (
     gradient_distance,
     inner,
     judge_loss,
-    perceptual_loss,
 )
+from op4ksr_core.training.tasks.perceptual import perceptual_loss
 
 
 @pytest.fixture
@@ -211,11 +213,37 @@ def test_the_perceptual_measure_sees_pictures_in_0_to_1(monkeypatch) -> None:
         def forward(self, output: Tensor, target: Tensor) -> Tensor:
             return torch.stack([output, target])
 
-    monkeypatch.setattr(
-        "op4ksr_core.training.tasks.objectives.load_piq", lambda: SimpleNamespace(DISTS=Measure, LPIPS=Measure)
-    )
+    monkeypatch.setattr(perceptual, "load_piq", lambda: SimpleNamespace(GMSDLoss=lambda data_range: Measure()))
     output, target = (torch.tensor(values).view(1, 1, 1, 3) for values in ([-1.0, 0.0, 1.5], [-2.0, 0.5, 1.0]))
-    assert perceptual_loss("dists")(output, target).flatten().tolist() == [0, 0.5, 1, 0, 0.75, 1]
+    assert perceptual_loss("gmsd")(output, target).flatten().tolist() == [0, 0.5, 1, 0, 0.75, 1]
+
+
+@pytest.mark.parametrize("kind", ["lpips", "dists"])
+def test_networks_weights_are_looked_for_and_never_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    made: list[str] = []
+
+    class Network(torch.nn.Module):
+        _weights_url = f"https://example.org/releases/{kind}_weights.pt"
+
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(kind)
+
+    monkeypatch.setattr(perceptual, "load_piq", lambda: SimpleNamespace(LPIPS=Network, DISTS=Network))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    for name in (f"{kind}_weights.pt", "vgg16-397923af.pth"):
+        path = tmp_path / "checkpoints" / name
+        with pytest.raises(OptionError) as caught:
+            Objective(LossConfig(perceptual=1.0, perceptual_kind=kind))
+        told = str(caught.value)
+        assert told.startswith(f"loss.perceptual_kind: '{kind}' needs {path}, which is not there, and nothing is fetch")
+        assert f"/{name} there, or choose gmsd" in told and not made
+        path.touch()
+    perceptual_loss(kind)
+    assert made == [kind]
 
 
 def test_the_judge_wants_the_target_above_1_and_the_output_below_minus_1() -> None:

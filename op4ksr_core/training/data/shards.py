@@ -1,0 +1,105 @@
+"""Tar shards in WebDataset's layout: files of one name but for the ending are one sample. Local files only."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...errors import OptionError
+from ...images.io import BROKEN, IMAGE_SUFFIXES, Picture, from_pil, to_pil
+
+log = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]
+
+#: A range of numbers or a choice, in braces that hold no others.
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+
+#: http:, pipe:, s3: and the like. One letter before the colon is a drive's.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+
+
+def shard_files(path: str) -> list[Path]:
+    """The files that a path with braces names: ``a/{000..009}.tar``, ``{a,b}.tar``. None of them is opened.
+
+    Raises OptionError for anything but a local path, and for a file that is not there.
+    """
+    found: list[Path] = []
+    for name in _expanded(path):
+        if _SCHEME.match(name) or "::" in name:
+            raise OptionError(
+                f"data.path: expected local files, such as shards/{{000..009}}.tar, got {name!r}; "
+                "copy the shards to this machine and name them there"
+            )
+        if not Path(name).is_file():
+            raise OptionError(f"data.path: {name}: no such shard; check the path and the numbers in braces")
+        found.append(Path(name))
+    return found
+
+
+def _expanded(path: str) -> Iterator[str]:
+    found = _BRACES.search(path)
+    if found is None:
+        yield path
+        return
+    first, last, choice = found.groups()
+    numbers = range(int(first), int(last) + 1) if choice is None else ()
+    for part in choice.split(",") if choice is not None else (str(i).zfill(len(first)) for i in numbers):
+        yield from _expanded(path[: found.start()] + part + path[found.end() :])
+
+
+def shard_pictures(files: Sequence[Path]) -> Iterator[Pixels]:
+    """The first picture (H, W, 3) of each sample, in the files' order; broken ones are left out with a warning.
+
+    Raises OptionError for a file that is no tar file, or is cut short.
+    """
+    for file in files:
+        try:
+            with tarfile.open(file, "r|*") as tar:
+                for _, members in groupby((m for m in tar if m.isfile()), key=_sample):
+                    if (picture := _first_picture(tar, members, file)) is not None:
+                        yield picture
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            raise OptionError(
+                f"data.path: {file}: cannot be read as a tar file ({error}); replace it, or leave it out"
+            ) from error
+
+
+def _sample(member: tarfile.TarInfo) -> str:
+    """The sample's name: the path up to the first dot of its last part."""
+    name = PurePosixPath(member.name)
+    return str(name.with_name(name.name.partition(".")[0] or name.name))
+
+
+def _first_picture(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo], file: Path) -> Pixels | None:
+    """None for a sample without a picture, or with a broken one. Takes all members: the file is read as a stream."""
+    found: Pixels | None = None
+    seen = False
+    for member in members:
+        if seen or not member.name.lower().endswith(IMAGE_SUFFIXES):
+            continue
+        seen, opened = True, tar.extractfile(member)
+        assert opened is not None  # it is a file
+        content = opened.read()
+        try:
+            found = pixels_of(from_pil(Image.open(io.BytesIO(content))))
+        except (*BROKEN, Image.DecompressionBombError) as error:
+            log.warning("left out: %s in %s (%s)", member.name, file, error)
+    return found
+
+
+def pixels_of(picture: Picture) -> Pixels:
+    """(H, W, 3) uint8: the colours alone."""
+    pixels: Any = np.asarray(to_pil(Picture(picture.image)))
+    return pixels

@@ -1,0 +1,84 @@
+"""Ctrl-C and SIGTERM during a run: the step is finished and saved; a second one ends the process at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator
+
+#: What asks a run to stop.
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+#: Seconds that a run has for its own end after a second signal. A step that hangs in a library uses none of them.
+GRACE = 1.0
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop, after its state was saved. number: of the signal; exit_code: 128 more."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.exit_code = number, 128 + number
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Generator[Callable[[], int]]:
+    """Inside, a first signal does nothing but make the given function answer its number, which is 0 before.
+
+    So no step is cut in two. A second one raises KeyboardInterrupt; where the interpreter cannot, as in a library's
+    call that never returns, the process ends after ``GRACE`` seconds, with exit code 130. Only the main thread gets
+    signals; in any other nothing is deferred.
+    """
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+
+    def on_signal(number: int, frame: object) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    try:
+        with _ended_where_hung():
+            yield lambda: seen[0] if seen else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
+
+
+def ignore_ctrl_c(worker: int) -> None:
+    """For a process that makes batches: a terminal sends Ctrl-C to it too, and the step still needs its batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _ended_where_hung() -> Generator[None]:
+    """Inside, a thread counts signals as they come: Python's handlers wait for the main thread's call to return."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(reader, over), daemon=True)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        over.set()
+        writer.close()
+        watcher.join()
+        reader.close()
+
+
+def _watch(reader: socket.socket, over: threading.Event) -> None:
+    """End the process at the second signal, unless the run ends by itself. The numbers of signals come as bytes."""
+    count = 0
+    while received := reader.recv(64):
+        count += sum(number in SIGNALS for number in received)
+        if count > 1 and not over.wait(GRACE):
+            os._exit(128 + signal.SIGINT)

@@ -1,0 +1,132 @@
+"""Ctrl-C and SIGTERM: the step is finished and saved, a second one ends at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from unit.training.test_trainer import config, folder, rows, same_file, train  # noqa: F401
+
+from op4ksr_core.cli import train as cli_train
+from op4ksr_core.cli.main import main
+from op4ksr_core.training.config_file import parse_config
+from op4ksr_core.training.stopping import SIGNALS, Stopped
+from op4ksr_core.training.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_saves_first(folder: Path, number: int) -> None:  # noqa: F811
+    text = config(folder)
+
+    def ask(done: int, total: int, line: str) -> None:
+        if done == 4:
+            signal.raise_signal(number)
+
+    before = [signal.getsignal(n) for n in SIGNALS]
+    with pytest.raises(Stopped) as caught:
+        Trainer(parse_config(text), text, False, ask).run()
+    assert caught.value.exit_code == 128 + number
+    assert (folder / "run" / "checkpoints" / "flux_0000004.safetensors").exists()
+    assert [signal.getsignal(n) for n in SIGNALS] == before and signal.set_wakeup_fd(-1) == -1
+
+
+def test_ctrl_c_in_the_middle_of_a_step_leaves_no_half_of_it(folder: Path) -> None:  # noqa: F811
+    """Above all not of the step that bends a linear start: bent twice, the model is nothing."""
+    more = {"train": "linear_steps = 3\n"}
+    whole = train(config(folder, "autoencoder", "whole", **more))
+    text = config(folder, "autoencoder", "broken", **more)
+    trainer = Trainer(parse_config(text), text)
+    before = trainer.task.before
+
+    def interrupted(step: int) -> bool:
+        changed = before(step)
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return changed
+
+    trainer.task.before = interrupted
+    with pytest.raises(Stopped):
+        trainer.run()
+    assert (folder / "broken" / "checkpoints" / "autoencoder_0000004.safetensors").exists()
+    assert same_file(train(text, resume=True), whole)
+
+
+def test_a_second_ctrl_c_ends_the_step_and_saves_nothing_of_it(folder: Path) -> None:  # noqa: F811
+    text = config(folder)
+    trainer = Trainer(parse_config(text), text)
+
+    def hangs(step: int) -> bool:
+        for _ in range(2 * (step == 4)):
+            signal.raise_signal(signal.SIGINT)
+        return False
+
+    trainer.task.before = hangs
+    with pytest.raises(KeyboardInterrupt) as caught:
+        trainer.run()
+    assert not isinstance(caught.value, Stopped) and trainer.step == 4
+    checkpoints = folder / "run" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["flux_0000003.safetensors", "state.safetensors"]
+
+
+HUNG = """
+import hashlib
+from op4ksr_core.training.stopping import deferred_signals
+with deferred_signals():
+    print("hangs", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to one process")
+def test_a_second_ctrl_c_ends_a_call_that_never_returns() -> None:
+    """As a library's call that hangs: it sees no signal, and Python's handlers wait for it."""
+    with subprocess.Popen([sys.executable, "-c", HUNG], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"hangs\n"
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
+
+
+def test_processes_that_make_batches_outlive_ctrl_c(folder: Path) -> None:  # noqa: F811
+    """A terminal sends it to them as well, and the step that is finished first needs its batch."""
+    text = config(folder, train="accumulate = 3\n", data="workers = 1\n")
+
+    def interrupt(done: int, total: int, line: str) -> None:
+        for child in multiprocessing.active_children() if done == 1 else ():
+            os.kill(child.pid, signal.SIGINT)
+
+    Trainer(parse_config(text), text, False, interrupt).run()
+    assert len(rows(folder / "run")) == 7
+
+
+def test_the_command_says_what_was_saved_and_how_to_resume(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = folder / "c.toml"
+    path.write_text(config(folder))
+    for number, code, step in ((signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 4)):
+
+        def asks(done: int, *_: object, number: int = number, step: int = step) -> None:
+            if done == step:
+                signal.raise_signal(number)
+
+        monkeypatch.setattr(cli_train, "show_steps", lambda asks=asks: asks)
+        assert main(["train", str(path), *(["--resume"] if step > 2 else [])]) == code
+        assert f"stopped after step {step}, which is saved; resume with --resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["train", str(path), "--resume"]) == 0
