@@ -22,7 +22,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/python -m op4ksr_core demo -o demo_output
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto -m "not slow and not host and not gpu"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not host and not gpu"
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -m "slow or host or gpu"

@@ -214,7 +214,11 @@ def of_training(folder: Path, case: str, device: str) -> dict[str, Tensor]:
     return load_file(Trainer(parse_config(text), text).run())
 
 
-@pytest.mark.parametrize("case", TASKS)
+#: The transformer's kinds take seconds each; one of them stands for all in ``make test``.
+_TASKS = [pytest.param(case, marks=[pytest.mark.slow] if case in ("grid", "cached", "lora") else []) for case in TASKS]
+
+
+@pytest.mark.parametrize("case", _TASKS)
 def test_training(tmp_path: Path, models: Models, case: str) -> None:
     """Samples, running means and files included; as near as AdamW, by another loop on a GPU, leaves it."""
     save_autoencoder(tmp_path / "vae.safetensors", models.autoencoder())

@@ -59,6 +59,7 @@ def test_nothing_but_theta_and_l_ap_differs(tiny: Ablation) -> None:
     assert len(jobs(tiny, ["variants", "theta"])) == 4 + 2 and len(jobs(Ablation(Path()), ["variants", "theta"])) == 21
 
 
+@pytest.mark.slow
 def test_it_measures_every_run_at_both_grids_and_trains_none_twice(
     tiny: Ablation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

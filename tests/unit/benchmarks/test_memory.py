@@ -26,6 +26,7 @@ def rows() -> list[Row]:
     return exactness(QUICK_CASES[1:])
 
 
+@pytest.mark.slow
 def test_strips_are_exact_and_tiles_are_not(rows: list[Row]) -> None:
     for row in rows:
         if row["dtype"] == "float32":
@@ -33,6 +34,7 @@ def test_strips_are_exact_and_tiles_are_not(rows: list[Row]) -> None:
     assert len({row["way"] for row in rows}) == 5
 
 
+@pytest.mark.slow
 def test_bfloat16_strips_are_as_near_to_float32_as_the_plain_pass(rows: list[Row]) -> None:
     found = [row for row in rows if row["dtype"] == "bfloat16" and row["way"] != "tiles"]
     assert len(found) == 8
@@ -40,10 +42,12 @@ def test_bfloat16_strips_are_as_near_to_float32_as_the_plain_pass(rows: list[Row
         assert 0 < row["rms"] <= 1.1 * row["rms of plain"], row
 
 
+@pytest.mark.slow
 def test_outputs_are_of_order_one(rows: list[Row]) -> None:
     assert all(0.05 < row["std"] < 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_peaks_are_counted_and_predicted() -> None:
     found = peaks(("F16, bundled",), (64,), (512,))
     by_way = {(row["stage"], row["px"], row["way"]): row["GB"] for row in found}

@@ -77,6 +77,7 @@ def test_loss_table_tells_who_rises() -> None:
     assert loss_table(rows)[1]["rises from the one before"] == 0.5
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_tables(photos, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(periodicity_cases, "GREY_LEVELS", {"white32": (2,)})
     monkeypatch.setattr(benchmark_periodicity, "SUPPRESSED", {"white32": (4,)})

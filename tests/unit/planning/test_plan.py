@@ -140,7 +140,7 @@ def test_a_grid_beyond_training_is_warned_of() -> None:
 
 
 @pytest.mark.parametrize("settings", [StripSettings(), StripSettings(16, "tiny")], ids=str)
-@pytest.mark.parametrize("size", [(128, 128), (80, 165)], ids=str)
+@pytest.mark.parametrize("size", [pytest.param((128, 128), marks=pytest.mark.slow), (80, 165)], ids=str)
 def test_a_real_run_needs_what_was_planned(size: tuple[int, int], settings: StripSettings) -> None:
     """The bundled weights, x4, live tensors above weights and input: within 10 %."""
     autoencoder, flux = load_autoencoder(BUNDLED_AUTOENCODER), load_flux(BUNDLED_FLUX)

@@ -235,7 +235,7 @@ def test_an_autoencoders_run_is_not_counted(folder) -> None:  # noqa: F811
     found = parse_config(config(folder, "autoencoder"))
     with pytest.raises(OptionError, match="--plan"):
         plan_step(found, GEOMETRIES["small"])
-    with pytest.raises(OptionError, match="benchmark train"):
+    with pytest.raises(OptionError, match="benchmarks train"):
         train_rows(found, GEOMETRIES["small"], random=True, device=torch.device("cpu"))
 
 

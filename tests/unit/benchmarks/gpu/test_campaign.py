@@ -110,6 +110,7 @@ def test_every_step_is_a_module_that_takes_the_campaigns_options() -> None:
     assert len({step.name for step in STEPS}) == len(STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_the_script_runs_from_any_folder_and_names_its_options(tmp_path: Path) -> None:
     command = ["bash", str(ROOT / "benchmarks" / "gpu" / "run.sh"), "--only", "tests", "--minutes", "0"]
