@@ -13,7 +13,7 @@ import torch
 
 from .config_file import read_config, read_text
 from .machine import default_device, free_memory
-from .train_config import TrainConfig
+from .train_config import NO_TRANSFORMER, TrainConfig
 from .train_plan import GEOMETRIES, StepPlan, geometry_of, plan_step, refuse_if_hopeless
 from .trainer import OnStep, Trainer
 
@@ -63,7 +63,7 @@ def check_memory(config: TrainConfig) -> StepPlan | None:
     kind = name.partition(":")[0]
     start = Path(config.model.start)
     large = start.is_file() and start.stat().st_size > WORTH_A_PLAN
-    counted = config.kind != "autoencoder" and not config.train.accelerate
+    counted = config.kind not in NO_TRANSFORMER and not config.train.accelerate
     if not counted or not (torch.cuda.is_available() if kind == "cuda" else kind == "cpu" and large):
         return None
     try:

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 from .degradation import CLEAN, Degradation
+from .enlarger_config import EnlargerConfig
 from .errors import OptionError
 from .frozen import Base
 from .latent import PATCH
 from .ranges import ABOVE_0, DECAY, FROM_0, FROM_1, FROM_32, SHARE, check_ranges
 from .rope import FLUX_TRAIN_TOKENS, Policy, Rfr
 
-Kind = Literal["autoencoder", "one_step", "lora"]
+Kind = Literal["autoencoder", "one_step", "lora", "enlarger"]
+
+#: Kinds that train no transformer: they have no latent steps, grids or cached latents, and need a term on pictures.
+NO_TRANSFORMER: tuple[Kind, ...] = ("autoencoder", "enlarger")
 
 #: Width of the border that latent steps leave out, as the encoder saw zeros beyond it: px, one latent pixel at 16x.
 RIM = 16
@@ -184,7 +188,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The loop: steps and batches, the optimizer (AdamW, linear warm-up, cosine), the machine, and special steps."""
+    """The loop: steps and batches, the optimizer (AdamW, linear warm-up, fall), the machine, and special steps."""
 
     steps: int = 1000
     batch: int = 8
@@ -194,6 +198,9 @@ class LoopConfig:
     warmup: int = 100
     #: The rate at the last step, as a share of ``rate``.
     final: float = 0.01
+    #: How many steps at the end the rate takes to fall (a cosine) after it was held; 0: it falls all the time. A run
+    #: whose length is open has ``final = 1`` and ends in a resumed one with more steps, of which the last ones fall.
+    decay_steps: int = 0
     weight_decay: float = 1e-3
     #: Gradients whose norm is larger are shortened to it.
     clip: float = 1.0
@@ -229,7 +236,17 @@ class LoopConfig:
     grid_pictures: int = 64
 
     def __post_init__(self) -> None:
-        amounts = ("rate", "linear_rate", "final", "warmup", "weight_decay", "threads", "latent_noise", "grid_every")
+        amounts = (
+            "rate",
+            "linear_rate",
+            "final",
+            "warmup",
+            "weight_decay",
+            "threads",
+            "latent_noise",
+            "grid_every",
+            "decay_steps",
+        )
         check_ranges(
             "train",
             self,
@@ -292,6 +309,7 @@ class TrainConfig:
     run: str
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
+    enlarger: EnlargerConfig = field(default_factory=EnlargerConfig)
     rfr: RfrConfig = field(default_factory=RfrConfig)
     data: DataConfig = field(default_factory=DataConfig)
     degradation: Degradation = CLEAN
@@ -307,7 +325,7 @@ class TrainConfig:
     @property
     def latent_steps(self) -> int:
         """``train.latent_steps`` where they apply: for a transformer."""
-        return 0 if self.kind == "autoencoder" else self.train.latent_steps
+        return 0 if self.kind in NO_TRANSFORMER else self.train.latent_steps
 
     @property
     def cache_folder(self) -> Path:
@@ -317,7 +335,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise OptionError(f"seed: expected a whole number from 0 up, got {self.seed}; change it")
-        if not self.loss.judges_pictures and (self.kind == "autoencoder" or not self.loss.latent):
+        if not self.loss.judges_pictures and (self.kind in NO_TRANSFORMER or not self.loss.latent):
             raise OptionError(
                 f'loss: no term that kind "{self.kind}" has in every step is above 0; give loss.pixel, or another, '
                 "a weight"
@@ -327,7 +345,7 @@ class TrainConfig:
                 f'train.base: "{self.train.base}" cannot be trained, and kind "{self.kind}" trains every weight; '
                 'set it to "plain", or kind to "lora"'
             )
-        if self.data.cached and (self.kind == "autoencoder" or self.train.accelerate):
+        if self.data.cached and (self.kind in NO_TRANSFORMER or self.train.accelerate):
             raise OptionError(
                 'data.cached: is for kinds "one_step" and "lora" in one process; '
                 "set it to 0, or train.accelerate to false"
@@ -345,10 +363,17 @@ class TrainConfig:
             )
         if self.kind == "lora" and not self.model.start:
             raise OptionError('model.start: kind "lora" needs the model that the LoRA is for; name its file')
-        if self.kind != "autoencoder" and self.train.grid_every:
+        if self.kind not in NO_TRANSFORMER and self.train.grid_every:
             wrong = [t for t in self.train.grid_tokens if t * PATCH * 16 % self.data.picture_side]
             if wrong:
                 raise OptionError(
                     f"train.grid_tokens: {wrong[0]} tokens are no whole number of pictures "
                     f"of {self.data.picture_side} px; change one of the two"
+                )
+        if self.kind == "enlarger":
+            self.enlarger.check_crop("crop", self.data.crop)
+            self.enlarger.check_crop("late_crop", self.data.late_crop)
+            if self.loss.projected:
+                raise OptionError(
+                    f'loss.projected: kind "enlarger" has factors of its own, got {self.loss.projected}; set it to 0'
                 )

@@ -30,7 +30,7 @@ from .one_step_task import LoraTask, OneStepTask
 from .plan import GIGABYTE
 from .step_meter import StepStages, by_cuda_rules, bytes_of
 from .task import BLOCKS
-from .train_config import TrainConfig
+from .train_config import NO_TRANSFORMER, TrainConfig
 
 #: Memory of the cards that a plan names, GB; a card of 24 "GB" has 25.8e9 bytes, of which its driver takes some.
 CARDS = (24, 48, 80)
@@ -163,7 +163,7 @@ def plan_step(config: TrainConfig, geometry: Geometry, device: str = "cuda") -> 
 
     Raises OptionError for an autoencoder's run, which is not counted.
     """
-    if config.kind == "autoencoder":
+    if config.kind in NO_TRANSFORMER:
         raise OptionError('--plan: counts runs of kind "one_step" and "lora"; start this one with a small train.batch')
     uncounted = tuple(name for name in ("perceptual", "adversarial") if getattr(config.loss, name))
     loss = replace(config.loss, **dict.fromkeys(uncounted, 0.0))
