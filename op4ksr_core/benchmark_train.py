@@ -29,7 +29,7 @@ from .optimization import Ema, adamw
 from .plan import GIGABYTE
 from .stage_clock import PeakMeter
 from .step_meter import StepMeter, bytes_of
-from .train_config import TrainConfig
+from .train_config import NO_TRANSFORMER, TrainConfig
 from .train_plan import StepPlan, plan_step
 
 #: Deviation of random weights; our choice: what a transformer is begun with.
@@ -126,7 +126,7 @@ def train_rows(
     Four steps come before the clock: one to set up, one each under the counters of memory and of work, one to settle.
     random: weights of ``geometry`` instead of the config's files. Raises OptionError for an autoencoder's config.
     """
-    if config.kind == "autoencoder":
+    if config.kind in NO_TRANSFORMER:
         raise OptionError('benchmark train: times runs of kind "one_step" and "lora"; name the config of one')
     config = replace(config, train=replace(config.train, device=str(device), grid_every=0))
     plan = plan_step(config, geometry, device.type)

@@ -7,6 +7,7 @@ bound on what is wrong with the picture, which a user can turn, and not an estim
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ FACTOR, STRENGTH, DAMAGE = 101, 102, 103
 def milder(params: Degradation, strength: float) -> Degradation:
     """The same damage, each range ending at that share (0 to 1) of its way from harmless to worst.
 
-    Harmless: the least blur, no noise, quality 95 (or better), the size kept, no ringing.
+    Harmless: the least blur, no noise, quality 95 (or better), the size kept, no ringing (sinc filters of cut-off pi).
     """
 
     def blur(r: Range) -> Range:
@@ -43,6 +44,7 @@ def milder(params: Degradation, strength: float) -> Degradation:
         noise_level=tuple((strength * r[0], strength * r[1]) for r in params.noise_level),
         jpeg_quality=tuple(map(quality, params.jpeg_quality)),
         sinc=strength * params.sinc,
+        sinc_cutoff=(math.pi - strength * (math.pi - params.sinc_cutoff[0]), math.pi),
         final_sinc=strength * params.final_sinc,
     )
 
@@ -94,7 +96,7 @@ def enlarger_pairs(
 ) -> tuple[Tensor, Tensor]:
     """Sharp crops (B, 3, S, S) -> sharp ones (B, 3, s * factor, s * factor) and small ones (B, 4, s, s).
 
-    s is S over the largest factor, whatever the batch's: steps of one cost. What a smaller factor has no use for is cut.
+    s is S over the largest factor, whatever the batch's: steps of one cost. What a smaller factor does not need is cut.
     """
     factor = factor_of(config, seed)
     side = high.shape[-1] // config.factors[-1] * factor

@@ -236,17 +236,8 @@ class LoopConfig:
     grid_pictures: int = 64
 
     def __post_init__(self) -> None:
-        amounts = (
-            "rate",
-            "linear_rate",
-            "final",
-            "warmup",
-            "weight_decay",
-            "threads",
-            "latent_noise",
-            "grid_every",
-            "decay_steps",
-        )
+        rates = ("rate", "linear_rate", "final", "warmup", "decay_steps", "weight_decay")
+        amounts = (*rates, "threads", "latent_noise", "grid_every")
         check_ranges(
             "train",
             self,
