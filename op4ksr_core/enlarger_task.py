@@ -36,6 +36,11 @@ class EnlargerTask(Task):
             self.model.begin()
         self.to(memory_format=torch.channels_last)  # pyright: ignore
 
+    def before(self, step: int) -> bool:
+        """Heads are evened before each step, and before they are saved."""
+        self.model.even()
+        return False
+
     def forward(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
         """high: (B, 3, h * factor, w * factor); low: (B, 4, h, w), its last plane the strength; both in [0, 1].
 
@@ -51,6 +56,7 @@ class EnlargerTask(Task):
         return Judged(self.objective.pictures(output, target), output, target)
 
     def save(self, path: Path, line: str) -> None:
+        self.model.even()
         save_enlarger(path, self.model, dtype=DTYPES[self.config.output.dtype], training=line)
 
     def show(self, high: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:

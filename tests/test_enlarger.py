@@ -72,6 +72,27 @@ def test_a_new_one_is_bicubic_without_a_mesh(factor: int) -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
+def test_even_heads_draw_no_mesh_and_still_draw_edges(model: Enlarger, factor: int) -> None:
+    def mesh(low: torch.Tensor) -> float:
+        """Deviation within the mean tile, the outer pixels, which see the border's zeros, left out."""
+        edge = model.reach * factor
+        inside = (model(low, factor) - bicubic(low, factor))[..., edge:-edge, edge:-edge]
+        tile = torch.nn.functional.pixel_unshuffle(inside, factor).mean((2, 3)).unflatten(1, (3, -1))
+        return float(tile.std(-1).max())
+
+    flat = torch.tensor([0.2, 0.5, 0.7])[None, :, None, None].expand(1, 3, 24, 24)
+    assert mesh(flat) > 1e-3
+    model.even()
+    assert mesh(flat) < 1e-6
+    once = model.heads[str(factor)].weight.clone()
+    model.even()
+    assert torch.allclose(model.heads[str(factor)].weight, once, atol=1e-7)
+    edge = flat.clone()
+    edge[..., 12:] = 0
+    assert mesh(edge) > 1e-3
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
 def test_strips_are_the_whole(model: Enlarger, factor: int) -> None:
     low = torch.rand(1, 3, 41, 12)
     whole = model(low, factor, 0.3).clamp(0, 1)
@@ -229,7 +250,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     again = train(text, resume=True)
     a, b = (read_tensors(read_header(path)) for path in (whole, again))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    assert load_enlarger(again).params == EnlargerParams(8, 1)
+    saved = load_enlarger(again)
+    assert saved.params == EnlargerParams(8, 1)
+    assert float(saved.heads["4"].weight.mean((2, 3)).unflatten(0, (3, -1)).std(1).max()) < 1e-7
     assert (tmp_path / "whole" / "samples" / "step_0000006_0.png").exists()
 
 
