@@ -117,8 +117,9 @@ class Enlarger(nn.Module):
         """Make the sum of each head's kernel, and its bias, the same for all output pixels of one input pixel.
 
         Where features are constant all these pixels are then equal: no mesh of the factor's period on smooth ground,
-        whatever the weights. What differs within a kernel, which is what draws edges, stays. Of a model trained
-        without, the mesh was 0.1 to 0.4 grey levels after 1,500 steps; with, 0.001, at the same PSNR.
+        whatever the weights. What differs within a kernel, which is what draws edges, stays. After 1,500
+        steps the mesh on smooth pictures was 0.1 to 0.6 grey levels without, at most 0.003 with, and eight photos
+        were enlarged x4 0.4 dB better with than without, on the same batches.
         """
         for head in self.heads.values():
             weight, bias = head.weight, head.bias
