@@ -125,9 +125,9 @@ def train_rows(
     """One row for the step, with the plan beside it; and one for each of ``repeats`` timed steps.
 
     Four steps come before the clock: one to set up, one each under the counters of memory and of work, one to settle.
-    random: weights of ``geometry`` instead of the config's files. Raises OptionError for an autoencoder's config.
+    random: weights of ``geometry`` instead of the config's files. Raises OptionError without a transformer.
     """
-    if config.kind == "autoencoder":
+    if not config.has_transformer:
         raise OptionError('benchmarks train: times runs of kind "one_step" and "lora"; name the config of one')
     config = replace(config, train=replace(config.train, device=str(device), grid_every=0))
     plan = plan_step(config, geometry, device.type)

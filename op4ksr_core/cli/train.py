@@ -58,7 +58,7 @@ def run_plan(config: TrainConfig, options: argparse.Namespace) -> int:
 def check_memory(config: TrainConfig) -> StepPlan | None:
     """Raise OutOfMemoryError where one step cannot fit; the plan, or None where none was made.
 
-    None for kinds and places that are not counted (an autoencoder, several processes, MPS), and for small models on
+    None for kinds and places that are not counted (no transformer, several processes, MPS), and for small models on
     the CPU, which would wait longer for the plan than it is worth.
     """
     name = config.train.device or str(default_device())

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 from ..errors import OptionError
 from ..models.latent import PATCH
 from .config_limits import Natural
-from .config_sections import DataConfig, LoopConfig, LossConfig, ModelConfig, OutputConfig, RfrConfig
+from .config_sections import DataConfig, EnlargerConfig, LoopConfig, LossConfig, ModelConfig, OutputConfig, RfrConfig
 from .data.degradation import CLEAN, Degradation
 
-Kind = Literal["autoencoder", "one_step", "lora"]
+Kind = Literal["autoencoder", "one_step", "lora", "enlarger"]
 
 #: Kinds that train no transformer: they have no latent steps, grids or cached latents, and need a term on pictures.
-NO_TRANSFORMER: tuple[Kind, ...] = ("autoencoder",)
+NO_TRANSFORMER: tuple[Kind, ...] = ("autoencoder", "enlarger")
 
 #: Width of the border that latent steps leave out, as the encoder saw zeros beyond it: px, one latent pixel at 16x.
 RIM = 16
@@ -37,6 +37,7 @@ class TrainConfig:
     run: str
     seed: Natural = 0
     model: ModelConfig = field(default_factory=ModelConfig)
+    enlarger: EnlargerConfig = field(default_factory=EnlargerConfig)
     rfr: RfrConfig = field(default_factory=RfrConfig)
     data: DataConfig = field(default_factory=DataConfig)
     degradation: Degradation = CLEAN
@@ -65,7 +66,7 @@ class TrainConfig:
         return Path(self.data.cache) if self.data.cache else Path(self.run) / "cache"
 
     def __post_init__(self) -> None:
-        for conflict in (*_kind_conflicts(self), *_section_conflicts(self)):
+        for conflict in (*_kind_conflicts(self), *_enlarger_conflicts(self), *_section_conflicts(self)):
             raise OptionError(conflict)
 
 
@@ -87,6 +88,24 @@ def _kind_conflicts(config: TrainConfig) -> Iterator[str]:
         yield 'model.part: "decoder" keeps an existing encoder; name its file as model.start'
     if kind == "lora" and not config.model.start:
         yield 'model.start: kind "lora" needs the model that the LoRA is for; name its file'
+
+
+def _enlarger_conflicts(config: TrainConfig) -> Iterator[str]:
+    """What an enlarger's run does not go with, a sentence each."""
+    if config.kind != "enlarger":
+        return
+    data, largest = config.data, config.enlarger.factors[-1]
+    crops = {"crop": data.crop, **({"late_crop": data.late_crop} if data.late_from < 1 else {})}
+    for name, side in crops.items():
+        if side % largest:
+            yield (
+                f"data.{name}: expected a multiple of {largest} px, the largest of enlarger.factors, "
+                f"got {side}; change one of the two"
+            )
+    if config.loss.projected:
+        yield f'loss.projected: kind "enlarger" has factors of its own, got {config.loss.projected}; set it to 0'
+    if config.train.accelerate:
+        yield 'train.accelerate: kind "enlarger" works in one process only; set it to false'
 
 
 def _section_conflicts(config: TrainConfig) -> Iterator[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..errors import OptionError
+from ..models.enlarger import EnlargerParams
 from ..models.rope import FLUX_TRAIN_TOKENS, Policy, Rfr
 from .config_limits import Amount, Count, Counts, Decay, Natural, Positive, Share, Side, TokenSide, Within
 from .tasks.frozen import Base
@@ -58,6 +59,36 @@ class ModelConfig:
                 f"model.hidden_size: expected a multiple of 32 channels for each of the {self.num_heads} heads, got "
                 f"{self.hidden_size}; change one of the two"
             )
+
+
+@dataclass(frozen=True)
+class EnlargerConfig:
+    """A new enlarger's geometry (with ``model.start`` the file has its own) and its batches, of one factor each."""
+
+    #: Features per pixel, and residual blocks of two convolutions each.
+    width: Count = 48
+    blocks: Count = 8
+    #: Whole numbers, ascending; and how often batches have each, as weights.
+    factors: Annotated[tuple[Annotated[int, Within(ge=2)], ...], Within(min_length=1)] = (2, 3, 4)
+    often: tuple[Amount, ...] = (1.0, 1.0, 4.0)
+    #: ``degradation.clean`` is the share of pictures that are only shrunk. Share, of the others, that get one round of
+    #: damage after shrinking in place of the second-order scheme before it. ``degradation.factor`` has no say.
+    simple: Share = 0.5
+
+    def params(self) -> EnlargerParams:
+        """The geometry of a new model."""
+        return EnlargerParams(self.width, self.blocks, self.factors)
+
+    def __post_init__(self) -> None:
+        if len(self.often) != len(self.factors) or not sum(self.often):
+            raise OptionError(
+                f"enlarger.often: expected a weight for each of the factors {self.factors}, not all of them 0, "
+                f"got {self.often}; change one of the two"
+            )
+        try:
+            self.params()
+        except ValueError as error:
+            raise OptionError(f"enlarger.factors: {error}; change them") from error
 
 
 @dataclass(frozen=True)
@@ -153,7 +184,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The loop: steps and batches, the optimizer (AdamW, linear warm-up, cosine), the machine, and special steps."""
+    """The loop: steps and batches, the optimizer (AdamW, linear warm-up, fall), the machine, and special steps."""
 
     steps: Count = 1000
     batch: Count = 8
@@ -163,6 +194,9 @@ class LoopConfig:
     warmup: Natural = 100
     #: The rate at the last step, as a share of ``rate``.
     final: Amount = 0.01
+    #: How many steps at the end the rate takes to fall (a cosine) after it was held; 0: it falls all the time. A run
+    #: whose length is open has more steps than it will take, and ends in a resumed one whose last steps fall.
+    decay_steps: Natural = 0
     weight_decay: Amount = 1e-3
     #: Gradients whose norm is larger are shortened to it.
     clip: Positive = 1.0

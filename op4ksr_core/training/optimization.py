@@ -23,12 +23,18 @@ def adamw(parameters: Iterable[nn.Parameter], train: LoopConfig) -> torch.optim.
 def rate_at(step: int, config: TrainConfig) -> float:
     """The learning rate of a step: a linear warm-up, then a cosine that falls to ``final`` of the rate.
 
+    With ``decay_steps`` the rate is held until so many steps before the end, and falls there.
     Where there are linear steps, they have such a cycle of their own before it, with their own rate.
     """
     train, first = config.train, config.linear_steps
     if step < first:
         return _cycle(step, first, train.warmup, train.linear_rate, train.final)
     warmup = SECOND_WARMUP * train.warmup if first else train.warmup
+    held = train.steps - train.decay_steps
+    if train.decay_steps and step >= max(held, first + warmup):
+        return _cycle(step - held, train.decay_steps, 0, train.rate, train.final)
+    if train.decay_steps:
+        return _cycle(step - first, held - first, warmup, train.rate, 1.0)
     return _cycle(step - first, train.steps - first, warmup, train.rate, train.final)
 
 

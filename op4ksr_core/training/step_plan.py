@@ -143,7 +143,7 @@ class StepPlan:
 def plan_step(config: TrainConfig, geometry: Geometry, device: str = "cuda") -> StepPlan:
     """Count one step of the config with models of that geometry. device: "cuda" or "cpu", whose rules are followed.
 
-    Raises OptionError for an autoencoder's run, which is not counted.
+    Raises OptionError for a run without a transformer, which is not counted.
     """
     if not config.has_transformer:
         raise OptionError('--plan: counts runs of kind "one_step" and "lora"; start this one with a small train.batch')

@@ -289,6 +289,8 @@ def _what(header: Header) -> str:
         return "a Flux transformer; choose it as the model"
     if header.kind == "lora":
         return "a LoRA; load the full model first, then the LoRA with a LoRA loader"
+    if header.kind == "enlarger":
+        return "an enlarger; choose a Flux or UltraFlux file"
     if any(name.startswith("decoder.") for name in names) or any(name.startswith("encoder.") for name in names):
         return "another kind of VAE; choose a Flux or UltraFlux VAE"
     if any("diffusion_model" in name or "input_blocks" in name for name in header.shapes):

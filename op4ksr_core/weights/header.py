@@ -23,7 +23,7 @@ from .layouts import (
 )
 from .shards import files_of, some_names
 
-Kind = Literal["vae", "transformer", "lora", "unknown"]
+Kind = Literal["vae", "transformer", "lora", "enlarger", "unknown"]
 LayoutName = Literal["bfl", "diffusers"]
 
 #: Metadata that every file of ours has: the version of our keys, and what safetensors' readers for PyTorch look for.
@@ -77,6 +77,8 @@ class Header:
             return "transformer"
         if {"x_embedder.weight", "context_embedder.weight", "transformer_blocks.0.attn.add_q_proj.weight"} <= names:
             return "transformer"
+        if {"conv_in.weight", "body.0.conv1.weight", "body.0.conv2.weight"} <= names:
+            return "enlarger"
         return "unknown"
 
     @property

@@ -8,10 +8,12 @@ from typing import Any
 
 from ..errors import OptionError
 from ..images.io import load_image
+from ..models.enlarger import Enlarger
 from ..models.flux import Flux, FluxParams
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .checkpoint import check_tensors, load_autoencoder
 from .description import describe_autoencoder, describe_flux
+from .enlarger import describe_enlarger
 from .header import PROMPT_KEYS, Header, read_header
 from .lora import describe_lora
 from .probe import probe, verdict
@@ -34,10 +36,10 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
     }
     if header.kind == "lora":
         return report | _lora(header)
-    report |= _geometry(header)
+    report |= _enlarger(header) if header.kind == "enlarger" else _geometry(header)
     if photo is not None:
         if header.kind != "vae":
-            raise OptionError(f"--probe: {path} is a {header.kind}; only a VAE can be probed with a photo")
+            raise OptionError(f"--probe: {path} is of kind {header.kind}; only a VAE can be probed with a photo")
         image = load_image(photo).image
         fits = probe(load_autoencoder(header), image)
         fit = verdict(fits)
@@ -60,6 +62,13 @@ def _lora(header: Header) -> dict[str, Any]:
         "why": found.why,
         "usable": "yes: with Load SR LoRA, on the model it was trained for; or merged, with 'convert --merge-lora'",
     }
+
+
+def _enlarger(header: Header) -> dict[str, Any]:
+    """An enlarger's geometry, its tensors checked."""
+    _, params = describe_enlarger(header)
+    check_tensors(Enlarger(params, device="meta"), header, header.layout())
+    return {"dims": asdict(params), "usable": "yes"}
 
 
 def _geometry(header: Header) -> dict[str, Any]:

@@ -596,7 +596,7 @@ def test_inspect_probes_vaes_alone(
     tmp_path: Path, run: Callable[..., int], models: tuple[Path, Path], capsys: Capture
 ) -> None:
     assert run("inspect", models[1], "--probe", photo(tmp_path / "photo.png", 70, 40)) == 1
-    assert one_error(capsys) == f"--probe: {models[1]} is a transformer; only a VAE can be probed with a photo"
+    assert one_error(capsys) == f"--probe: {models[1]} is of kind transformer; only a VAE can be probed with a photo"
 
 
 def test_inspect_in_plain_lines(run: Callable[..., int], models: tuple[Path, Path], capsys: Capture) -> None:

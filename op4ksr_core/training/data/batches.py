@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from ..config import TrainConfig
 from ..tasks.task import CROPS, degraded
+from .enlarger_pairs import enlarger_pairs
 from .sources import ShardSource, Source
 
 #: How many times as many crops a latent step has as another: they cost no encoding.
@@ -41,7 +42,10 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return self.config.train.steps * self.config.train.accumulate
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Both (B, 3, side, side) in [0, 1]; the second empty without pairs, both where the task has its latents."""
+        """Both (B, 3, side, side) in [0, 1]; the second empty without pairs, both where the task has its latents.
+
+        Of an enlarger: what ``enlarger_pairs`` gives.
+        """
         if not self.started and isinstance(self.source, ShardSource):
             shapes = (self.shape(i // self.config.train.accumulate) for i in range(index))
             self.source.skip(sum(count for count, side in shapes if side))
@@ -51,6 +55,8 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
             return torch.empty(count, 3, 0, 0), torch.empty(0)
         seed = (self.config.seed, CROPS, index, self.rank)
         high = self.source.crops(seed, count, side)
+        if self.config.kind == "enlarger":
+            return enlarger_pairs(high, self.config.enlarger, self.config.degradation, seed)
         if self.pairs:
             return high, degraded(high, self.config, seed)
         half = count // 2

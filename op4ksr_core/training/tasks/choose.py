@@ -1,13 +1,19 @@
-"""Which task a training config asks for: an autoencoder's, a transformer's, or a LoRA's."""
+"""Which task a training config asks for: an autoencoder's, a transformer's, a LoRA's, or an enlarger's."""
 
 from __future__ import annotations
 
 from ..config import Kind, TrainConfig
 from .autoencoder import AutoencoderTask
+from .enlarger import EnlargerTask
 from .one_step import LoraTask, OneStepTask
 from .task import Task
 
-_TASKS: dict[Kind, type[Task]] = {"autoencoder": AutoencoderTask, "one_step": OneStepTask, "lora": LoraTask}
+_TASKS: dict[Kind, type[Task]] = {
+    "autoencoder": AutoencoderTask,
+    "one_step": OneStepTask,
+    "lora": LoraTask,
+    "enlarger": EnlargerTask,
+}
 
 
 def make_task(config: TrainConfig) -> Task:

@@ -231,8 +231,9 @@ def test_unknown_memory_refuses_nothing() -> None:
         refuse_if_hopeless(plan, plan.peak - 1, "cpu")
 
 
-def test_an_autoencoders_run_is_not_counted(folder) -> None:  # noqa: F811
-    found = parse_config(config(folder, "autoencoder"))
+@pytest.mark.parametrize("kind", ["autoencoder", "enlarger"])
+def test_a_run_without_a_transformer_is_not_counted(kind: str) -> None:
+    found = parse_config(f'kind = "{kind}"\nrun = "r"\n')
     with pytest.raises(OptionError, match="--plan"):
         plan_step(found, GEOMETRIES["small"])
     with pytest.raises(OptionError, match="benchmarks train"):

@@ -1,0 +1,70 @@
+"""The enlarger's weights file: safetensors whose shapes tell the geometry, written and read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UnsupportedCheckpointError
+from ..machine import default_dtype
+from ..models.enlarger import IN_CHANNELS, Enlarger, EnlargerParams
+from .checkpoint import check_tensors, read_state, save_tensors
+from .header import Header, check_dtypes, read_header
+
+KIND = "enlarger"
+
+
+def describe_enlarger(source: Header | str | Path) -> tuple[Header, EnlargerParams]:
+    """Header and geometry of an enlarger's file, from its tensors' shapes alone.
+
+    Raises UnsupportedCheckpointError: no such file, not safetensors, not an enlarger of ours, dtypes of no weights.
+    """
+    header = source if isinstance(source, Header) else read_header(source)
+    shapes = {name: header.shape(name) for name in header.names}
+    entry = shapes.get("conv_in.weight", ())
+    blocks = _numbers(shapes, r"body\.(\d+)\.conv1\.weight")
+    factors = _numbers(shapes, r"heads\.(\d+)\.weight")
+    if len(entry) != 4 or entry[0] < 1 or entry[1] != IN_CHANNELS or not blocks or not factors or factors[0] < 2:
+        stated = header.metadata.get("op4ksr.kind", header.kind)
+        raise UnsupportedCheckpointError(
+            header.path,
+            f'expected an enlarger (metadata op4ksr.kind "{KIND}"), got "{stated}"; choose an enlarger\'s file',
+        )
+    check_dtypes(header, header.shapes)
+    return header, EnlargerParams(width=entry[0], blocks=len(blocks), factors=tuple(factors))
+
+
+def _numbers(shapes: dict[str, tuple[int, ...]], pattern: str) -> list[int]:
+    """The numbers in those tensor names that match, ascending."""
+    return sorted(int(found[1]) for name in shapes if (found := re.fullmatch(pattern, name)))
+
+
+def load_enlarger(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    operations: Any = nn,
+) -> Enlarger:
+    """Read an enlarger. dtype: default ``machine.default_dtype``.
+
+    Raises UnsupportedCheckpointError: no such file, not safetensors, not an enlarger, wrong tensors or dtypes.
+    """
+    header, params = describe_enlarger(path)
+    model = Enlarger(params, operations=operations, device="meta")
+    check_tensors(model, header, header.layout())
+    dtype = dtype or default_dtype(torch.device(device))
+    state = {name: tensor.to(device=device, dtype=dtype) for name, tensor in read_state(header).items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def save_enlarger(path: str | Path, model: Enlarger, *, dtype: torch.dtype | None = None, training: str = "") -> None:
+    """Write weights and metadata; whole or not at all. Raises OutputError."""
+    factors = ",".join(map(str, model.params.factors))
+    metadata = {"op4ksr.kind": KIND, "op4ksr.factors": factors, "op4ksr.training": training}
+    save_tensors(path, model.state_dict(), metadata, dtype)
