@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host_support import PACK, SCRIPTS, Server, find_host, png
+from host_support import PACK, Server, find_host, png
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
-DRIVER = SCRIPTS.parent / "browser" / "driver.py"
+DRIVER = Path(__file__).with_name("driver.py")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 #: Older frontends ask here for the makers of a workflow's nodes when one is missing; the server forbids it.
