@@ -37,7 +37,7 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("cancelled; nothing was written for what was at hand", file=sys.stderr)
+        print("cancelled; nothing was written for the current file", file=sys.stderr)
         return 130
 
 
