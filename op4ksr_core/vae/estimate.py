@@ -33,11 +33,15 @@ _HALO: dict[MemoryMode, int] = {"fast": 0, "lean": 2, "tiny": 4}
 #: many in half precision, half as many in float32. Only small pictures notice.
 _FOLDING = 90.0
 
-#: Strips are not made lower than this: the halo would cost more than the strip.
-LOWEST_STRIP = 8
+#: The settings that are chosen from, fastest first, each needing no more than the one before: a higher mode before
+#: lower strips, and none below 8 rows, where the halo would cost more than the strip. Our choice.
+LADDER = (
+    *(StripSettings(mode=mode) for mode in MEMORY_MODES),
+    *(StripSettings(rows, MEMORY_MODES[-1]) for rows in (32, 16, 8)),
+)
 
-#: The settings that need least: where ``retry.leaner`` ends.
-LEAST_MEMORY = StripSettings(LOWEST_STRIP, MEMORY_MODES[-1])
+#: The settings that need least.
+LEAST_MEMORY = LADDER[-1]
 
 
 def both(settings: StripSettings) -> StripPlan:
@@ -136,16 +140,26 @@ def choose_strips(
     free: int | None,
     beside: int = 0,
 ) -> StripSettings:
-    """The fastest settings that fit; else those that need least. The one rule: for the plan, the log and the run.
+    """The first of ``LADDER`` that fits; else the last. The one rule: for the plan, the log and the run.
 
     free: bytes to be had on the device (None: unknown, then the fastest). beside: bytes of them that the run itself
     takes for other things than strips: pictures and weights that are not there yet when ``free`` is read.
     """
-    candidates = [StripSettings(mode=mode) for mode in MEMORY_MODES]
-    candidates += [StripSettings(rows, "tiny") for rows in (32, 16, LOWEST_STRIP)]
     if free is None:
-        return candidates[0]
-    for settings in candidates:
+        return LADDER[0]
+    for settings in LADDER:
         if peak_bytes(params, stage, height, width, dtype, settings) <= (free - beside) * (1 - MARGIN):
             return settings
-    return candidates[-1]
+    return LEAST_MEMORY
+
+
+def leaner(settings: StripSettings) -> StripSettings | None:
+    """The first of ``LADDER`` that needs less: no higher strips, no faster mode, and not the same. None: there is none.
+
+    For settings of ``LADDER`` itself that is the next one.
+    """
+    mode = MEMORY_MODES.index(settings.mode)
+    for other in LADDER:
+        if other != settings and other.rows <= settings.rows and MEMORY_MODES.index(other.mode) >= mode:
+            return other
+    return None

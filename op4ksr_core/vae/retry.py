@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeVar
 
 from ..errors import OutOfMemoryError
 from ..machine import is_out_of_memory
-from .estimate import LOWEST_STRIP
-from .strips import MEMORY_MODES, StripSettings
+from .estimate import leaner
+from .strips import StripSettings
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-
-def leaner(settings: StripSettings) -> StripSettings | None:
-    """What to try after these ran out of memory: half the strip, then the next mode, then lower strips."""
-    level = MEMORY_MODES.index(settings.mode)
-    if settings.rows > 32:
-        return replace(settings, rows=settings.rows // 2)
-    if level + 1 < len(MEMORY_MODES):
-        return replace(settings, mode=MEMORY_MODES[level + 1])
-    if settings.rows > LOWEST_STRIP:
-        return replace(settings, rows=max(LOWEST_STRIP, settings.rows // 2))
-    return None
 
 
 def recovering(
@@ -36,7 +23,7 @@ def recovering(
     release: Callable[[], None] = lambda: None,
     is_oom: Callable[[BaseException], bool] = is_out_of_memory,
 ) -> Result:
-    """``run(settings)``; on out of memory once more with ``leaner`` settings, which give the same picture.
+    """``run(settings)``; out of memory: again, as ``estimate.leaner`` has it, which gives the same picture.
 
     what: what is run, for the log and the error. ``release`` runs between two tries, when nothing holds on to the
     failed one any more. Raises our OutOfMemoryError, with what was tried and the remedy, when the settings that need

@@ -5,7 +5,15 @@ import torch
 
 from op4ksr_core.machine import AllocationTracker
 from op4ksr_core.vae.autoencoder import AutoEncoder, AutoEncoderParams
-from op4ksr_core.vae.estimate import MARGIN, Stage, choose_strips, peak_bytes, peak_elements
+from op4ksr_core.vae.estimate import (
+    LADDER,
+    MARGIN,
+    Stage,
+    choose_strips,
+    leaner,
+    peak_bytes,
+    peak_elements,
+)
 from op4ksr_core.vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 
 FULL = AutoEncoderParams()
@@ -70,3 +78,33 @@ def test_what_lies_beside_the_strips_is_taken_off_once() -> None:
 def test_encoding_has_no_lean_way_of_its_own() -> None:
     fast, lean = (peak_elements(FULL, "encode", 1024, 1024, StripSettings(mode=t)) for t in ("fast", "lean"))
     assert fast == lean
+
+
+@pytest.mark.parametrize("stage", ["encode", "decode"])
+@pytest.mark.parametrize("params", [FULL, AutoEncoderParams(stride=1)], ids=["f16", "f8"])
+def test_each_of_the_ladder_needs_less_than_the_one_before(params: AutoEncoderParams, stage: Stage) -> None:
+    needs = [peak_elements(params, stage, 4096, 4096, settings) for settings in LADDER]
+    assert needs == sorted(needs, reverse=True)
+    assert len(set(needs)) >= len(LADDER) - 1  # encoding has no lean way of its own
+
+
+def test_what_ran_out_of_memory_goes_down_the_ladder_that_the_choice_is_made_from() -> None:
+    seen: list[StripSettings | None] = [LADDER[0]]
+    while (settings := seen[-1]) is not None:
+        seen.append(leaner(settings))
+    assert seen == [*LADDER, None]
+
+
+@pytest.mark.parametrize(
+    ("given", "then"),
+    [
+        (StripSettings(128, "fast"), StripSettings(64, "fast")),
+        (StripSettings(128, "tiny"), StripSettings(64, "tiny")),
+        (StripSettings(32, "fast"), StripSettings(32, "tiny")),
+        (StripSettings(12, "lean"), StripSettings(8, "tiny")),
+        (StripSettings(4, "tiny"), None),
+    ],
+    ids=str,
+)
+def test_settings_beside_the_ladder_step_onto_it(given: StripSettings, then: StripSettings | None) -> None:
+    assert leaner(given) == then

@@ -10,20 +10,10 @@ import torch
 from op4ksr_core.errors import OutOfMemoryError
 from op4ksr_core.machine import AllocationTracker, explain_out_of_memory
 from op4ksr_core.vae.autoencoder import AutoEncoder, AutoEncoderParams
-from op4ksr_core.vae.retry import leaner, recovering
+from op4ksr_core.vae.retry import recovering
 from op4ksr_core.vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 
 TINY = AutoEncoderParams(widths=(8, 16), layers_per_block=1, norm_groups=4)
-
-
-def test_the_ladder_ends_and_only_gets_leaner() -> None:
-    settings: StripSettings | None = StripSettings()
-    seen = []
-    while settings is not None:
-        seen.append(settings)
-        settings = leaner(settings)
-    assert [s.rows for s in seen] == [64, 32, 32, 32, 16, 8]
-    assert [s.mode for s in seen] == ["fast", "fast", "lean", "tiny", "tiny", "tiny"]
 
 
 class Allocations:
@@ -135,15 +125,15 @@ def test_cancel_at_every_strip(model: AutoEncoder, stage: str, mode: MemoryMode)
 def test_a_failed_try_is_let_go_before_the_next() -> None:
     held: list[weakref.ref[torch.Tensor]] = []
 
-    def run(settings: StripSettings) -> int:
+    def run(settings: StripSettings) -> str:
         assert all(ref() is None for ref in held), "the failed try's tensor still lives"
         tensor = torch.zeros(10)
         held.append(weakref.ref(tensor))
         if len(held) < 3:
             raise torch.OutOfMemoryError("out of memory")
-        return settings.rows
+        return settings.mode
 
-    assert recovering(run, StripSettings(), "test") == 32
+    assert recovering(run, StripSettings(), "test") == "tiny"
     assert len(held) == 3
 
 
@@ -162,8 +152,8 @@ def test_what_was_done_is_told_in_one_line_and_memory_is_released(caplog: pytest
     (record,) = caplog.records
     told = record.getMessage()
     assert told.count("\n") == 0
-    assert told.startswith("VAE decode: out of memory with fast, strips of 64 rows, fast, strips of 32 rows; done with")
-    assert told.endswith("lean, strips of 32 rows")
+    assert told.startswith("VAE decode: out of memory with fast, strips of 64 rows, lean, strips of 64 rows; done with")
+    assert told.endswith("tiny, strips of 64 rows")
 
 
 def test_a_run_that_fits_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
