@@ -17,20 +17,20 @@ class Geometry:
     text_tokens: int
 
 
-#: Autoencoders by name. "bundled" has the widths of the bundled file, but 6 norm groups, where that has one.
+#: Autoencoders by name. "bundled": as the bundled file is.
 AUTOENCODERS = {
     "F16, full width": AutoEncoderParams(),
     "F16, full width, shift 1": AutoEncoderParams(shift=1),
     "F8, full width": AutoEncoderParams(stride=1),
-    "F16, bundled": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False),
-    "F8, bundled": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=6, mid_attention=False, stride=1),
+    "F16, bundled": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=1, mid_attention=False),
+    "F8, bundled": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=1, mid_attention=False, stride=1),
 }
 
 #: The longest prompt embedding that FLUX.1-dev takes, and its usual one, tokens.
 LONGEST_PROMPT = 512
 
 #: flux: FLUX.1-dev's 12 B and the full-width F16 autoencoder as it is published. bundled: of the bundled models' kind.
-#: tiny: as small as ComfyUI's own loader takes, every dimension a multiple of 16, as products of fp8 need it.
+#: small: as small as ComfyUI's own loader takes, every dimension a multiple of 16, as products of fp8 need it.
 GEOMETRIES = {
     "flux": Geometry(FluxParams(), AUTOENCODERS["F16, full width, shift 1"], LONGEST_PROMPT),
     "bundled": Geometry(
@@ -46,11 +46,9 @@ GEOMETRIES = {
         AUTOENCODERS["F16, bundled"],
         4,
     ),
-    "tiny": Geometry(
+    "small": Geometry(
         FluxParams(hidden_size=128, num_heads=1, depth=1, depth_single_blocks=2, context_in_dim=64, vec_in_dim=32),
         AutoEncoderParams(widths=(16, 16, 32, 32), norm_groups=4),
         16,
     ),
 }
-#: Another name of tiny, on every command line.
-GEOMETRIES["small"] = GEOMETRIES["tiny"]
