@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from op4ksr_core.errors import OptionError
-from op4ksr_core.images.io import to_8_bit
+from op4ksr_core.images.io import jpeg_round_trip, to_8_bit
 from op4ksr_core.images.metrics import psnr
 from op4ksr_core.images.resize import resize
-from op4ksr_core.periodicity.artifacts import KINDS, inject, jpeg
+from op4ksr_core.periodicity.artifacts import KINDS, inject
 from op4ksr_core.periodicity.calibration import fit
 from op4ksr_core.periodicity.evidence import gather_evidence
 from op4ksr_core.periodicity.loss import PeriodicityLoss
@@ -245,7 +245,7 @@ def measure_calibration(photos: Sequence[tuple[int, Path]], on_photo: Callable[[
         for k, crop in enumerate(crops_of(place, path, CLEAN_CROPS)):
             cases = {"clean": (to_8_bit(crop.image), crop.low)}
             if k < COMPRESSED_CROPS:
-                cases["jpeg90"] = (jpeg(crop.image, 90), crop.low)
+                cases["jpeg90"] = (jpeg_round_trip(crop.image, 90), crop.low)
             if k < POSITIVE_CROPS:
                 cases |= {name: (picture, low) for name, picture, low in negatives(crop, k) if name == "lrjpeg50"}
             for name, (picture, low) in cases.items():

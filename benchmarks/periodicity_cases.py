@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from op4ksr_core.errors import ImageError
-from op4ksr_core.images.io import load_image, to_8_bit
+from op4ksr_core.images.io import jpeg_round_trip, load_image, to_8_bit
 from op4ksr_core.images.resize import resize
-from op4ksr_core.periodicity.artifacts import inject, jpeg, real_texture
+from op4ksr_core.periodicity.artifacts import inject, real_texture
 from op4ksr_core.periodicity.autocorrelation import SMALLEST_SIDE
 
 #: Grey levels (RMS) at which each kind is injected.
@@ -80,10 +80,10 @@ def negatives(crop: Crop, k: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     if k >= POSITIVE_CROPS:
         return
     yield "enlarged4", to_8_bit(resize(low, *image.shape[-2:])), low
-    yield "jpeg90", jpeg(image, 90), low
-    yield "jpeg60", jpeg(image, 60), low
+    yield "jpeg90", jpeg_round_trip(image, 90), low
+    yield "jpeg60", jpeg_round_trip(image, 60), low
     rows, columns = image.shape[-2:]
-    damaged = jpeg(low, 50)
+    damaged = jpeg_round_trip(low, 50)
     yield "lrjpeg50", to_8_bit(resize(damaged, rows, columns) + image - resize(low, rows, columns)), damaged
     wall = real_texture(rows, columns, 32, crop.index)
     if k == 1:
@@ -98,7 +98,7 @@ def positives(crop: Crop) -> Iterator[tuple[str, float, Tensor]]:
             picture = to_8_bit(inject(crop.image, kind, level, crop.index))
             yield kind, level, picture
             if kind in ("white32", "comb32") and level <= 1:
-                yield f"jpeg90 {kind}", level, jpeg(picture, 90)
+                yield f"jpeg90 {kind}", level, jpeg_round_trip(picture, 90)
     for level in (1, 2):
         picture = inject(crop.image, "white32", level, crop.index)
         rows, columns = picture.shape[-2:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 import zlib
@@ -184,6 +185,16 @@ def levels(image: Tensor, bits: int) -> Tensor:
 def to_8_bit(image: Tensor) -> Tensor:
     """The picture that a file of 8 bits gives back: rounded to multiples of 1/255, still float, in [0, 1]."""
     return image.clamp(0, 1).mul(255).round().div(255)
+
+
+def jpeg_round_trip(image: Tensor, quality: int) -> Tensor:
+    """(1, 3, H, W) float, rounded to 8 bits -> the same in [0, 1] after a JPEG file of that quality, 1 to 100.
+
+    Chroma at half resolution (4:2:0): libjpeg's default, and what photos on the web mostly have.
+    """
+    buffer = io.BytesIO()
+    to_pil(Picture(image)).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return from_pil(Image.open(buffer)).image.to(image)
 
 
 def _plane(plane: Tensor, bits: int) -> NDArray[Any]:

@@ -8,17 +8,14 @@ quarter of the area, with a drifting phase, lines in one direction, and per-toke
 
 from __future__ import annotations
 
-import io
 import math
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import OptionError
-from ..images.io import Picture, from_pil, to_pil
 from ..images.resize import resize
 
 #: name -> (shape of the artifact, its period in px).
@@ -124,15 +121,6 @@ def _blocks(clean: Tensor, y: Tensor, x: Tensor, period: int, generator: torch.G
 def inject(clean: Tensor, kind: str, grey_levels: float, seed: int = 0) -> Tensor:
     """The clean picture (1, 3, H, W) in [0, 1] with an artifact of that RMS (of 255) on all channels; clamped."""
     return (clean + pattern(kind, clean, seed) * (grey_levels / 255)).clamp(0, 1)
-
-
-def jpeg(image: Tensor, quality: int) -> Tensor:
-    """(1, 3, H, W) written as JPEG and read again (chroma halved, as cameras do)."""
-    buffer = io.BytesIO()
-    to_pil(Picture(image)).save(buffer, "JPEG", quality=quality)
-    buffer.seek(0)
-    with Image.open(buffer) as opened:
-        return from_pil(opened).image
 
 
 def real_texture(height: int, width: int, period: int, seed: int) -> Tensor:

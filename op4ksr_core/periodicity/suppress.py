@@ -171,7 +171,7 @@ def find_artifact(
     phases = phases_of(size, period)
     planes = _opponent(image)
     known = None if reference is None else [resize(p[None, None], *size)[0, 0] for p in _opponent(reference)]
-    contrast = None if known is None else _contrast(planes[0])  # alone, texture itself is what it would fit
+    contrast = None if known is None else _relative_contrast(planes[0])  # alone, texture itself is what it would fit
     side = TREND_ALONE if known is None else TREND_WITH_REFERENCE
     found: list[Tensor] = []
     for i, plane in enumerate(planes):
@@ -206,7 +206,7 @@ def _best_estimate(detail: Tensor, place: Tensor | None, contrast: Tensor | None
     return replace(best, confidence=0.0) if adds or best.explained <= 0 else best
 
 
-def _contrast(plane: Tensor) -> Tensor:
+def _relative_contrast(plane: Tensor) -> Tensor:
     """(H, W): the local contrast over its mean."""
     deviation = local_contrast(plane)
     return deviation / deviation.mean().clamp(min=1e-6)

@@ -7,19 +7,17 @@ version of Pillow; every number drawn is in ``Degraded.steps``.
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OptionError
-from ...images.io import Picture, from_pil, to_8_bit, to_pil
+from ...images.io import jpeg_round_trip, to_8_bit
 from ...images.resize import resize
 from ..config_limits import Share, Within
 
@@ -156,16 +154,6 @@ def filtered(image: Tensor, kernel: Tensor) -> Tensor:
     return torch.fft.irfft2(spectrum, s=size)[..., 2 * pad :, 2 * pad :]
 
 
-def through_jpeg(image: Tensor, quality: int) -> Tensor:
-    """(1, 3, H, W) float, rounded to 8 bits -> the same in [0, 1] after a JPEG file of that quality, 1 to 100.
-
-    Chroma at half resolution (4:2:0): libjpeg's default, and what photos on the web mostly have.
-    """
-    buffer = io.BytesIO()
-    to_pil(Picture(image.clamp(0, 1).cpu())).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
-    return from_pil(Image.open(buffer)).image.to(image)
-
-
 class _Run:
     """One picture's way through the degradation."""
 
@@ -255,7 +243,7 @@ class _Run:
             return x
         quality = round(rng.uniform(*params.jpeg_quality[turn]))
         self.note("jpeg", quality=quality)
-        return through_jpeg(x, quality)
+        return jpeg_round_trip(x, quality)
 
     def ended(self, x: Tensor, turn: int, height: int, width: int) -> Tensor:
         """To the LR's size, JPEG, and a sinc filter before or after it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from op4ksr_core import ImageError, OutputError
 from op4ksr_core.images import io as image_io
-from op4ksr_core.images.io import Picture, check_output, from_pil, load_image, save_image, to_pil
+from op4ksr_core.images.io import Picture, check_output, from_pil, jpeg_round_trip, load_image, save_image, to_pil
 
 
 def pixels(height: int = 6, width: int = 9, bands: int = 3) -> np.ndarray:
@@ -385,3 +386,20 @@ def test_an_alpha_on_another_device_is_brought_beside_the_colours() -> None:
     """As after an upscale on a GPU, of a picture whose transparency stayed where it was."""
     image, alpha, device = torch.rand(1, 3, 4, 5), torch.rand(1, 1, 4, 5), torch.device("cuda")
     assert to_pil(Picture(image.to(device), alpha)).tobytes() == to_pil(Picture(image, alpha)).tobytes()
+
+
+# --- JPEG, there and back ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quality", [1, 50, 90])
+def test_jpeg_is_pillows_with_half_the_chroma(natural, quality: int) -> None:
+    image = natural(99, 136)
+    pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=2)
+    assert torch.equal(jpeg_round_trip(image, quality), from_pil(Image.open(buffer)).image)
+
+
+def test_jpeg_takes_what_is_out_of_range_and_keeps_the_dtype() -> None:
+    found = jpeg_round_trip(torch.full((1, 3, 16, 16), 1.5, dtype=torch.float64), 90)
+    assert found.dtype == torch.float64 and torch.equal(found, torch.ones_like(found))

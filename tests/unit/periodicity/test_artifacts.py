@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from op4ksr_core.errors import OptionError
-from op4ksr_core.images.io import to_8_bit
-from op4ksr_core.periodicity.artifacts import KINDS, _contrast, inject, jpeg, pattern, real_texture
+from op4ksr_core.images.io import jpeg_round_trip, to_8_bit
+from op4ksr_core.periodicity.artifacts import KINDS, _contrast, inject, pattern, real_texture
 from op4ksr_core.periodicity.local_mean import local_contrast
 
 
@@ -55,7 +55,7 @@ def test_unknown_kind_names_those_there_are() -> None:
 def test_8_bit_and_jpeg(natural) -> None:
     picture = natural(64, 64)
     assert torch.equal(to_8_bit(picture), to_8_bit(to_8_bit(picture)))
-    assert 0 < float((jpeg(picture, 50) - picture).abs().mean()) < 0.1
+    assert 0 < float((jpeg_round_trip(picture, 50) - picture).abs().mean()) < 0.1
 
 
 def test_real_texture_repeats_but_not_exactly() -> None:

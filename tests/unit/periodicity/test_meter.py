@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from op4ksr_core import ImageError, OptionError, measure_periodicity
-from op4ksr_core.images.io import to_8_bit
+from op4ksr_core.images.io import jpeg_round_trip, to_8_bit
 from op4ksr_core.images.resize import resize
-from op4ksr_core.periodicity.artifacts import inject, jpeg, random_tile, real_texture, tiled
+from op4ksr_core.periodicity.artifacts import inject, random_tile, real_texture, tiled
 from op4ksr_core.periodicity.block_steps import block_map
 from op4ksr_core.periodicity.calibration import ALONE, STRETCH, WITH_REFERENCE, calibration_of, false_alarm_rate, fit
 from op4ksr_core.periodicity.evidence import gather_evidence
@@ -98,7 +98,7 @@ def test_what_the_reference_has_too_is_not_blamed() -> None:
 
 
 def test_jpeg_is_reported_apart(scenes) -> None:
-    reports = [measure_periodicity(jpeg(picture, 60)) for picture in scenes]
+    reports = [measure_periodicity(jpeg_round_trip(picture, 60)) for picture in scenes]
     assert not any(report.alarm for report in reports)
     assert {report.kind for report in reports} == {"jpeg"}
     assert all(report.period == (8, 8) and report.jpeg_grid > 4 for report in reports)

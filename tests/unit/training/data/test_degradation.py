@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import replace
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from op4ksr_core import OptionError
-from op4ksr_core.images.io import from_pil
+from op4ksr_core.images.io import jpeg_round_trip
 from op4ksr_core.images.resize import resize
 from op4ksr_core.training.data.degradation import (
     CLEAN,
@@ -23,7 +21,6 @@ from op4ksr_core.training.data.degradation import (
     filtered,
     gaussian_kernel,
     sinc_kernel,
-    through_jpeg,
 )
 
 #: Nothing happens but the shrinking.
@@ -107,20 +104,6 @@ def test_shot_noise_grows_with_the_root_of_the_brightness() -> None:
     params = replace(NOTHING, factor=(1, 1), noise=(1.0,), noise_level=((6.0, 6.0),), shot=1.0, grey=0.0)
     dark, bright = (float((degrade(grey(level=v), params, (0,)).low - v).std()) for v in (0.15, 0.6))
     assert bright / dark == pytest.approx(2, rel=0.05)
-
-
-@pytest.mark.parametrize("quality", [1, 50, 90])
-def test_jpeg_is_pillows_with_half_the_chroma(natural, quality: int) -> None:
-    image = natural(99, 136)
-    pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=2)
-    assert torch.equal(through_jpeg(image, quality), from_pil(Image.open(buffer)).image)
-
-
-def test_jpeg_takes_what_is_out_of_range_and_keeps_the_dtype() -> None:
-    found = through_jpeg(torch.full((1, 3, 16, 16), 1.5, dtype=torch.float64), 90)
-    assert found.dtype == torch.float64 and torch.equal(found, torch.ones_like(found))
 
 
 def test_what_filters_and_shrinks_keeps_a_flat_picture() -> None:
@@ -230,7 +213,7 @@ def test_what_is_told_is_what_was_done(natural) -> None:
                 )
                 x = resize(x, 64, 96)
             elif name == "jpeg":
-                x = through_jpeg(x, told["quality"])
+                x = jpeg_round_trip(x, told["quality"])
             else:
                 x = filtered(x, sinc_kernel(11, told["cutoff"]))
         seen.add(tuple(name for name, _ in found.steps[-2:]))
