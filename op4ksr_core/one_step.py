@@ -20,7 +20,7 @@ from torch import Tensor
 from .errors import ImageError, Op4ksrError, OptionError
 from .images.color import BACK_PROJECTIONS, COLOR_FIXES, ColorFix, back_project, color_fix
 from .images.metrics import is_finite
-from .images.resize import Target, mirror_frame, resize
+from .images.resize import Target, mirror_frame, picture_bytes, resize
 from .models.flux import Flux, FluxParams, OnProgress, check_sigma
 from .models.latent import MARGIN, PATCH, process_in, process_out
 from .models.rope import Rfr, parse_theta
@@ -65,7 +65,7 @@ class Frame:
     @property
     def nbytes(self) -> int:
         """Of one output picture in float32."""
-        return 3 * self.height * self.width * 4
+        return picture_bytes(self.height, self.width)
 
     def cut(self, framed: Tensor) -> Tensor:
         """The output's place in a framed picture, as a view."""

@@ -16,6 +16,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...op4ksr_core.errors import OptionError, OutOfMemoryError
+from ...op4ksr_core.images.resize import picture_bytes
 from ...op4ksr_core.machine import is_out_of_memory
 from ...op4ksr_core.vae.bounded import BoundedAutoEncoder, check_size
 from ...op4ksr_core.vae.estimate import MARGIN, Stage, StripPlan, both, choose_strips, peak_bytes
@@ -288,8 +289,8 @@ class ExactVAE(WholeVAE):
         return asked
 
     def _fitting(self, stage: Stage, height: int, width: int, dtype: torch.dtype, count: int) -> StripSettings:
-        """The fastest settings that fit; on the CPU beside ``count`` pictures (3 channels, float32)."""
-        beside = count * 12 * height * width if self.device.type == "cpu" else 0
+        """The fastest settings that fit; on the CPU beside ``count`` pictures."""
+        beside = picture_bytes(height, width, count) if self.device.type == "cpu" else 0
         free = usable_memory(self)
         return choose_strips(self.params_of(stage), stage, height, width, dtype, free, beside)
 

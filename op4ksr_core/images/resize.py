@@ -43,6 +43,11 @@ def _bicubic(image: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
 
 
+def picture_bytes(height: int, width: int, count: int = 1) -> int:
+    """Of ``count`` pictures of that size in px, as every step passes them on: 3 channels, float32."""
+    return count * 3 * height * width * 4
+
+
 @dataclass(frozen=True)
 class Target:
     """How large the output is to be: exactly one of the four, in px, or a factor, or megapixels."""

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 
 from ..errors import OutOfMemoryError
-from ..images.resize import Target, framed_size
+from ..images.resize import Target, framed_size, picture_bytes
 from ..machine import dtype_name
 from ..models.flux import FluxParams
 from ..models.latent import MARGIN, PATCH
@@ -273,8 +273,8 @@ def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machin
     side = params.ratio * PATCH
     tokens = image_tokens(params, *framed_size(*output, side))
     framed = framed_size(*output, side, params.ratio * MARGIN)
-    results = batch * 12 * output[0] * output[1] if batch > 1 else 0  # of a batch: in one block, from the start
-    pictures = {name: int(count * 12 * framed[0] * framed[1]) + results for name, count in _PICTURES.items()}
+    results = picture_bytes(*output, batch) if batch > 1 else 0  # of a batch: in one block, from the start
+    pictures = {name: int(count * picture_bytes(*framed)) + results for name, count in _PICTURES.items()}
     stages = [_strip_stage("encode", framed, models, machine, pictures["encode"])]
     transformer = _transformer_stage(tokens, models, machine, pictures["transformer"])
     stages += [transformer] if transformer else []

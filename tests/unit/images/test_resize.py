@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from op4ksr_core import OptionError, Target
-from op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, MEGAPIXEL, mirror_frame, resize
+from op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, MEGAPIXEL, mirror_frame, picture_bytes, resize
 
 # --- target -----------------------------------------------------------------------------------
 
@@ -139,3 +139,8 @@ def test_resize_does_not_clamp() -> None:
     step = torch.cat([torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)], dim=-1)
     enlarged = resize(step, 32, 64)
     assert enlarged.min() < -0.01 and enlarged.max() > 1.01
+
+
+def test_bytes_of_pictures_are_those_of_their_tensors() -> None:
+    assert picture_bytes(7, 9) == torch.empty(1, 3, 7, 9, dtype=torch.float32).nbytes
+    assert picture_bytes(7, 9, 4) == torch.empty(4, 3, 7, 9, dtype=torch.float32).nbytes
