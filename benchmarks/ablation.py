@@ -21,7 +21,7 @@ from torch import Tensor
 
 from op4ksr_core.errors import OptionError
 from op4ksr_core.images.io import from_array, load_image, to_8_bit
-from op4ksr_core.images.metrics import fidelity_scores, load_piq, psnr
+from op4ksr_core.images.metrics import load_piq, psnr
 from op4ksr_core.images.resize import Target, resize
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.models.latent import PATCH
@@ -39,6 +39,7 @@ from op4ksr_core.vae.autoencoder import AutoEncoder
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 
 from .ablation_runs import PARTS, Ablation, jobs
+from .scores import fidelity_scores
 from .tables import Row, write_report
 
 #: Column of the details -> how its axis is named. The upper is the grid, the lower fidelity.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from op4ksr_core.images.color import back_project
 from op4ksr_core.images.io import Picture, from_pil, load_image, to_8_bit, to_pil
-from op4ksr_core.images.metrics import fidelity_scores, load_piq, psnr
+from op4ksr_core.images.metrics import load_piq, psnr
 from op4ksr_core.images.resize import Target, resize
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.one_step import OneStepOptions, upscale
@@ -25,6 +25,7 @@ from op4ksr_core.training.data.degradation import Degradation, degrade
 from op4ksr_core.vae.autoencoder import AutoEncoder
 
 from .picture_sets import HIGH
+from .scores import fidelity_scores
 from .tables import Row
 
 #: Seed of the degraded pictures, beside each one's number.

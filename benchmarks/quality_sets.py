@@ -13,7 +13,7 @@ import torch
 
 from op4ksr_core.errors import ImageError, OptionError
 from op4ksr_core.images.io import to_8_bit
-from op4ksr_core.images.metrics import fidelity_scores, load_piq
+from op4ksr_core.images.metrics import load_piq
 from op4ksr_core.machine import dtype_name, wait_for
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.periodicity.meter import measure_periodicity
@@ -22,6 +22,7 @@ from op4ksr_core.vae.autoencoder import AutoEncoder
 from .perceptual import METRICS, Perceptual
 from .picture_sets import OnPicture, Pair, PictureSet, load_pair
 from .quality import BASE, Method, methods_of
+from .scores import fidelity_scores
 from .stage_clock import PeakMeter
 from .tables import Row
 

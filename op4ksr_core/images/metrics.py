@@ -1,4 +1,4 @@
-"""How near two pictures are. PSNR is ours; SSIM, GMSD and HaarPSI are piq's (extra ``bench``)."""
+"""How near two pictures are; piq, which has more such measures, where it is installed (extra ``bench``)."""
 
 from __future__ import annotations
 
@@ -37,15 +37,3 @@ def load_piq() -> Any:
             f"SSIM, GMSD and HaarPSI need piq and torchvision: pip install piq torchvision ({error})"
         ) from error
     return piq  # pyright: ignore
-
-
-def fidelity_scores(image: Tensor, target: Tensor) -> dict[str, float]:
-    """PSNR (dB), SSIM and HaarPSI (1 is best) and GMSD (0 is best) of one pair (1, 3, H, W) in [0, 1]."""
-    piq = load_piq()
-    image, target = image.float().clamp(0, 1), target.float()
-    return {
-        "psnr": psnr(image, target),
-        "ssim": float(piq.ssim(image, target, data_range=1.0)),  # pyright: ignore
-        "gmsd": float(piq.gmsd(image, target, data_range=1.0)),  # pyright: ignore
-        "haarpsi": float(piq.haarpsi(image, target, data_range=1.0)),  # pyright: ignore
-    }

@@ -123,10 +123,6 @@ class Flux(nn.Module):
         """The weights'."""
         return self.img_in.weight.device
 
-    def set_rfr(self, rfr: Rfr) -> None:
-        """Use this policy from now on; ``Rfr()`` restores the model's own positions."""
-        self.pe_embedder = self.pe_embedder.with_rfr(rfr)
-
     def prompt(self, batch: int) -> tuple[Tensor, Tensor]:
         """The settings' prompt embedding (batch, T, context_in_dim) and pooled (batch, vec_in_dim)."""
         txt, vec = self.settings.txt, self.settings.vec

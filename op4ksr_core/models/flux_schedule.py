@@ -31,9 +31,3 @@ def mu_of_shift(shift: float) -> float:
     if not shift > 0:
         raise OptionError(f"shift: expected above 0, got {shift}")
     return math.log(shift)
-
-
-def shifted_sigmas(steps: int, shift: float) -> list[float]:
-    """The sigmas of ``steps`` steps: t = 1, 1 - 1/steps, ... 1/steps, shifted, and the final 0."""
-    times = [1 - i / steps for i in range(steps)]
-    return [shift * t / (1 + (shift - 1) * t) for t in times] + [0.0]

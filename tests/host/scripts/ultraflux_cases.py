@@ -12,7 +12,7 @@ import ultraflux_reference as reference
 from safetensors.torch import save_file
 from torch import Tensor
 
-from op4ksr_core.models.flux_schedule import ULTRAFLUX_SHIFT, shifted_sigmas
+from op4ksr_core.models.flux_schedule import ULTRAFLUX_SHIFT
 
 
 @lru_cache
@@ -48,7 +48,7 @@ def image() -> dict[str, Any]:
     (guider,) = harness.run("BasicGuider", model, text)
     (euler,) = harness.run("KSamplerSelect", "euler")
     (steps,) = harness.run("BasicScheduler", model, "simple", reference.STEPS, 1.0)
-    exact = torch.tensor(shifted_sigmas(reference.STEPS, ULTRAFLUX_SHIFT))
+    exact = torch.tensor(reference.shifted_sigmas(reference.STEPS, ULTRAFLUX_SHIFT))
     out, _ = harness.run("SamplerCustomAdvanced", Given(), guider, euler, exact, latent)
     (picture,) = harness.run("VAEDecode", vae, out)
     tabled, _ = harness.run("SamplerCustomAdvanced", Given(), guider, euler, steps, latent)

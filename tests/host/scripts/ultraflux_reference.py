@@ -88,6 +88,12 @@ def sampled(tensor: Tensor) -> list[float]:
     return [float(f"{value:.7g}") for value in (*flat[::step].tolist(), float(flat.square().mean()))]
 
 
+def shifted_sigmas(steps: int, shift: float) -> list[float]:
+    """The sigmas of ``steps`` steps: t = 1, 1 - 1/steps, ... 1/steps, shifted, and the final 0."""
+    times = [1 - i / steps for i in range(steps)]
+    return [shift * t / (1 + (shift - 1) * t) for t in times] + [0.0]
+
+
 def published(source: Path, flux_tensors: Tensors, vae_tensors: Tensors) -> dict[str, Any]:
     """The published transformer, VAE, scheduler and pipeline on these weights."""
     from diffusers import FlowMatchEulerDiscreteScheduler

@@ -123,17 +123,13 @@ def test_a_model_without_guidance_ignores_it(make_flux: Make, generator: torch.G
     assert torch.equal(model(**given), model(**{**given, "guidance": torch.zeros(2)}))
 
 
-def test_rfr_keyword_holds_for_one_call_and_set_rfr_until_changed(make_flux: Make, generator: torch.Generator) -> None:
+def test_the_rfr_keyword_holds_for_one_call(make_flux: Make, generator: torch.Generator) -> None:
     model, given, fit = make_flux(), inputs(generator), Rfr("fit")
     own = model(**given)
     rescaled = model(**given, rfr=fit)
     assert not near(rescaled, own, 1e-4)
     assert torch.equal(model(**given), own)
-    model.set_rfr(fit)
-    assert torch.equal(model(**given), rescaled)
     assert torch.equal(model(**given, rfr=Rfr()), own)
-    model.set_rfr(Rfr())
-    assert torch.equal(model(**given), own)
 
 
 def test_theta_of_the_geometry_is_what_a_theta_policy_gives(make_flux: Make, generator: torch.Generator) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from op4ksr_core import AutoEncoder, Flux, OptionError, Rfr, load_autoencoder, load_flux
-from op4ksr_core.models.flux_schedule import ULTRAFLUX_SHIFT, mu_of_shift, mu_of_tokens, shifted_sigmas
+from op4ksr_core.models.flux_schedule import ULTRAFLUX_SHIFT, mu_of_shift, mu_of_tokens
 from op4ksr_core.models.latent import process_out
 
 PUBLISHED: dict[str, list[float]] = json.loads(
@@ -107,15 +107,15 @@ def test_without_the_shift_it_is_another_decoder(folder: Path) -> None:
 
 def test_the_schedule_is_what_the_published_settings_do() -> None:
     """Dynamic shifting off, "time_shift" without effect: a fixed shift of 3, whatever mu says."""
-    assert shifted_sigmas(reference.STEPS, ULTRAFLUX_SHIFT) == pytest.approx(PUBLISHED["sigmas"], abs=1e-6)
-    assert shifted_sigmas(50, ULTRAFLUX_SHIFT) == pytest.approx(PUBLISHED["sigmas_of_50"], abs=1e-6)
-    assert shifted_sigmas(50, 4.0) != pytest.approx(PUBLISHED["sigmas_of_50"], abs=1e-2)
+    assert reference.shifted_sigmas(reference.STEPS, ULTRAFLUX_SHIFT) == pytest.approx(PUBLISHED["sigmas"], abs=1e-6)
+    assert reference.shifted_sigmas(50, ULTRAFLUX_SHIFT) == pytest.approx(PUBLISHED["sigmas_of_50"], abs=1e-6)
+    assert reference.shifted_sigmas(50, 4.0) != pytest.approx(PUBLISHED["sigmas_of_50"], abs=1e-2)
 
 
 def test_text_to_image_end_to_end(flux: Flux, vae: AutoEncoder) -> None:
     """The pipeline's own loop: Euler over those sigmas, then the VAE; 2112 x 64 px."""
     latent = reference.inputs()["noise"]
-    sigmas = shifted_sigmas(reference.STEPS, ULTRAFLUX_SHIFT)
+    sigmas = reference.shifted_sigmas(reference.STEPS, ULTRAFLUX_SHIFT)
     for now, after in zip(sigmas, sigmas[1:], strict=False):
         latent = latent + (after - now) * velocity(flux, latent, now)
     with torch.no_grad():
