@@ -6,8 +6,7 @@ import time
 
 import torch
 
-from op4ksr_core.machine import wait_for
-
+from .stage_clock import wait_for
 from .tables import Row
 
 #: Sides of the squares that are multiplied: large enough to hide the launch, small enough for the device.

@@ -20,7 +20,7 @@ from op4ksr_core.bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX, SAMPLE_PHOTO
 from op4ksr_core.errors import Op4ksrError
 from op4ksr_core.images.io import load_image
 from op4ksr_core.images.resize import Target, resize
-from op4ksr_core.machine import AllocationTracker, dtype_name, explain_out_of_memory, peak_memory, wait_for
+from op4ksr_core.machine import AllocationTracker, dtype_name, explain_out_of_memory, peak_memory
 from op4ksr_core.models.flux import OnProgress
 from op4ksr_core.one_step import CoreStages, OneStepOptions, run
 from op4ksr_core.planning.geometries import AUTOENCODERS
@@ -29,6 +29,7 @@ from op4ksr_core.vae.estimate import Stage, both, peak_elements
 from op4ksr_core.vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 
+from .stage_clock import wait_for
 from .tables import Row
 from .tiles import three_passes
 

@@ -14,7 +14,7 @@ import torch
 from op4ksr_core.errors import ImageError, OptionError
 from op4ksr_core.images.io import to_8_bit
 from op4ksr_core.images.metrics import load_piq
-from op4ksr_core.machine import dtype_name, wait_for
+from op4ksr_core.machine import dtype_name
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.periodicity.meter import measure_periodicity
 from op4ksr_core.vae.autoencoder import AutoEncoder
@@ -23,7 +23,7 @@ from .perceptual import METRICS, Perceptual
 from .picture_sets import OnPicture, Pair, PictureSet, load_pair
 from .quality import BASE, Method, methods_of
 from .scores import fidelity_scores
-from .stage_clock import PeakMeter
+from .stage_clock import PeakMeter, wait_for
 from .tables import Row
 
 #: What every table of quality has, in order; and all that can be asked for.

@@ -13,12 +13,22 @@ import torch
 from torch import Tensor
 
 from op4ksr_core.images.color import ColorFix
-from op4ksr_core.machine import AllocationTracker, wait_for
+from op4ksr_core.machine import AllocationTracker
 from op4ksr_core.models.flux import OnProgress
 from op4ksr_core.one_step import Frame, Stages
 
 #: What ``StageClock`` calls the parts of a run, in order. "blend" is there where patches are.
 STAGES = ("resize", "encode", "transformer", "decode", "blend", "colour fix", "back-projection", "save")
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done what it was given: before a clock is read. Nothing to do on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type == "xpu":
+        torch.xpu.synchronize(device)
 
 
 class PeakMeter:

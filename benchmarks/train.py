@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from op4ksr_core.errors import OptionError
-from op4ksr_core.machine import wait_for
 from op4ksr_core.models.flux import Flux, OneStepSettings
 from op4ksr_core.planning.plan import GIGABYTE
 from op4ksr_core.training.config import TrainConfig
@@ -30,7 +29,7 @@ from op4ksr_core.vae.autoencoder import AutoEncoder
 from .ceiling import matmul_ceiling
 from .memory import random_autoencoder
 from .random_models import Geometry
-from .stage_clock import PeakMeter
+from .stage_clock import PeakMeter, wait_for
 from .tables import Row
 
 #: Deviation of random weights; our choice: what a transformer is begun with.

@@ -162,16 +162,6 @@ def release_memory() -> None:
         torch.xpu.empty_cache()
 
 
-def wait_for(device: torch.device) -> None:
-    """Return when the device has done what it was given: before a clock is read. Nothing to do on the CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    elif device.type == "xpu":
-        torch.xpu.synchronize(device)
-
-
 def peak_memory(device: torch.device) -> int | None:
     """Bytes: the device allocator's peak on CUDA, else the process's peak; None where unknown (Windows)."""
     if device.type == "cuda":

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from op4ksr_core.cli.options import parse_device
-from op4ksr_core.machine import release_memory, wait_for
+from op4ksr_core.machine import release_memory
 from op4ksr_core.models.attention import attention, in_chunks
 
-from ..stage_clock import PeakMeter
+from ..stage_clock import PeakMeter, wait_for
 from ..tables import Row
 from .step import StepReport, first_line, step_parser
 

@@ -22,7 +22,7 @@ from op4ksr_core.bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX
 from op4ksr_core.cli.options import parse_device
 from op4ksr_core.errors import Op4ksrError, OptionError
 from op4ksr_core.images.resize import Target
-from op4ksr_core.machine import release_memory, wait_for
+from op4ksr_core.machine import release_memory
 from op4ksr_core.one_step import OneStepOptions, upscale
 from op4ksr_core.planning.geometries import AUTOENCODERS, GEOMETRIES
 from op4ksr_core.vae.estimate import WORKSPACE, Stage, peak_elements
@@ -32,7 +32,7 @@ from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 from ..memory import random_autoencoder, uneven
 from ..pipeline import photo
 from ..random_models import random_flux
-from ..stage_clock import PeakMeter
+from ..stage_clock import PeakMeter, wait_for
 from ..tables import Row
 from .fp8 import by_rows, has_scaled_mm, scaled_mm, store_in_fp8
 from .step import StepReport, first_line, step_parser

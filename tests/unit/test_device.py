@@ -23,7 +23,7 @@ from op4ksr_core.cli.plan import Planner
 from op4ksr_core.images.color import COLOR_FIXES, back_project, color_fix
 from op4ksr_core.images.io import Picture, to_pil
 from op4ksr_core.images.resize import Target, resize
-from op4ksr_core.machine import default_dtype, free_memory, release_memory, system_memory, wait_for
+from op4ksr_core.machine import default_dtype, free_memory, release_memory, system_memory
 from op4ksr_core.models import attention
 from op4ksr_core.models.rope import POLICIES, Rfr
 from op4ksr_core.one_step import OneStepOptions
@@ -234,16 +234,14 @@ def test_training(tmp_path: Path, models: Models, case: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
-def test_freed_memory_is_given_back_and_clocks_wait(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_freed_memory_is_given_back(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     done: list[str] = []
     for name, module in (("cuda", torch.cuda), ("mps", torch.mps), ("xpu", torch.xpu)):
         home = torch.backends.mps if name == "mps" else module
         monkeypatch.setattr(home, "is_available", lambda name=name: name == kind)
         monkeypatch.setattr(module, "empty_cache", lambda name=name: done.append(f"empty {name}"))
-        monkeypatch.setattr(module, "synchronize", lambda *_, name=name: done.append(f"wait {name}"))
     release_memory()
-    wait_for(torch.device(kind))
-    assert done == [f"empty {kind}", f"wait {kind}"]
+    assert done == [f"empty {kind}"]
 
 
 @pytest.mark.parametrize("large", [False, True])

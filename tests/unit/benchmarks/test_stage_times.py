@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import stage_clock, stage_times
-from benchmarks.stage_clock import STAGES, PeakMeter, StageClock
+from benchmarks.stage_clock import STAGES, PeakMeter, StageClock, wait_for
 from benchmarks.stage_times import TOGETHER, core_way, estimated_bytes, flops_of, measure, plan_of, text_tokens
 from op4ksr_core import AutoEncoder, Flux, OneStepOptions, OneStepSettings, OutOfMemoryError, Target, upscale
 from op4ksr_core.images.io import load_image
@@ -112,3 +112,13 @@ def test_on_cuda_its_allocator_is_asked(monkeypatch: pytest.MonkeyPatch) -> None
         assert meter.peak() == 30
     assert calls == [(name, device) for name in ("memory_allocated", "reset_peak_memory_stats", "max_memory_allocated")]
     assert "allocator" in PeakMeter.how(device) and "counted" in PeakMeter.how(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_a_clock_waits_for_the_device_that_works(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    waited: list[str] = []
+    for name, module in (("cuda", torch.cuda), ("mps", torch.mps), ("xpu", torch.xpu)):
+        monkeypatch.setattr(module, "synchronize", lambda *_, name=name: waited.append(name))
+    wait_for(torch.device(kind))
+    wait_for(torch.device("cpu"))
+    assert waited == [kind]
