@@ -7,8 +7,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from .. import __version__
 from ..errors import Op4ksrError
+from ..version import __version__
 from . import periodicity
 from .convert import add_convert
 from .demo import add_demo

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from .. import __version__
 from ..errors import Op4ksrError
 from ..images.color import COLOR_FIXES
 from ..images.io import Picture, check_bits, holds_alpha, levels, load_image, save_image
@@ -26,6 +25,7 @@ from ..models.flux import Flux
 from ..one_step import OneStepOptions, upscale, upscale_alpha
 from ..vae.autoencoder import AutoEncoder
 from ..vae.estimate import StripPlan
+from ..version import __version__
 from .options import add_models, add_size, target_of
 from .plan import Planner
 

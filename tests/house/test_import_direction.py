@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "op4ksr_core"
 
@@ -14,6 +16,7 @@ ROOMS = ["errors", "version", "bundled", "files", "machine", "images", "models",
 ROOMS += ["one_step", "periodicity", "training", "cli", "__main__"]
 #: What stands above the core: not imported by it, nor by one another.
 ABOVE = {"nodes", "benchmarks"}
+OURS = {"op4ksr_core", *ABOVE}
 #: Rooms of the core that the nodes do without.
 NOT_FOR_NODES = {"training", "cli"}
 
@@ -53,14 +56,19 @@ def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def own_imports(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
-    """What a module imports of its own package at ``root``, as paths below it: ("models", "flux")."""
+    """What a module imports of ours, as names below ``root``: ("models", "flux", "Flux").
+
+    Relative imports, and absolute ones of our packages, which are named from the repository down whatever the root.
+    """
     package = path.relative_to(root).parent.parts
     for dots, module, names in imports(ast.walk(tree(path))):
-        if dots == 0:
+        parts = tuple(module.split(".")) if module else ()
+        if dots == 0 and parts[0] not in OURS:
             continue
-        assert dots - 1 <= len(package), f"{ids(path)}: from {'.' * dots}{module} leaves {root.name}"
-        parts = (*package[: len(package) - dots + 1], *(module.split(".") if module else ()))
-        yield from [parts] if module else [(*parts, name) for name in names]
+        if dots:
+            assert dots - 1 <= len(package), f"{ids(path)}: from {'.' * dots}{module} leaves {root.name}"
+            parts = (*package[: len(package) - dots + 1], *parts)
+        yield from [(*parts, name) for name in names] or [parts]
 
 
 def calls(path: Path) -> Iterator[tuple[str, int]]:
@@ -79,13 +87,29 @@ def room(path: Path) -> str:
 
 
 def backwards(sources: list[Path], core: Path, rooms: list[str]) -> list[str]:
-    """Each import of a room that does not lie before the importer's."""
+    """Each import of a room that does not lie before the importer's, or of what is no room: a name of the root's own.
+
+    The root imports from every room, so that a name of it would be an import of them all.
+    """
     found: list[str] = []
     for path in sources:
         own = path.relative_to(core).with_suffix("").parts[0]
         for parts in own_imports(path, core) if own != "__init__" else ():
-            if parts[0] in rooms and rooms.index(parts[0]) > rooms.index(own):
+            if parts[0] not in rooms or rooms.index(parts[0]) > rooms.index(own):
                 found.append(f"{path.relative_to(core)} imports {'.'.join(parts)}")
+    return found
+
+
+def astray(root: Path) -> list[str]:
+    """Each import of nodes/ and benchmarks/ below ``root`` that they do without."""
+    found: list[str] = []
+    for folder, forbidden in (
+        ("nodes", {("benchmarks",), *(("op4ksr_core", room) for room in NOT_FOR_NODES)}),
+        ("benchmarks", {("nodes",)}),
+    ):
+        for path in sorted((root / folder).rglob("*.py")):
+            imported = [parts for parts in own_imports(path, root) if {parts[:1], parts[:2]} & forbidden]
+            found += [f"{path.relative_to(root)} imports {'.'.join(parts)}" for parts in imported]
     return found
 
 
@@ -102,17 +126,11 @@ def test_the_library_is_imported_relatively_and_imports_nothing_above_it() -> No
     for path in SOURCES:
         for dots, module, _ in imports(ast.walk(tree(path))):
             top = module.split(".")[0]
-            assert dots or top not in {"op4ksr_core", *ABOVE}, f"{ids(path)} imports {module}"
+            assert dots or top not in OURS, f"{ids(path)} imports {module}"
 
 
 def test_nodes_and_benchmarks_stand_above_the_library() -> None:
-    for path in sorted((ROOT / "nodes").rglob("*.py")):
-        for parts in own_imports(path, ROOT):
-            assert parts[0] != "benchmarks" and not (parts[0] == "op4ksr_core" and set(parts[1:2]) & NOT_FOR_NODES), (
-                f"{ids(path)} imports {'.'.join(parts)}"
-            )
-    for path in sorted((ROOT / "benchmarks").rglob("*.py")):
-        assert not any(parts[0] == "nodes" for parts in own_imports(path, ROOT)), ids(path)
+    assert astray(ROOT) == []
 
 
 def test_the_core_knows_no_host() -> None:
@@ -172,7 +190,41 @@ def test_the_checks_see_what_they_look_for(tmp_path: Path) -> None:
     assert (0, "comfy.ops", ()) in everywhere and (2, "high", ("x",)) in everywhere and (0, "piq", ()) in everywhere
     at_import = list(imports(outside_functions(tree(path))))
     assert (0, "lpips", ()) in at_import and (0, "piq", ()) not in at_import
-    assert list(own_imports(path, tmp_path)) == [("low", "flux"), ("high",), ("version",)]
-    assert backwards([path], tmp_path, ["version", "low", "high"]) == ["low/m.py imports high"]
+    assert list(own_imports(path, tmp_path)) == [("low", "flux"), ("high", "x"), ("version",)]
+    assert backwards([path], tmp_path, ["version", "low", "high"]) == ["low/m.py imports high.x"]
     assert backwards([path], tmp_path, ["version", "high", "low"]) == []
     assert list(calls(path)) == [("torch.load", 7)]
+
+
+def test_a_name_of_the_package_s_root_is_an_import_of_all_rooms(tmp_path: Path) -> None:
+    path = tmp_path / "low" / "m.py"
+    path.parent.mkdir()
+    path.write_text("from .. import upscale\nfrom ..version import __version__\nimport op4ksr_core.low\n", "utf-8")
+    found = backwards([path], tmp_path, ["version", "low", "high"])
+    assert found == ["low/m.py imports upscale", "low/m.py imports op4ksr_core.low"]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "found"),
+    [
+        (
+            "nodes/a.py",
+            "from op4ksr_core.training.config import read_config",
+            "op4ksr_core.training.config.read_config",
+        ),
+        ("nodes/a.py", "from op4ksr_core import cli", "op4ksr_core.cli"),
+        ("nodes/host/a.py", "from ...op4ksr_core import training", "op4ksr_core.training"),
+        ("nodes/a.py", "import benchmarks.quality", "benchmarks.quality"),
+        ("nodes/a.py", "from ..benchmarks import quality", "benchmarks.quality"),
+        ("benchmarks/a.py", "from nodes.host import files", "nodes.host.files"),
+        ("benchmarks/a.py", "from op4ksr_core.training.config import read_config", None),
+        ("nodes/a.py", "from op4ksr_core.images import io", None),
+    ],
+)
+def test_imports_above_the_library_are_seen_however_they_are_written(
+    tmp_path: Path, name: str, line: str, found: str | None
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_text(f"import comfy.utils\n{line}\n", "utf-8")
+    assert astray(tmp_path) == ([] if found is None else [f"{name} imports {found}"])
