@@ -1,3 +1,5 @@
+"""``python -m op4ksr_core``: the command line, as ``op4ksr`` is."""
+
 import sys
 
 from .cli.main import main

@@ -153,9 +153,14 @@ class CoreStages(Stages):
         self.ratio = autoencoder.params.ratio
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
+        """Image (1, 3, H, W) in [0, 1] -> raw latent (1, C, H / ratio, W / ratio), the VAE's device and dtype.
+
+        Raises OutOfMemoryError when even the strips that need least fail.
+        """
         return self.autoencoder.encode(image, tell, strips=self.strips.get("encode"))
 
     def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        """Raw latent (1, C, h, w) -> that of the sharp picture, on the model's device; the same without a model."""
         flux = self.flux
         if flux is None:
             return raw
@@ -167,6 +172,10 @@ class CoreStages(Stages):
             return process_out(one_step(latent, velocity, sigma))
 
     def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        """Raw latent (1, C, h, w) -> image (1, 3, h * ratio, w * ratio), float32 in [0, 1] on the VAE's device.
+
+        Raises OutOfMemoryError when even the strips that need least fail.
+        """
         return self.autoencoder.decode(raw, tell, strips=self.strips.get("decode"))
 
 

@@ -223,6 +223,7 @@ class RescaledEmbedND(nn.Module):
         return plain
 
     def forward(self, ids: Tensor) -> Tensor:
+        """ids (B, N, axes), any number dtype -> (B, 1, N, sum(axes_dim) / 2, 2, 2), float32, on their device."""
         rotations = self.rotations(self._grid(ids))
         tables = [rotation_table(ids[..., axis], rotation) for axis, rotation in enumerate(rotations)]
         return torch.cat(tables, dim=-3).unsqueeze(1)

@@ -92,6 +92,10 @@ class PeriodicityLoss(nn.Module):
         return f"periods={self.periods}, margin={self.margin:g}"
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Two pictures (B, C, H, W) of one shape, any float dtype -> scalar float32 in [0, 1]; 0 where no period fits.
+
+        Raises ImageError where the shapes differ or are not 4-D.
+        """
         if prediction.shape != target.shape or prediction.ndim != 4:
             raise ImageError(
                 "periodicity loss: expected two pictures (B, C, H, W) of one shape, "

@@ -54,16 +54,19 @@ class OneProcess:
             ) from error
 
     def prepare(self, module: nn.Module) -> nn.Module:
+        """The module itself: there is nobody to share gradients with."""
         return module
 
     def backward(self, loss: Tensor) -> None:
+        """Gradients of the loss, a scalar, added to the parameters'."""
         loss.backward()
 
     def apart(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """A context that changes nothing: one process is always by itself."""
         return contextlib.nullcontext()
 
     def wait(self) -> None:
-        pass
+        """Return at once: nobody else is there."""
 
 
 class Accelerated:
@@ -80,13 +83,17 @@ class Accelerated:
         self.world: int = self.inner.num_processes
 
     def prepare(self, module: nn.Module) -> nn.Module:
+        """The module, wrapped so that its gradients are the mean over the processes."""
         return self.inner.prepare_model(module)
 
     def backward(self, loss: Tensor) -> None:
+        """Gradients of the loss, a scalar, added to the parameters' and shared among the processes unless ``apart``."""
         self.inner.backward(loss)
 
     def apart(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Inside, gradients of a module that ``prepare`` gave add up in this process alone."""
         return self.inner.no_sync(module)
 
     def wait(self) -> None:
+        """Return when every process is here."""
         self.inner.wait_for_everyone()

@@ -35,6 +35,7 @@ class AutoEncoder(nn.Module):
 
     @property
     def params(self) -> AutoEncoderParams:
+        """The shapes of both halves, those that were given."""
         return self.bounded.params
 
     @property

@@ -19,7 +19,9 @@ class Rows(Protocol):
 
     height: int
 
-    def rows(self, top: int, bottom: int) -> Tensor: ...
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom, the latter excluded: (1, C, bottom - top, width)."""
+        ...
 
 
 #: Devices with float64, and with a batch norm of half inputs and float32 statistics. Elsewhere (MPS, XPU,
@@ -77,6 +79,7 @@ class Stored:
         self.height = tensor.shape[2]
 
     def rows(self, top: int, bottom: int) -> Tensor:
+        """A view of the rows (1, C, bottom - top, width), the last excluded."""
         return self.tensor[:, :, top:bottom]
 
 
@@ -91,6 +94,7 @@ class Computed:
         self._kept: tuple[int, Tensor] | None = None
 
     def rows(self, top: int, bottom: int) -> Tensor:
+        """The rows (1, C, bottom - top, width), the last excluded: computed, or of those that were kept."""
         if self._kept is not None:
             first, strip = self._kept
             if first <= top and bottom <= first + strip.shape[2]:
@@ -116,6 +120,7 @@ class Affine:
         self.eps = norm.eps
 
     def __call__(self, strip: Tensor) -> Tensor:
+        """A strip (1, C, n, W) -> the same shape, dtype and device, in memory of its own."""
         if self.mean.device != strip.device or self.weight.device != strip.device:
             parts = (self.mean, self.variance, self.weight, self.bias)
             self.mean, self.variance, self.weight, self.bias = (t.to(strip.device) for t in parts)
