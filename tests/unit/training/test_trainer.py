@@ -6,7 +6,6 @@ import contextlib
 import csv
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -495,11 +494,9 @@ unit_at = 0.0
 def test_a_picture_is_learnt_by_heart(
     tmp_path: Path, kind: str, model: str, loss: str, ending: str, left: float
 ) -> None:
-    """The 60-second overfit. A one-step model learns one picture's latents (all turns of it) nearly by heart."""
+    """A one-step model learns one picture's latents (all turns of it) nearly by heart."""
     Image.fromarray(picture(5, 64, 64)).save(tmp_path / "one.png")
-    began = time.process_time()
     text = f'kind = "{kind}"\nseed = 1\nrun = "{(tmp_path / "run").as_posix()}"\n[model]\n{model}[loss]\n{loss}'
     train(text + OVERFIT.format(folder=tmp_path.as_posix()) + ending)
     losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]
     assert losses[-1] < left * losses[0], losses
-    assert time.process_time() - began < 60, "of the CPU, however busy the machine is"
