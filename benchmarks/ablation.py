@@ -91,7 +91,7 @@ class Measure:
         images = (load_image(path).image for path in self.ablation.photos)
         found = [centre(image, side) for image in images if min(image.shape[-2:]) >= side]
         if not found:
-            raise OptionError(f"ablation: none of the photos has {side} px on both sides; name larger ones")
+            raise OptionError(f"benchmarks ablation: none of the photos has {side} px on both sides; name larger ones")
         return found
 
     def rows(self, flux: Flux | None) -> list[Row]:

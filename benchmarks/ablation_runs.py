@@ -95,12 +95,12 @@ class Ablation:
                 raise OptionError(f"ablation.{name}: expected at least {least}, got {getattr(self, name)}; change it")
         if not self.seeds or self.steps < 1 or self.measured < 1:
             raise OptionError(
-                "ablation: expected at least one seed, one step and one picture, "
+                "benchmarks ablation: expected at least one seed, one step and one picture, "
                 f"got {len(self.seeds)}, {self.steps} and {self.measured}; ask for more"
             )
         if self.hidden // self.heads != 128:
             raise OptionError(
-                f"ablation: expected heads of 128 channels, got {self.hidden} over {self.heads} heads; "
+                f"benchmarks ablation: expected heads of 128 channels, got {self.hidden} over {self.heads} heads; "
                 "take a hidden size of 128 times the heads"
             )
 

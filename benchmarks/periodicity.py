@@ -55,7 +55,7 @@ PARTS = ("detection", "suppression", "loss", "cost", "calibration")
 def half_of(photos: Sequence[Path], half: str) -> list[tuple[int, Path]]:
     """(place in the whole list, photo) of one half, or of all. Raises OptionError where there are fewer than two."""
     if len(photos) < 2:
-        raise OptionError(f"benchmark periodicity: expected at least 2 photos, got {len(photos)}")
+        raise OptionError(f"benchmarks periodicity: expected at least 2 photos, got {len(photos)}")
     return [(i, path) for i, path in enumerate(sorted(photos)) if half == "all" or i % 2 == (half == "held-out")]
 
 
@@ -214,7 +214,7 @@ def measure_cost(side: int = 4096) -> list[Row]:
         if done.returncode:
             reason = done.stderr.strip().splitlines()[-1:] or [f"code {done.returncode}: killed for memory?"]
             raise OptionError(
-                f"benchmark periodicity: the {side} px run failed ({reason[0][:200]}); free memory, or name the "
+                f"benchmarks periodicity: the {side} px run failed ({reason[0][:200]}); free memory, or name the "
                 "parts that you want with --part"
             )
         seconds, memory = done.stdout.split()

@@ -66,7 +66,7 @@ class PipelineSettings:
     def __post_init__(self) -> None:
         for side in (self.start, self.to):
             if side < 1:
-                raise OptionError(f"benchmark: expected sides from 1 px up, got {side}; name larger ones")
+                raise OptionError(f"benchmarks pipeline: expected sides from 1 px up, got {side}; name larger ones")
 
     @property
     def target(self) -> Target:

@@ -126,7 +126,7 @@ def test_photos_that_are_all_too_small_are_refused_before_any_step(tiny: Ablatio
     given = ["--vae", str(tiny.autoencoder), "--photos", str(photo), "--device", "cpu"]
     assert main(["ablation", "--quick", "-o", str(tiny.folder), *given]) == 1
     message = capsys.readouterr().err.strip()
-    assert message == "error: ablation: none of the photos has 128 px on both sides; name larger ones"
+    assert message == "error: benchmarks ablation: none of the photos has 128 px on both sides; name larger ones"
     assert not (tiny.folder / "runs").exists()
 
 
