@@ -14,7 +14,8 @@ from op4ksr_core.images.resize import Target
 from op4ksr_core.machine import free_memory
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.one_step import CoreStages, OneStepOptions, Stages, run
-from op4ksr_core.planning.plan import Machine, Models, Plan, make_plan
+from op4ksr_core.planning.make import Models, make_plan
+from op4ksr_core.planning.plan import Machine, Plan
 
 from .stage_clock import PeakMeter, StageClock, StageNames, TimedStages
 

@@ -12,7 +12,8 @@ from comfy_api.latest import io, ui
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ..op4ksr_core.models.flux import FluxParams
-from ..op4ksr_core.planning.plan import Machine, Models, Plan, Weights, make_plan
+from ..op4ksr_core.planning.make import Models, make_plan
+from ..op4ksr_core.planning.plan import Machine, Plan, Weights
 from .host.exact_vae import ExactVAE, usable_memory
 from .host.model import settings_of
 from .host.schema import schema

@@ -16,7 +16,8 @@ from ..images.io import load_image
 from ..machine import default_dtype, dtype_name, free_memory
 from ..models.flux import Flux, FluxParams
 from ..one_step import check_pair
-from ..planning.plan import GIGABYTE, Machine, Models, Plan, Weights, make_plan
+from ..planning.make import Models, make_plan
+from ..planning.plan import GIGABYTE, Machine, Plan, Weights
 from ..vae.autoencoder import AutoEncoder
 from ..vae.estimate import both
 from ..vae.layers import AutoEncoderParams

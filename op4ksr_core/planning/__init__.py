@@ -1,4 +1,4 @@
 """What a run will need, before anything is computed: tokens, FLOPs, bytes.
 
-Its face: ``plan.make_plan``; ``cost`` counts, ``geometries`` has the named shapes.
+Its face: ``make.make_plan``, which gives a ``plan.Plan``; ``cost`` counts, ``geometries`` has the named shapes.
 """

@@ -31,7 +31,8 @@ from op4ksr_core.machine import AllocationTracker
 from op4ksr_core.models.flux import OnProgress
 from op4ksr_core.models.latent import process_in, process_out
 from op4ksr_core.one_step import PICTURES_AT_ONCE, CoreStages, Frame, Stages, one_step, run, upscale_alpha
-from op4ksr_core.planning.plan import Machine, Models, make_plan
+from op4ksr_core.planning.make import Models, make_plan
+from op4ksr_core.planning.plan import Machine
 from op4ksr_core.vae import bounded
 from op4ksr_core.vae.estimate import LEAST_MEMORY, StripPlan, both
 from op4ksr_core.vae.strips import StripSettings

@@ -13,7 +13,8 @@ from op4ksr_core.images.resize import Target
 from op4ksr_core.machine import AllocationTracker
 from op4ksr_core.models.flux import FluxParams
 from op4ksr_core.one_step import OneStepOptions
-from op4ksr_core.planning.plan import Machine, Models, Plan, Weights, make_plan
+from op4ksr_core.planning.make import Models, make_plan
+from op4ksr_core.planning.plan import Machine, Plan, Weights
 from op4ksr_core.vae.estimate import both
 from op4ksr_core.vae.layers import AutoEncoderParams
 from op4ksr_core.vae.strips import MEMORY_MODES, StripSettings
