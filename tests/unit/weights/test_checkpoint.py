@@ -299,7 +299,11 @@ def test_a_file_that_says_nothing_is_taken_for_f16_and_that_is_logged(
 def public_width_header(path: Path, **metadata: str) -> Path:
     """A header of the public F16 VAE's tensors, with no bytes behind it worth reading: 1 byte each."""
     state = AutoEncoder(checkpoint.AutoEncoderParams(), device="meta").state_dict()
-    save_file({name: torch.zeros(t.shape, dtype=torch.float8_e4m3fn) for name, t in state.items()}, path, metadata)
+    save_file(
+        {name: torch.zeros(t.shape, dtype=torch.uint8).view(torch.float8_e4m3fn) for name, t in state.items()},
+        path,
+        metadata,
+    )
     return path
 
 
