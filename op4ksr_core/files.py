@@ -65,6 +65,19 @@ def link_target(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def same_file(first: Path, second: Path) -> bool:
+    """Whether both are one file: by resolved name, or, where both exist, by device and inode.
+
+    On a disk that ignores case photo.PNG and photo.png are one file under two names.
+    """
+    if link_target(first) == link_target(second):
+        return True
+    try:
+        return os.path.samefile(first, second)
+    except OSError:  # one of them is not there
+        return False
+
+
 def _replaced(target: Path) -> os.stat_result | None:
     """What is known of the file that is there; None if there is none. Raises OSError where it is no file."""
     try:

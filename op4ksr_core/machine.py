@@ -16,6 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from .errors import OutOfMemoryError
 
+#: Longest number that the kernel writes, in digits: below 2^64.
+_DIGITS = 20
+
 
 def default_device() -> torch.device:
     """CUDA (or ROCm), then Apple's MPS, then the CPU."""
@@ -79,7 +82,8 @@ def system_memory(root: Path = Path("/")) -> int | None:
 def _meminfo_available(root: Path) -> int | None:
     for line in _lines(root / "proc/meminfo"):
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+            available = _number(line.removeprefix("MemAvailable:").removesuffix("kB"))
+            return None if available is None else available * 1024
     return None
 
 
@@ -112,25 +116,25 @@ def _left_by_cgroup(folder: Path, limit: str, usage: str, reclaimable: str) -> i
 
     Pages of files that were not lately used count as free, for the kernel gives them up first (our choice).
     """
-    most, used = _number(folder / limit), _number(folder / usage)
+    most, used = (_number("".join(_lines(folder / name))) for name in (limit, usage))
     if most is None or used is None:
         return None
     fields = (line.split() for line in _lines(folder / "memory.stat"))
-    cached = sum(int(field[1]) for field in fields if len(field) == 2 and field[0] == reclaimable)
+    cached = sum(_number(field[1]) or 0 for field in fields if len(field) == 2 and field[0] == reclaimable)
     return max(0, most - max(0, used - cached))
 
 
-def _number(path: Path) -> int | None:
-    """The number that a file holds; None where there is no file, or a word ("max")."""
-    text = "".join(_lines(path)).strip()
-    return int(text) if text.isdecimal() else None
+def _number(text: str) -> int | None:
+    """The number that a text of the kernel's is; None where it is a word ("max") or nothing."""
+    text = text.strip()
+    return int(text) if text.isdecimal() and len(text) <= _DIGITS else None
 
 
 def _lines(path: Path) -> list[str]:
     """A file's lines; none where it cannot be read."""
     try:
         return path.read_text("utf-8", "replace").splitlines()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return []
 
 

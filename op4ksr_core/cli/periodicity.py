@@ -52,7 +52,7 @@ def add_commands(commands: Any) -> None:
 def run_periodicity(options: argparse.Namespace) -> int:
     """Print one report, or a table, worst first. 0: no alarm, 3: alarm, 1: a picture could not be read."""
     sources = gather(options.input)
-    drawings = _drawings(sources, options.report)
+    drawings = _drawings(sources, options)
     reports: list[tuple[Path, PeriodicityReport]] = []
     failed = 0
     for source in sources:
@@ -98,9 +98,16 @@ def _reference_of(source: Path, reference: Path | None) -> torch.Tensor | None:
     return load_image(reference).image
 
 
-def _drawings(sources: list[Path], report: Path | None) -> dict[Path, Path]:
+def _references(reference: Path | None) -> list[Path]:
+    """All pictures that may be read as references."""
+    return [] if reference is None else gather([reference])
+
+
+def _drawings(sources: list[Path], options: argparse.Namespace) -> dict[Path, Path]:
     """Where each picture's report goes; raises OutputError before anything is computed where it cannot."""
-    return {} if report is None else dict(output_paths(sources, report))
+    if options.report is None:
+        return {}
+    return dict(output_paths(sources, options.report, _references(options.reference)))
 
 
 def _print_table(reports: list[tuple[Path, PeriodicityReport]]) -> None:
@@ -119,7 +126,7 @@ def _print_table(reports: list[tuple[Path, PeriodicityReport]]) -> None:
 
 def run_suppress(options: argparse.Namespace) -> int:
     """Write each picture, cleaned where a mesh was found and as it was elsewhere; 0, or 1 if one failed."""
-    pairs = output_paths(gather(options.input), options.output)
+    pairs = output_paths(gather(options.input), options.output, _references(options.reference))
     done: list[dict[str, Any]] = []
     failed = 0
     for source, output in pairs:

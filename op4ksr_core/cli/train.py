@@ -16,7 +16,7 @@ from ..planning.geometries import GEOMETRIES
 from ..training.config import TrainConfig
 from ..training.config_file import read_config, read_text
 from ..training.step_plan import StepPlan, geometry_of, plan_step, refuse_if_hopeless
-from ..training.stopping import Stopped
+from ..training.stopping import Stopped, Terminated, sigterm_cleans_up
 from ..training.trainer import OnStep, Trainer
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,17 @@ def run_train(options: argparse.Namespace) -> int:
     if not options.anyway:
         check_memory(config)
     changed = "".join(f"# changed by the command: {change}\n" for change in changes)
-    trainer = Trainer(config, changed + read_text(options.config), options.resume, show_steps())
+    try:
+        with sigterm_cleans_up():
+            return _train(config, changed + read_text(options.config), options.resume)
+    except Terminated as terminated:
+        print("terminated; nothing was written for what was at hand", file=sys.stderr)
+        return terminated.exit_code
+
+
+def _train(config: TrainConfig, text: str, resume: bool) -> int:
+    """Train, and print the last weights' file."""
+    trainer = Trainer(config, text, resume, show_steps())
     try:
         weights = trainer.run()
     except Stopped as stopped:

@@ -41,16 +41,17 @@ def in_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def is_fused(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether PyTorch's attention of these stores no N x N matrix.
 
-    The CPU's never does. On CUDA and ROCm PyTorch is asked whether the flash or the memory-efficient kernel takes these
-    tensors: flash does up to heads of 256, in float16 and bfloat16 where the card has them; the other works on 32
-    queries per block, so that a chunk of 1024 would keep 32 of a card's 100 and more processors busy, and gets all at
-    once (read in PyTorch's sources, not measured; ``benchmarks/gpu/attention.py`` times both). Of Apple's GPUs it is
-    known that they store the matrix (26 GB for 24 heads at 16,384 tokens in float32), of others nothing is known.
+    The CPU's never does where a head's channels lie side by side. On CUDA and ROCm PyTorch is asked whether the flash
+    or the memory-efficient kernel takes these tensors: flash does up to heads of 256, in float16 and bfloat16 where the
+    card has them; the other works on 32 queries per block, so that a chunk of 1024 would keep 32 of a card's 100 and
+    more processors busy, and gets all at once (read in PyTorch's sources, not measured; ``benchmarks/gpu/attention.py``
+    times both). Of Apple's GPUs it is known that they store the matrix (26 GB for 24 heads at 16,384 tokens in
+    float32), of others nothing is known.
     """
     if q.device.type == "meta":
         return q.shape[-1] <= _LARGEST_META_HEAD
     if q.device.type == "cpu":
-        return True
+        return all(tensor.stride(-1) == 1 for tensor in (q, k, v))
     return q.device.type == "cuda" and _a_cuda_kernel_takes(q, k, v)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Generator
+from typing import Any
 
 #: What asks a run to stop.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -16,12 +18,22 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 1.0
 
 
+#: Seconds from SIGTERM to the end of a pool's process. A run that got the signal too needs fewer to end its pool.
+PATIENCE = 5.0
+
+
 class Stopped(KeyboardInterrupt):
     """A run that was asked to stop, after its state was saved. number: of the signal; exit_code: 128 more."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number, self.exit_code = number, 128 + number
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where there is no step to finish and save. exit_code: 143."""
+
+    exit_code = 128 + signal.SIGTERM
 
 
 @contextlib.contextmanager
@@ -51,9 +63,56 @@ def deferred_signals() -> Generator[Callable[[], int]]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
 
 
-def ignore_ctrl_c(worker: int) -> None:
-    """For a process that makes batches: a terminal sends Ctrl-C to it too, and the step still needs its batches."""
+@contextlib.contextmanager
+def sigterm_cleans_up() -> Generator[None]:
+    """Inside, and outside of ``deferred_signals``, SIGTERM raises ``Terminated``: as after Ctrl-C nothing is left over.
+
+    Only in the main thread; in any other nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def leave_signals_to_the_run(worker: int = 0) -> None:
+    """For a process that makes batches or pictures: what the run decides, it follows.
+
+    Ctrl-C on a terminal, and SIGTERM to all processes of a service, come to it too, while the step still needs its
+    batches; the run ends its processes by itself.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def follow_the_run() -> None:
+    """For a pool's process: as ``leave_signals_to_the_run``, and it ends where the run was killed.
+
+    SIGTERM is also how a pool ends its processes when one of them was killed: they obey it after ``PATIENCE``.
+    """
+
+    def on_sigterm(number: int, frame: object) -> None:
+        timer = threading.Timer(PATIENCE, os._exit, (128 + number,))
+        timer.daemon = True
+        timer.start()
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    if (run := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_after, args=(run,), daemon=True).start()
+
+
+def _end_after(run: Any) -> None:
+    run.join()
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from .engine import Accelerated, Engine, OneProcess
 from .optimization import Ema, adamw, rate_at
 from .run_folder import CsvLog, RunFolder, pack_optimizer, unpack_optimizer
 from .samples import open_samples, show_samples
-from .stopping import Stopped, deferred_signals, ignore_ctrl_c
+from .stopping import Stopped, deferred_signals, leave_signals_to_the_run
 from .tasks.choose import make_task
 from .tasks.objectives import PatchDiscriminator, fool, judge_loss
 from .tasks.one_step import OneStepTask
@@ -186,7 +186,7 @@ class Trainer:
             num_workers=workers,
             pin_memory=self.engine.device.type == "cuda",
             prefetch_factor=4 if workers else None,
-            worker_init_fn=ignore_ctrl_c,
+            worker_init_fn=leave_signals_to_the_run,
         )
 
     def _one_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, float], int]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-#: Lists of blocks in a VAE or a Flux transformer: BFL's names, then diffusers'.
+#: Lists of blocks in a VAE, a Flux transformer or an enlarger: BFL's names and ours, then diffusers'.
 _LISTS = (
-    "double_blocks|single_blocks|down|up|block"
+    "double_blocks|single_blocks|down|up|block|body"
     "|transformer_blocks|single_transformer_blocks|down_blocks|up_blocks|resnets"
 )
 _NUMBERED = re.compile(rf"(?:^|\.)(?:{_LISTS})\.([^.]*)(?=\.)")

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import OptionError, OutputError, UnsupportedCheckpointError
+from ..files import same_file
 from ..models.flux import Flux, FluxParams
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .checkpoint import check_tensors
@@ -96,7 +97,7 @@ def _check_output(output: Path, header: Header, conversion: Conversion) -> None:
         *(file for file, _ in conversion.loras),
         *([conversion.prompt] if conversion.prompt else []),
     }
-    if output.resolve() in {file.resolve() for file in inputs}:
+    if any(same_file(output, file) for file in inputs):
         raise OutputError(f"{output}: is one of the inputs and would be overwritten; choose another name")
     if output.suffix != ".safetensors":
         raise OutputError(f"{output}: expected a name that ends in .safetensors, got {output.suffix!r}")

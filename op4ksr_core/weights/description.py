@@ -89,7 +89,7 @@ def describe_autoencoder(
     widths = tuple(_dimension(header, shapes, f"encoder.down.{i}.block.0.conv1.weight", 0) for i in range(depth))
     why: dict[str, str] = {}
     assumed: list[str] = []
-    _check_filled(header, depth * (2 * layers + 1) * RESNET_TENSORS, max(widths) ** 2)
+    check_filled(header, depth * (2 * layers + 1) * RESNET_TENSORS, max(widths) ** 2)
     sizes = {"block_out_channels": list(widths), "layers_per_block": layers, "latent_channels": channels}
     config = autoencoder_config(header, sizes)
     stride = _stride(header, stride, config, why, assumed)
@@ -189,7 +189,7 @@ def describe_flux(
     pooled = _dimension(header, shapes, "vector_in.in_layer.weight", 1)
     mlp = _dimension(header, shapes, "double_blocks.0.img_mlp.0.weight", 0)
     tensors = depth * DOUBLE_BLOCK_TENSORS + singles * SINGLE_BLOCK_TENSORS
-    _check_filled(header, tensors, hidden * max(hidden, mlp, context, pooled))
+    check_filled(header, tensors, hidden * max(hidden, mlp, context, pooled))
     why: dict[str, str] = {}
     params = _checked(
         header,
@@ -256,7 +256,7 @@ def _dimension(header: Header, shapes: dict[str, Shape], name: str, axis: int) -
     return size
 
 
-def _check_filled(header: Header, tensors: int, numbers: int) -> None:
+def check_filled(header: Header, tensors: int, numbers: int) -> None:
     """Refuse names and shapes that promise a far larger model than the file holds, before it is built.
 
     tensors: how many the blocks take that its names count; numbers: in the largest of its matrices. Our choice:

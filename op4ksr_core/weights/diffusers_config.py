@@ -7,6 +7,7 @@ states are those of the file's tensors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 from .header import Header
 from .shards import read_json
 
-#: How diffusers begins the name of every weights file it saves.
+#: How diffusers begins the name of every weights file it saves; then comes an ending, a variant or a shard's number.
 _NAME = "diffusion_pytorch_model"
+_OWN_NAME = re.compile(rf"{_NAME}(\.|-\d)")
 _MODEL_SUFFIXES = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf"}
 
 
@@ -58,7 +60,7 @@ def autoencoder_config(header: Header, sizes: Mapping[str, Any]) -> DiffusersCon
 
 def _may_own_a_config(files: tuple[Path, ...]) -> bool:
     """Whether the files have diffusers' name, or are the only models in their folder."""
-    if all(file.name.startswith(_NAME) for file in files):
+    if all(_OWN_NAME.match(file.name) for file in files):
         return True
     try:
         beside = {file.name for file in files[0].parent.iterdir() if file.suffix.lower() in _MODEL_SUFFIXES}

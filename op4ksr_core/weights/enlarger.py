@@ -13,21 +13,30 @@ from ..errors import UnsupportedCheckpointError
 from ..machine import default_dtype
 from ..models.enlarger import IN_CHANNELS, Enlarger, EnlargerParams
 from .checkpoint import check_tensors, read_state, save_tensors
+from .description import check_filled
 from .header import Header, check_dtypes, read_header
+from .layouts import Shape
 
 KIND = "enlarger"
+
+#: Tensors in one block.
+BLOCK_TENSORS = 4
+
+#: A number in a tensor's name, in its usual spelling and not too long to be read.
+_NUMBER = r"(0|[1-9][0-9]{0,8})"
 
 
 def describe_enlarger(source: Header | str | Path) -> tuple[Header, EnlargerParams]:
     """Header and geometry of an enlarger's file, from its tensors' shapes alone.
 
-    Raises UnsupportedCheckpointError: no such file, not safetensors, not an enlarger of ours, dtypes of no weights.
+    Raises UnsupportedCheckpointError: no such file, not safetensors, not an enlarger of ours, damaged names or shapes,
+    dtypes of no weights.
     """
     header = source if isinstance(source, Header) else read_header(source)
     shapes = {name: header.shape(name) for name in header.names}
     entry = shapes.get("conv_in.weight", ())
-    blocks = _numbers(shapes, r"body\.(\d+)\.conv1\.weight")
-    factors = _numbers(shapes, r"heads\.(\d+)\.weight")
+    blocks = _numbers(shapes, rf"body\.{_NUMBER}\.conv1\.weight")
+    factors = _numbers(shapes, rf"heads\.{_NUMBER}\.weight")
     if len(entry) != 4 or entry[0] < 1 or entry[1] != IN_CHANNELS or not blocks or not factors or factors[0] < 2:
         stated = header.metadata.get("op4ksr.kind", header.kind)
         raise UnsupportedCheckpointError(
@@ -35,12 +44,17 @@ def describe_enlarger(source: Header | str | Path) -> tuple[Header, EnlargerPara
             f'expected an enlarger (metadata op4ksr.kind "{KIND}"), got "{stated}"; choose an enlarger\'s file',
         )
     check_dtypes(header, header.shapes)
-    return header, EnlargerParams(width=entry[0], blocks=len(blocks), factors=tuple(factors))
+    header.layout()  # refuses gaps in the blocks' numbers
+    width = entry[0]
+    check_filled(header, len(blocks) * BLOCK_TENSORS, 9 * width * max(width, IN_CHANNELS, 3 * factors[-1] ** 2))
+    return header, EnlargerParams(width=width, blocks=len(blocks), factors=tuple(factors))
 
 
-def _numbers(shapes: dict[str, tuple[int, ...]], pattern: str) -> list[int]:
-    """The numbers in those tensor names that match, ascending."""
-    return sorted(int(found[1]) for name in shapes if (found := re.fullmatch(pattern, name)))
+def _numbers(shapes: dict[str, Shape], pattern: str) -> list[int]:
+    """The numbers in those tensor names that match, ascending. A name with another spelling of a number fits nothing
+    later, and is refused by name."""
+    found = (re.fullmatch(pattern, name) for name in shapes)
+    return sorted(int(match[1]) for match in found if match)
 
 
 def load_enlarger(

@@ -87,7 +87,7 @@ _MID = {
 def diffusers_autoencoder_layout(names: Iterable[str]) -> Layout:
     """diffusers' names of an autoencoder. It counts the decoder's levels from the latent, we from the image."""
     names = list(names)
-    levels = 1 + max((int(m[1]) for n in names if (m := re.match(r"decoder\.up_blocks\.(\d+)", n))), default=0)
+    levels = 1 + max((int(m[1]) for n in names if (m := re.match(r"decoder\.up_blocks\.(\d+)\.", n))), default=0)
     layout: Layout = {}
     for name in names:
         new = name.replace("conv_shortcut", "nin_shortcut")

@@ -79,6 +79,13 @@ def test_the_report_never_overwrites_the_picture(gridded: Path, capsys) -> None:
     assert "overwritten" in capsys.readouterr().err and gridded.read_bytes() == before
 
 
+def test_the_reference_is_never_overwritten(gridded: Path, clean: Path, capsys) -> None:
+    before = clean.read_bytes()
+    for command, option in (("periodicity", "--report"), ("suppress", "-o")):
+        assert run(command, gridded, "--reference", clean, option, clean) == 1
+        assert "overwritten" in capsys.readouterr().err and clean.read_bytes() == before
+
+
 def test_references_by_name_or_folder(gridded: Path, clean: Path, tmp_path: Path, natural, capsys) -> None:
     low = tmp_path / "low"
     low.mkdir()

@@ -329,7 +329,7 @@ def fake_root(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def v2(folder: str, limit: int | str, used: int, cached: int = 0) -> dict[str, str]:
+def v2(folder: str, limit: int | str, used: int, cached: int | str = 0) -> dict[str, str]:
     place = f"sys/fs/cgroup/{folder}".rstrip("/")
     stat = f"anon 1\ninactive_file {cached}\nactive_file 5\n"
     return {f"{place}/memory.max": f"{limit}\n", f"{place}/memory.current": f"{used}\n", f"{place}/memory.stat": stat}
@@ -359,12 +359,17 @@ FREE = {
     "v1": ({**V1, **v1("docker/1", 4 * GB, 2 * GB, GB)}, 3 * GB),
     "v1, its own group is the top": ({**V1, **v1("", 4 * GB, 2 * GB)}, 2 * GB),
     "v1, no limit": ({**V1, **v1("docker/1", 9223372036854771712, GB)}, 8 * GB),
+    "v2, a path with a NUL": ({"proc/self/cgroup": "0::/a\0b\n", **v2("", 2 * GB, GB)}, GB),
+    "v2, more digits than a number has": ({**V2, **v2("a/b", "9" * 5000, GB)}, 8 * GB),
+    "v2, odd statistics": ({**V2, **v2("a/b", 4 * GB, GB, "max")}, 3 * GB),
+    "odd memory": ({"proc/meminfo": "MemAvailable:\n", **V2, **v2("a/b", 4 * GB, GB)}, None),
     "a group without files": ({"proc/self/cgroup": "0::/a\nodd\n"}, 8 * GB),
 }
 
 
 @pytest.mark.parametrize("case", FREE)
-def test_free_memory_knows_a_containers_limit(tmp_path: Path, case: str) -> None:
+def test_free_memory_knows_a_containers_limit(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("op4ksr_core.machine._psutil_available", lambda: None)
     files, expected = FREE[case]
     assert system_memory(fake_root(tmp_path, files)) == expected
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 
 #: A range of numbers or a choice, in braces that hold no others.
-_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+_BRACES = re.compile(r"\{(?:([0-9]{1,9})\.\.([0-9]{1,9})|([^{}]*,[^{}]*))\}")
 
 #: http:, pipe:, s3: and the like. One letter before the colon is a drive's.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...errors import ImageError, OptionError, OutputError
+from ...errors import ImageError, Op4ksrError, OptionError, OutputError
 from ...files import written_whole
 from ...images.io import IMAGE_SUFFIXES, from_array, load_image
 from ...images.resize import resize
 from ...models.flux import OnProgress
 from ..config import DataConfig
+from ..stopping import follow_the_run
 from . import leaves
 from .shards import Pixels, pixels_of, shard_files, shard_pictures
 
@@ -136,8 +138,14 @@ def _make_pool(path: Path, data: DataConfig, seed: int, on_progress: OnProgress 
     pool = np.lib.format.open_memmap(path, "w+", np.uint8, (count, side, side, 3))
     jobs = ((seed, i, side) for i in range(count))
     if data.workers > 1:
-        with ProcessPoolExecutor(data.workers) as workers:
-            _fill(pool, workers.map(_one_picture, jobs, chunksize=4), on_progress)
+        try:
+            with ProcessPoolExecutor(data.workers, initializer=follow_the_run) as workers:
+                _fill(pool, workers.map(_one_picture, jobs, chunksize=4), on_progress)
+        except BrokenProcessPool as error:
+            raise Op4ksrError(
+                f"data.workers: one of the {data.workers} processes that make pictures was killed, perhaps for want of "
+                "memory; lower data.workers, or free memory"
+            ) from error
     else:
         _fill(pool, map(_one_picture, jobs), on_progress)
     pool.flush()

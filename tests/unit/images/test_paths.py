@@ -44,6 +44,23 @@ def test_an_output_that_is_the_input_under_another_name(tmp_path: Path, monkeypa
             output_paths([source], output)
 
 
+def test_outputs_that_differ_only_in_how_an_accent_is_written(tmp_path: Path) -> None:
+    """One file on macOS."""
+    with pytest.raises(OutputError, match=r"would both become .*\.png; rename one"):
+        output_paths([tmp_path / "\u00e9.jpg", tmp_path / "e\u0301.webp"], tmp_path / "out")
+
+
+def test_what_is_read_beside_the_inputs_is_not_overwritten(tmp_path: Path) -> None:
+    source, reference = tmp_path / "a.jpg", tmp_path / "lr" / "a.png"
+    reference.parent.mkdir()
+    reference.touch()
+    os.link(reference, tmp_path / "other.png")
+    for output in (reference, reference.parent, tmp_path / "other.png"):
+        with pytest.raises(OutputError, match=r"is the input .*a\.png and would be overwritten; choose another"):
+            output_paths([source], output, [reference])
+    assert output_paths([source], tmp_path / "out.png", [reference])
+
+
 def test_outputs_that_differ_only_in_case(tmp_path: Path) -> None:
     sources = [tmp_path / "A.jpg", tmp_path / "a.jpg"]
     with pytest.raises(OutputError, match=r"a\.jpg and .*A\.jpg would both become a\.png; rename one"):

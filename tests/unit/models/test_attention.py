@@ -81,3 +81,11 @@ def test_pytorch_2_4_is_asked_in_its_own_words(monkeypatch: pytest.MonkeyPatch) 
     with FakeTensorMode():
         q = torch.empty(1, 1, TOKENS, WIDE, device="cuda")
         assert is_fused(q, q, q)
+
+
+def test_channels_that_do_not_lie_side_by_side_are_attended_to_in_chunks() -> None:
+    """PyTorch's CPU kernel takes no such tensors, and the whole matrix would be stored."""
+    lying = torch.rand(1, 1, 8, 2000).transpose(2, 3)
+    dense = lying.contiguous()
+    assert is_fused(dense, dense, dense) and not is_fused(dense, lying, dense)
+    assert torch.allclose(attention(lying, lying, lying), attention(dense, dense, dense), atol=1e-6)

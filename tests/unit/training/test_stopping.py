@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from unit.training.test_trainer import config, folder, rows, same_file, train  # noqa: F401
 
+from op4ksr_core import Op4ksrError
 from op4ksr_core.cli import train as cli_train
 from op4ksr_core.cli.main import main
 from op4ksr_core.training.config_file import parse_config
@@ -100,13 +102,14 @@ def test_a_second_ctrl_c_ends_a_call_that_never_returns() -> None:
             process.kill()
 
 
-def test_processes_that_make_batches_outlive_ctrl_c(folder: Path) -> None:  # noqa: F811
-    """A terminal sends it to them as well, and the step that is finished first needs its batch."""
+@pytest.mark.parametrize("number", SIGNALS)
+def test_processes_that_make_batches_outlive_the_runs_signals(folder: Path, number: int) -> None:  # noqa: F811
+    """A terminal, or a service, sends them to all, and the step that is finished first needs its batch."""
     text = config(folder, train="accumulate = 3\n", data="workers = 1\n")
 
     def interrupt(done: int, total: int, line: str) -> None:
         for child in multiprocessing.active_children() if done == 1 else ():
-            os.kill(child.pid, signal.SIGINT)
+            os.kill(child.pid, number)
 
     Trainer(parse_config(text), text, False, interrupt).run()
     assert len(rows(folder / "run")) == 7
@@ -130,3 +133,52 @@ def test_the_command_says_what_was_saved_and_how_to_resume(
         assert f"stopped after step {step}, which is saved; resume with --resume" in capsys.readouterr().err
     monkeypatch.undo()
     assert main(["train", str(path), "--resume"]) == 0
+
+
+MAKES = """
+import sys
+from pathlib import Path
+from op4ksr_core.cli.main import main
+sys.exit(main(["train", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to a group of processes")
+@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize("number", [*SIGNALS, 9])
+def test_a_signal_while_pictures_are_made_leaves_nothing_behind(folder: Path, number: int, group: bool) -> None:  # noqa: F811
+    """No process, no traceback, and (but for kill -9) no file. A terminal sends Ctrl-C to all processes."""
+    path = folder / "c.toml"
+    path.write_text(config(folder, data="workers = 2\n").replace("pictures = 2", "pictures = 4000"))
+    command = [sys.executable, "-c", MAKES, str(path)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.stderr is not None and "making pictures" in process.stderr.readline()
+            (os.killpg if group else os.kill)(process.pid, number)
+            _, errors = process.communicate(timeout=30)  # it ends when the last process that holds stderr does
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if number == 9:
+        assert process.returncode == -9 and errors == ""
+        return
+    word = "cancelled" if number == signal.SIGINT else "terminated"
+    assert process.returncode == 128 + number and errors == f"{word}; nothing was written for what was at hand\n"
+    assert not list((folder / "run" / "cache").iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to one process")
+def test_a_killed_process_that_makes_pictures_is_one_sentence(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("op4ksr_core.training.stopping.PATIENCE", 0.1)
+    text = config(folder, data="workers = 2\n").replace("pictures = 2", "pictures = 4000")
+
+    def kill(done: int, total: int, line: str) -> None:
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    with pytest.raises(Op4ksrError, match="one of the 2 processes that make pictures was killed.*; lower data.workers"):
+        Trainer(parse_config(text), text, False, kill)
+    assert not list((folder / "run" / "cache").iterdir()) and not multiprocessing.active_children()

@@ -103,6 +103,14 @@ def test_numbers_of_a_vaes_blocks(vae_file: Path, number: str, capsys: pytest.Ca
         vae_file.write_bytes(before)
 
 
+def test_a_number_that_ends_a_name_is_of_no_block(vae_file: Path) -> None:
+    for blocks in ("encoder.down", "decoder.up", "encoder.down_blocks", "decoder.up_blocks"):
+        before = vae_file.read_bytes()
+        add(vae_file, f"{blocks}.{'9' * 5000}")
+        refusal(lambda: load_autoencoder(vae_file))
+        vae_file.write_bytes(before)
+
+
 def test_a_gap_is_named() -> None:
     names = [f"double_blocks.{i}.x" for i in (0, 1, 3, 12)]
     assert numbering_fault(names) == "double_blocks.2 is missing, but there is double_blocks.12"

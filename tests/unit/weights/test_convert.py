@@ -317,6 +317,9 @@ def test_no_input_is_overwritten(tmp_path: Path, flux_file: Path, capsys: pytest
     )
     assert "one of the inputs" in refused(capsys, flux_file, "-o", flux_file)
     assert "one of the inputs" in refused(capsys, flux_file, "-o", lora, "--merge-lora", lora)
+    other_name = tmp_path / "other.safetensors"  # as on a disk that ignores case
+    other_name.hardlink_to(flux_file)
+    assert "one of the inputs" in refused(capsys, flux_file, "-o", other_name)
     assert flux_file.read_bytes() == before
 
 

@@ -65,10 +65,10 @@ def test_in_a_folder_of_many_models_no_config_is_a_files_own(write_vae: Callable
 
 
 def test_in_a_folder_of_many_models_it_belongs_to_the_file_of_diffusers_name(write_vae: Callable[..., Path]) -> None:
-    path, other = write_vae(DIFFUSERS_NAME), write_vae("other.safetensors")
+    path, variant = write_vae(DIFFUSERS_NAME), write_vae("diffusion_pytorch_model.fp16.safetensors")
+    others = [write_vae(name) for name in ("other.safetensors", "diffusion_pytorch_model (1).safetensors")]
     write_config(path)
-    assert describe_autoencoder(path).params.stride == 1
-    assert describe_autoencoder(other).params.stride == 2
+    assert [describe_autoencoder(file).params.stride for file in (path, variant, *others)] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -267,3 +267,8 @@ def test_a_pool_that_cannot_be_written_names_its_place(tmp_path: Path) -> None:
     told = str(caught.value)
     assert told.startswith(str(tmp_path / "file" / "cache")) and "1x32.npy: cannot be written (" in told
     assert told.endswith("); choose another run folder")
+
+
+def test_a_range_of_numbers_too_long_to_be_read(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no such shard; check the path and the numbers in braces"):
+        shard_files(str(tmp_path / f"a-{{0..{'9' * 5000}}}.tar"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from op4ksr_core import ImageError, OptionError, UnsupportedCheckpointError, load_autoencoder
 from op4ksr_core.bundled import BUNDLED_AUTOENCODER
@@ -165,6 +166,26 @@ def test_another_file_is_refused_in_a_sentence(model: Enlarger, tmp_path: Path) 
     save_enlarger(path, model)
     with pytest.raises(UnsupportedCheckpointError, match="do not fit the model: 1 of another shape"):
         load_enlarger(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *[(f"body.{n}.conv1.weight", (1,)) for n in ("100000000", "02", "\u0663", "9" * 5000)],
+        *[(f"heads.{n}.weight", (1,)) for n in ("100000000", "3000000000", "\u0663", "9" * 5000)],
+        *[("conv_in.weight", (width, 4, 0, 3)) for width in (10**9, 10**18)],
+    ],
+    ids=lambda value: ascii(value)[:24],
+)
+def test_names_and_shapes_that_promise_more_than_it_holds(
+    model: Enlarger, tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    """Nothing is built of them: on the meta device sizes overflow before any tensor is compared."""
+    path = tmp_path / "enlarger.safetensors"
+    save_file({**model.state_dict(), name: torch.empty(shape)}, path)
+    with pytest.raises(UnsupportedCheckpointError, match="fetch it again") as caught:
+        load_enlarger(path)
+    assert len(str(caught.value)) < 400
 
 
 def test_inspect_tells_what_it_is(model: Enlarger, tmp_path: Path) -> None:
