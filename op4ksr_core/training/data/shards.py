@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import tarfile
 import zlib
@@ -42,7 +43,7 @@ def shard_files(path: str) -> list[Path]:
                 f"data.path: expected local files, such as shards/{{000..009}}.tar, got {name!r}; "
                 "copy the shards to this machine and name them there"
             )
-        if not Path(name).is_file():
+        if not os.path.isfile(name):  # False, too, for a name that no disk takes
             raise OptionError(f"data.path: {name}: no such shard; check the path and the numbers in braces")
         found.append(Path(name))
     return found
