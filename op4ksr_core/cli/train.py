@@ -94,7 +94,7 @@ def run_train(options: argparse.Namespace) -> int:
         with sigterm_cleans_up():
             return _train(config, changed + read_text(options.config), options.resume)
     except Terminated as terminated:
-        print("terminated; nothing was written for what was at hand", file=sys.stderr)
+        print("terminated; nothing was written for the current file", file=sys.stderr)
         return terminated.exit_code
 
 

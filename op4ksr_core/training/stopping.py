@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Generator
 from typing import Any
@@ -83,6 +84,25 @@ def sigterm_cleans_up() -> Generator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
+@contextlib.contextmanager
+def signals_blocked() -> Generator[None]:
+    """Inside, signals to this thread wait; those to processes made inside wait until ``follow_the_run``."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def stop_if(number: int) -> None:
+    """Raise ``Terminated`` for SIGTERM and KeyboardInterrupt for another signal; nothing for 0."""
+    if number:
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
 def leave_signals_to_the_run(worker: int = 0) -> None:
     """For a process that makes batches or pictures: what the run decides, it follows.
 
@@ -106,6 +126,8 @@ def follow_the_run() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, on_sigterm)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if (run := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_after, args=(run,), daemon=True).start()
 

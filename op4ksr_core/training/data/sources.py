@@ -7,7 +7,7 @@ as an uninterrupted one. Shards are a stream, which a resumed run reads up to wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -24,7 +24,7 @@ from ...images.io import IMAGE_SUFFIXES, from_array, load_image
 from ...images.resize import resize
 from ...models.flux import OnProgress
 from ..config import DataConfig
-from ..stopping import follow_the_run
+from ..stopping import deferred_signals, follow_the_run, signals_blocked, stop_if
 from . import leaves
 from .shards import Pixels, pixels_of, shard_files, shard_pictures
 
@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 #: Seeds of the procedural pictures that runs show as samples and measure; never trained on.
 HELD_OUT = 1_000_000_000
+
+#: Of a procedural picture: the stock's seed, the picture's number, its side in px.
+Job = tuple[int, int, int]
 
 #: How many pictures of a stream of shards are held, of which one is chosen at random.
 SHUFFLE = 64
@@ -137,28 +140,39 @@ def _make_pool(path: Path, data: DataConfig, seed: int, on_progress: OnProgress 
     count, side = data.pictures, data.picture_side
     pool = np.lib.format.open_memmap(path, "w+", np.uint8, (count, side, side, 3))
     jobs = ((seed, i, side) for i in range(count))
-    if data.workers > 1:
-        try:
-            with ProcessPoolExecutor(data.workers, initializer=follow_the_run) as workers:
-                _fill(pool, workers.map(_one_picture, jobs, chunksize=4), on_progress)
-        except BrokenProcessPool as error:
-            raise Op4ksrError(
-                f"data.workers: one of the {data.workers} processes that make pictures was killed, perhaps for want of "
-                "memory; lower data.workers, or free memory"
-            ) from error
-    else:
-        _fill(pool, map(_one_picture, jobs), on_progress)
+    with deferred_signals() as asked_to_stop:  # an exception in the middle of a pool's own code would make it hang
+
+        def fill(pictures: Iterator[Pixels]) -> None:
+            for i, picture in enumerate(pictures):
+                pool[i] = picture
+                if on_progress:
+                    on_progress(i + 1, count)
+                stop_if(asked_to_stop())
+
+        if data.workers > 1:
+            _in_processes(jobs, data.workers, fill)
+        else:
+            fill(map(_one_picture, jobs))
     pool.flush()
 
 
-def _fill(pool: Pixels, pictures: Iterator[Pixels], on_progress: OnProgress | None) -> None:
-    for i, picture in enumerate(pictures):
-        pool[i] = picture
-        if on_progress:
-            on_progress(i + 1, len(pool))
+def _in_processes(jobs: Iterator[Job], count: int, fill: Callable[[Iterator[Pixels]], None]) -> None:
+    """``fill`` with what ``_one_picture`` makes of the jobs in so many processes, which are gone afterwards."""
+    workers = ProcessPoolExecutor(count, initializer=follow_the_run)
+    try:
+        with signals_blocked():  # until the new processes follow the run
+            pictures = workers.map(_one_picture, jobs, chunksize=4)
+        fill(pictures)
+    except BrokenProcessPool as error:
+        raise Op4ksrError(
+            f"data.workers: one of the {count} processes that make pictures was killed, perhaps for want of memory; "
+            "lower data.workers, or free memory"
+        ) from error
+    finally:
+        workers.shutdown(cancel_futures=True)
 
 
-def _one_picture(job: tuple[int, int, int]) -> Pixels:
+def _one_picture(job: Job) -> Pixels:
     seed, index, side = job
     return leaves.picture(index, side, side, stock_seed=seed)
 

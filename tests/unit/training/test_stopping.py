@@ -164,7 +164,7 @@ def test_a_signal_while_pictures_are_made_leaves_nothing_behind(folder: Path, nu
         assert process.returncode == -9 and errors == ""
         return
     word = "cancelled" if number == signal.SIGINT else "terminated"
-    assert process.returncode == 128 + number and errors == f"{word}; nothing was written for what was at hand\n"
+    assert process.returncode == 128 + number and errors == f"{word}; nothing was written for the current file\n"
     assert not list((folder / "run" / "cache").iterdir())
 
 
