@@ -109,6 +109,7 @@ def test_the_calibration_is_made_of_clean_pictures_and_more_photos(photos, tmp_p
         assert mine - {("start, scale", 0)} <= {(f, p) for f, periods in known.table.items() for p in periods}
 
 
+@pytest.mark.slow
 def test_a_cost_run_that_fails_says_why_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a picture that cannot be; and of a process that the system ends without a word, being short of memory."""
     remedy = "; free memory, or name the parts that you want with --part"

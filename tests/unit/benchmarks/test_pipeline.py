@@ -97,6 +97,7 @@ def run(folder: Path, *more: str) -> dict[str, Any]:
     return json.loads((folder / "pipeline.json").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = run(tmp_path, "--device", "cpu")
     titles = list(report["tables"])

@@ -59,6 +59,7 @@ def real_step(found: TrainConfig) -> tuple[dict[str, int], float]:
     return {"held": held, "peak": held + meter.peak}, meter.flops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "precision", "checkpointing", "accumulate"),
     [
@@ -79,6 +80,7 @@ def test_the_plan_is_what_a_real_step_takes(folder, kind, precision, checkpointi
     assert plan.work * accumulate == pytest.approx(work, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [pytest.param("fp8", marks=pytest.mark.slow), "int8"])
 def test_the_plan_knows_the_stored_base(folder, base, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr(frozen, "quantized", by_hand)
@@ -90,6 +92,7 @@ def test_the_plan_knows_the_stored_base(folder, base, monkeypatch: pytest.Monkey
     assert plan.held["transformer, frozen"] < 0.4 * plain.held["transformer, frozen"]
 
 
+@pytest.mark.slow
 def test_checkpointing_and_a_cache_take_less(folder) -> None:  # noqa: F811
     kept, again = (plan_step(told(folder, checkpointing=c), geometry_of(told(folder)), "cpu") for c in (False, True))
     assert again.peak < 0.8 * kept.peak and again.work > 1.1 * kept.work
@@ -112,6 +115,7 @@ def test_the_work_is_pytorchs_count_and_the_closed_forms(folder) -> None:  # noq
     assert meter.flops == pytest.approx(counter.get_total_flops() + attention, rel=1e-6)  # it has none for the CPU
 
 
+@pytest.mark.slow
 def test_cudas_rules_keep_norms_in_float32_and_so_take_more(folder) -> None:  # noqa: F811
     x = torch.randn(2, 4, 8, 8).bfloat16()
     with CudaRules():

@@ -87,6 +87,7 @@ def test_the_report_grows_while_a_step_runs(tmp_path: Path, fake: Any, monkeypat
     assert "running word" in seen and seen[-1] == "done word"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="process groups, /proc")
 def test_children_of_a_step_are_ended_with_it(tmp_path: Path, fake: Any) -> None:
     code = tmp_path / "code" / "fake_step.py"
