@@ -27,7 +27,7 @@ ALARMED = 3
 
 def add_commands(commands: Any) -> None:
     """Add both subcommands to argparse's subparsers."""
-    parser = commands.add_parser("periodicity", help="is there a mesh in these pictures that should not be")
+    parser = commands.add_parser("periodicity", help="is there a periodic grid in these pictures")
     parser.set_defaults(command=run_periodicity)
     parser.add_argument("input", nargs="+", type=Path, metavar="IMG", help="picture, or folder of pictures")
     parser.add_argument("--reference", type=Path, metavar="LR", help="what it was made from; folder for several")

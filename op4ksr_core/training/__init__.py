@@ -1,4 +1,4 @@
-"""Training: an autoencoder, a one-step transformer or a LoRA, from a config file.
+"""Training: an autoencoder, a one-step transformer, a LoRA or an enlarger, from a config file.
 
 Its face: ``trainer.Trainer``, ``config.TrainConfig``, ``config_file.read_config``.
 """

@@ -68,7 +68,7 @@ def _enlarger(header: Header) -> dict[str, Any]:
     """An enlarger's geometry, its tensors checked."""
     _, params = describe_enlarger(header)
     check_tensors(Enlarger(params, device="meta"), header, header.layout())
-    return {"dims": asdict(params), "usable": "yes"}
+    return {"dims": asdict(params), "usable": "sound, but in training alone: no command or node runs it yet"}
 
 
 def _geometry(header: Header) -> dict[str, Any]:
