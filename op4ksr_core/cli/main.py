@@ -53,6 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert(commands.add_parser("convert", help="another layout, a LoRA merged in, metadata, prompt embedding"))
     add_rope(commands.add_parser("rope", help="turns of each pair of channels on a grid, before and after RFR"))
     periodicity.add_commands(commands)
-    add_train(commands.add_parser("train", help="train an autoencoder, a one-step model, a LoRA or an enlarger (extra: train)"))
+    add_train(
+        commands.add_parser(
+            "train", help="train an autoencoder, a one-step model, a LoRA or an enlarger (extra: train)"
+        )
+    )
     add_demo(commands.add_parser("demo", help="upscale the bundled photo to 4096 px and show what changed"))
     return parser
