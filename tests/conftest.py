@@ -11,6 +11,7 @@ import pytest
 import torch
 from host_support import find_host, run_cases
 from scenes import scene
+from seeded_models import seeded
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,17 +21,6 @@ if str(ROOT) not in sys.path:  # at the end: our nodes/ must not shadow a host's
 from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, FluxParams, OneStepSettings  # noqa: E402
 
 torch.set_num_threads(1)  # the tensors are tiny, and spinning threads wait for each other on a busy machine
-
-
-def seeded(build: Callable[[], nn.Module], seed: int) -> Any:
-    """The module with default weights, norms and biases stirred, so that none of them is neutral."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        model = build().eval().requires_grad_(False)
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def boot(host: Path, pack: Path) -> None:
 
     if not asyncio.run(load()):
         raise SystemExit(f"the host could not load {pack}; its log is above")
-    sys.path.append(str(pack / "tests"))  # scenes
+    sys.path.append(str(pack / "tests"))  # scenes, seeded models
     sys.path.append(str(pack))  # last, so that the pack's nodes/ does not hide the host's nodes.py
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import comfy.model_patcher
@@ -11,7 +10,8 @@ import torch
 from harness import FOLDER
 from safetensors.torch import save_file
 from scenes import scene
-from torch import Tensor, nn
+from seeded_models import seeded
+from torch import Tensor
 
 from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, FluxParams, OneStepSettings, save_autoencoder, save_flux
 
@@ -27,17 +27,6 @@ TINY: dict[str, Any] = {
     "vec_in_dim": 32,
     "guidance_embed": False,
 }
-
-
-def seeded(build: Callable[[], nn.Module], seed: int) -> Any:
-    """The module with default weights, norms and biases stirred, so that none of them is neutral."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        model = build().eval().requires_grad_(False)
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 def autoencoder(seed: int = 0, **params: Any) -> AutoEncoder:
