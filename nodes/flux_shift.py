@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -11,11 +10,12 @@ from comfy_api.latest import io
 
 from ..op4ksr_core.models.flux_schedule import BASE_SHIFT, MAX_SHIFT, ULTRAFLUX_SHIFT, mu_of_shift, mu_of_tokens
 from ..op4ksr_core.models.latent import PATCH
+from ..op4ksr_core.plain_text import plain_logger
 from .host.model import check_flow
 from .host.schema import advanced, schema
 from .host.widgets import RATIO, check_choice, side_widgets
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 _MODES = ("fixed", "by tokens")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,11 @@ from ..op4ksr_core.periodicity.report import PeriodicityReport
 from ..op4ksr_core.periodicity.report_picture import draw_report
 from ..op4ksr_core.periodicity.suppress import for_8_bit, suppress_with_report
 from ..op4ksr_core.periodicity.thresholds import ALARM_RATE
+from ..op4ksr_core.plain_text import plain_logger
 from .host.schema import advanced, schema
 from .host.stages import image_to_core, image_to_host
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 
 def _inputs(image: str, own: io.Input) -> list[Any]:

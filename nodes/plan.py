@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from comfy_api.latest import io, ui
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ..op4ksr_core.models.flux import FluxParams
+from ..op4ksr_core.plain_text import plain_logger
 from ..op4ksr_core.planning.make import Models, make_plan
 from ..op4ksr_core.planning.plan import Machine, Plan, Weights
 from .host.exact_vae import ExactVAE, usable_memory
@@ -20,7 +20,7 @@ from .host.schema import schema
 from .host.stages import HostStages
 from .host.widgets import ceiling_widget, size_widgets, target_of
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 
 def host_plan(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.models.rope import FLUX_TRAIN_TOKENS, POLICIES, RescaledEmbedND, Rfr
+from ..op4ksr_core.plain_text import plain_logger
 from .host.positions import describe, own_positions, patch_positions
 from .host.schema import advanced, schema
 from .host.widgets import check_choice
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 
 def apply_rfr(model: Any, rfr: Rfr) -> tuple[Any, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from comfy_api.latest import io
 from ..op4ksr_core.images.color import COLOR_FIXES
 from ..op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS
 from ..op4ksr_core.one_step import OneStepOptions, check_image, run, upscale_alpha
+from ..op4ksr_core.plain_text import plain_logger
 from ..op4ksr_core.planning.plan import Plan
 from .host.exact_vae import ExactVAE
 from .host.schema import advanced, schema
@@ -18,7 +18,7 @@ from .host.stages import HostStages, image_to_core, image_to_host, progress_bar
 from .host.widgets import ceiling_widget, check_choice, sigma_widget, size_widgets, target_of
 from .plan import host_plan
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 
 class OneStepUpscale(io.ComfyNode):

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .plain_text import plain_message
+
 
 class Op4ksrError(Exception):
-    """Base of all errors that the input causes; the text is one sentence for the user."""
+    """Base of all errors that the input causes; the text is one sentence for the user, made plain here."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain_message(message))
 
 
 class UnsupportedCheckpointError(Op4ksrError):

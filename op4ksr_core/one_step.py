@@ -8,7 +8,6 @@ No noise is added; the enlarged input stands in for x_t of the rectified flow at
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from copy import copy
 from dataclasses import dataclass, field
@@ -24,10 +23,11 @@ from .images.resize import Target, mirror_frame, picture_bytes, resize
 from .models.flux import Flux, FluxParams, OnProgress, check_sigma
 from .models.latent import MARGIN, PATCH, process_in, process_out
 from .models.rope import Rfr, parse_theta
+from .plain_text import plain_logger
 from .vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .vae.estimate import StripPlan
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 
 @dataclass(frozen=True)

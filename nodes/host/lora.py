@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ import comfy.lora_convert
 
 from ...op4ksr_core.errors import OptionError, UnsupportedCheckpointError
 from ...op4ksr_core.models.rope import RescaledEmbedND
+from ...op4ksr_core.plain_text import plain_logger
 from ...op4ksr_core.weights.constants import check_prompt
 from ...op4ksr_core.weights.lora import describe_lora, lora_settings, lora_tensors
 from .model import ATTACHMENT
 from .positions import own_positions, patch_positions
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 
 def load_lora(model: Any, path: Path, strength: float) -> Any:

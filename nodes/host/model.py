@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,13 @@ from torch import Tensor
 from ...op4ksr_core.errors import OptionError
 from ...op4ksr_core.models.flux import Flux, FluxParams, OneStepSettings
 from ...op4ksr_core.models.rope import FLUX_THETA, RescaledEmbedND
+from ...op4ksr_core.plain_text import plain_logger
 from ...op4ksr_core.weights.checkpoint import check_tensors, read_state
 from ...op4ksr_core.weights.description import Description, describe_flux, settings_with_prompt
 from .positions import own_theta_is
 from .widgets import chosen
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 #: Under which the one-step settings travel with a MODEL, through every clone.
 ATTACHMENT = "op4ksr"

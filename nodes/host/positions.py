@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from comfy.patcher_extension import CallbacksMP
 
 from ...op4ksr_core.models.rope import RescaledEmbedND, Rfr
+from ...op4ksr_core.plain_text import plain_logger
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 PE_EMBEDDER = "diffusion_model.pe_embedder"
 

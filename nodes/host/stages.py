@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +15,11 @@ from ...op4ksr_core.errors import OptionError
 from ...op4ksr_core.images.color import ColorFix
 from ...op4ksr_core.models.flux import OnProgress
 from ...op4ksr_core.one_step import PICTURES_AT_ONCE, Frame, Stages
+from ...op4ksr_core.plain_text import plain_logger
 from .exact_vae import ExactVAE, check_vae, is_oom, running
 from .model import check_conditioning, check_flow, prompt_conditioning, settings_of
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 #: Bytes that must be free on the device over those that pictures need there.
 _ROOM = 1.2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...op4ksr_core.errors import UnsupportedCheckpointError
+from ...op4ksr_core.plain_text import plain_logger
 from ...op4ksr_core.vae.autoencoder import AutoEncoder, AutoEncoderParams
 from ...op4ksr_core.weights.checkpoint import (
     Description,
@@ -25,7 +25,7 @@ from ...op4ksr_core.weights.checkpoint import (
 from ...op4ksr_core.weights.probe import doubt
 from .exact_vae import ExactVAE, strips_of
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 
 class HostAutoEncoder(AutoEncoder):

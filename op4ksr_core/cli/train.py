@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..machine import default_device, free_memory
+from ..plain_text import plain_logger
 from ..planning.geometries import GEOMETRIES
 from ..training.config import TrainConfig
 from ..training.config_file import read_config, read_text
@@ -19,7 +19,7 @@ from ..training.step_plan import StepPlan, geometry_of, plan_step, refuse_if_hop
 from ..training.stopping import Stopped, Terminated, sigterm_cleans_up
 from ..training.trainer import OnStep, Trainer
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 #: Seconds between two lines where the output is no terminal.
 QUIET = 30.0

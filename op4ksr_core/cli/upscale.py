@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -23,13 +22,14 @@ from ..images.paths import gather, output_paths
 from ..machine import dtype_name, explain_out_of_memory, peak_memory
 from ..models.flux import Flux
 from ..one_step import OneStepOptions, upscale, upscale_alpha
+from ..plain_text import plain_logger
 from ..vae.autoencoder import AutoEncoder
 from ..vae.estimate import StripPlan
 from ..version import __version__
 from .options import add_models, add_size, target_of
 from .plan import Planner
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 Report = dict[str, Any]
 

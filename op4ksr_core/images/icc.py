@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import logging
 from typing import Any
 
 from PIL import Image, features
 
-log = logging.getLogger(__name__)
+from ..plain_text import plain_logger
+
+log = plain_logger(__name__)
 
 #: Modes that a profile can be applied to as they are.
 _PROFILED = ("RGB", "L", "CMYK")

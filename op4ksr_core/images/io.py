@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import tempfile
 import zlib
 from collections.abc import Mapping
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from ..errors import ImageError, OutputError
 from ..files import link_target, written_whole
+from ..plain_text import plain_logger
 from .icc import to_srgb
 from .png import PngOptions, Rows, is_png16, open_low_bytes, write_png
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 #: What a folder is searched for.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 from ..errors import OutOfMemoryError
 from ..machine import is_out_of_memory
+from ..plain_text import plain_logger
 from .estimate import leaner
 from .strips import StripSettings
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 Result = TypeVar("Result")
 

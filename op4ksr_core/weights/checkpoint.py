@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from ..errors import OutputError, UnsupportedCheckpointError
 from ..files import written_whole
 from ..machine import default_dtype
 from ..models.flux import Flux, FluxParams
+from ..plain_text import plain_logger
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .description import Description, describe_autoencoder, describe_flux, settings_with_prompt
 from .header import OUR_FORMAT, PROMPT_KEYS, Header, read_tensors
 from .layouts import Layout
 from .shards import some_names
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 
 # --- loading ----------------------------------------------------------------------------------

@@ -12,7 +12,19 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "op4ksr_core"
 
 #: The rooms of the core, low to high: a module imports its own room and rooms before it.
-ROOMS = ["errors", "version", "bundled", "files", "machine", "images", "models", "vae", "planning", "weights"]
+ROOMS = [
+    "plain_text",
+    "errors",
+    "version",
+    "bundled",
+    "files",
+    "machine",
+    "images",
+    "models",
+    "vae",
+    "planning",
+    "weights",
+]
 ROOMS += ["one_step", "periodicity", "training", "cli", "__main__"]
 #: What stands above the core: not imported by it, nor by one another.
 ABOVE = {"nodes", "benchmarks"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import re
 import tarfile
@@ -19,8 +18,9 @@ from PIL import Image
 
 from ...errors import OptionError
 from ...images.io import BROKEN, IMAGE_SUFFIXES, Picture, from_pil, to_pil
+from ...plain_text import plain_logger
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 Pixels = NDArray[np.uint8]
 

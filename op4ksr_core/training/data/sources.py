@@ -6,7 +6,6 @@ as an uninterrupted one. Shards are a stream, which a resumed run reads up to wh
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,12 +22,13 @@ from ...files import written_whole
 from ...images.io import IMAGE_SUFFIXES, from_array, load_image
 from ...images.resize import resize
 from ...models.flux import OnProgress
+from ...plain_text import plain_logger
 from ..config import DataConfig
 from ..stopping import deferred_signals, follow_the_run, signals_blocked, stop_if
 from . import leaves
 from .shards import Pixels, pixels_of, shard_files, shard_pictures
 
-log = logging.getLogger(__name__)
+log = plain_logger(__name__)
 
 #: Seeds of the procedural pictures that runs show as samples and measure; never trained on.
 HELD_OUT = 1_000_000_000
