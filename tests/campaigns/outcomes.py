@@ -34,7 +34,7 @@ class Run:
         return [line for line in self.err.split("\n") if line.startswith("error: ")]
 
     def fault(self) -> str | None:
-        """What is wrong with how it ended, whatever it was given; None for success or a refusal in one sentence each."""
+        """What is wrong with how it ended, whatever it was given; None for success or refusals in one sentence."""
         if self.code is None:
             return f"hung for {self.seconds:.0f} s"
         if self.code < 0:
@@ -53,7 +53,7 @@ class Run:
 
 @dataclass
 class Tally:
-    """The figures of a campaign. A fault keeps its name and what happened; ``close`` prints the figures and fails on any."""
+    """The figures of a campaign. Faults keep what happened; ``close`` prints the figures and fails on any."""
 
     name: str
     counts: Counter[str] = field(default_factory=Counter)
