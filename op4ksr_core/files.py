@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+#: Names of files that are not finished: hidden, of a length that fits everywhere, and no gallery's.
+_TEMPORARY = re.compile(r"\.op4ksr-[0-9a-f]{16}\..+")
+
+#: Seconds after which an unfinished file that nobody writes to is taken for what a killed process left: our choice.
+_STALE = 24 * 3600.0
+
+#: Unfinished files of this process.
+_unfinished: set[Path] = set()
 
 #: Errors of fsync on file systems that do not support it: nothing is wrong with the file.
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
@@ -38,8 +55,10 @@ def written_whole(path: Path, suffix: str = ".part") -> Generator[Path, None, No
     """
     target = link_target(path)
     replaced = _replaced(target)
-    temporary = _create(target.parent, suffix)
+    temporary = target.parent / f".op4ksr-{secrets.token_hex(8)}{suffix}"
+    _unfinished.add(temporary)
     try:
+        _create(temporary)
         if replaced is not None:  # before there is anything to read in it
             _take_owner_and_mode(temporary, replaced, stat.S_IRUSR | stat.S_IWUSR)
         yield temporary
@@ -50,6 +69,53 @@ def written_whole(path: Path, suffix: str = ".part") -> Generator[Path, None, No
         _flush_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+
+
+@contextmanager
+def claimed(path: Path) -> Generator[bool, None, None]:
+    """Whether ``path`` is this process's to make while the block runs: False where another one makes it.
+
+    A hidden file beside it is locked; a process that was killed holds no lock. Where the file system knows no locks,
+    everybody is told True. Raises OSError where the folder cannot be written to.
+    """
+    target = link_target(path)
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    claim = target.parent / f".op4ksr-{name}.claim"
+    handle = _locked(claim)
+    if handle is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        if sys.platform == "win32":  # where nothing that is open can be deleted
+            os.close(handle)
+        with suppress(OSError):
+            claim.unlink()
+        if sys.platform != "win32":
+            os.close(handle)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that is not finished, or was not when its process was killed."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_unfinished() -> None:
+    """Delete what this process has not finished: for its end, where no ``finally`` may have run."""
+    for path in list(_unfinished):
+        with suppress(OSError):
+            path.unlink()
+
+
+def remove_stale(folder: Path) -> None:
+    """Delete what killed processes left in the folder: unfinished files that nobody has written to for a day."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if is_temporary(entry.name) and time.time() - entry.stat().st_mtime > _STALE:
+                with suppress(OSError):
+                    os.unlink(entry.path)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -119,11 +185,34 @@ def _replaced(target: Path) -> os.stat_result | None:
     return found
 
 
-def _create(folder: Path, suffix: str) -> Path:
+def _create(path: Path) -> None:
     """A new empty file with the mode that the umask, or the folder's own list of rights, leaves."""
-    path = folder / f"tmp{secrets.token_hex(8)}{suffix}"
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    return path
+
+
+def _locked(claim: Path) -> int | None:
+    """The handle of the claim, created and locked; None where another process has it."""
+    while True:
+        handle = os.open(claim, os.O_CREAT | os.O_RDWR, 0o666)
+        if not _lock(handle):
+            os.close(handle)
+            return None
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(handle), os.stat(claim)):
+                return handle
+        os.close(handle)  # its holder has deleted it since it was opened
+
+
+def _lock(handle: int) -> bool:
+    """Whether the file could be locked, or cannot be on this file system."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
+    return True
 
 
 def _take_owner_and_mode(path: Path, replaced: os.stat_result, more: int = 0) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import re
 import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -11,13 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .errors import OutOfMemoryError
+from .plain_text import plain
 
 #: Longest number that the kernel writes, in digits: below 2^64.
 _DIGITS = 20
+
+#: The classes that errors of memory come in; most of such errors mean something else.
+MEMORY_ERRORS = (RuntimeError, MemoryError, OSError, SafetensorError)
+
+#: What the libraries say when memory has run out, in lower case. "could not create a primitive descriptor" is another
+#: matter: a kernel that oneDNN does not have.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|(can't|cannot|could not|unable to|failed to) allocate|not enough memory|_status_alloc_failed"
+    r"|you tried to allocate|bad_alloc|bad allocation|could not create a (primitive(?! desc)|memory)"
+    r"|os error 12\b|paging file is too small"
+)
 
 
 def default_device() -> torch.device:
@@ -70,13 +85,13 @@ def free_memory(device: torch.device) -> int | None:
 def system_memory(root: Path = Path("/")) -> int | None:
     """Bytes of system memory (RAM) that this process can still take; None where unknown.
 
-    On Linux what the kernel calls available, or less where a container's limit leaves less. ``root``: where /proc
-    and /sys are, for tests.
+    On Linux what the kernel calls available, or less where a container's limit, or the process's own (``ulimit -v``),
+    leaves less. ``root``: where /proc and /sys are, for tests.
     """
     available = _meminfo_available(root)
     if available is None:
         return _psutil_available() or _windows_available()
-    return min([available, *_left_by_cgroups(root)])
+    return min([available, *_left_by_cgroups(root), *_left_by_ulimit(root)])
 
 
 def _meminfo_available(root: Path) -> int | None:
@@ -85,6 +100,21 @@ def _meminfo_available(root: Path) -> int | None:
             available = _number(line.removeprefix("MemAvailable:").removesuffix("kB"))
             return None if available is None else available * 1024
     return None
+
+
+def _left_by_ulimit(root: Path) -> Iterator[int]:
+    """What the limit on the process's addresses leaves, where there is one."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return
+    for line in _lines(root / "proc/self/status"):
+        if line.startswith("VmSize:"):
+            taken = _number(line.removeprefix("VmSize:").removesuffix("kB"))
+            yield max(0, limit - (taken or 0) * 1024)
 
 
 def _left_by_cgroups(root: Path) -> Iterator[int]:
@@ -184,11 +214,17 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch's out-of-memory errors of any device, and Python's own."""
+    """Whether memory has run out: PyTorch's errors of any device, its libraries', the system's, and Python's own.
+
+    On a CPU it has many faces: oneDNN cannot create a primitive, a file cannot be mapped, an allocator says so.
+    """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    texts = ("out of memory", "can't allocate memory", "not enough memory", "_status_alloc_failed")
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+    if isinstance(error, OSError):  # not by its text, which has a file's name in it
+        return error.errno == errno.ENOMEM
+    if not isinstance(error, MEMORY_ERRORS):
+        return False
+    return _OUT_OF_MEMORY.search(str(error).lower()) is not None
 
 
 @contextmanager
@@ -198,12 +234,18 @@ def explain_out_of_memory(
     """Turn any out-of-memory error inside into ours, with the remedy. ComfyUI does not answer ours with tiles."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except MEMORY_ERRORS as error:
         if not is_oom(error):
             raise
-        raise OutOfMemoryError(
-            f"{what}: out of memory; ask for a smaller target, use bfloat16 instead of float32, or run on the CPU"
-        ) from None
+        raise out_of_memory(what) from None
+
+
+def out_of_memory(what: str) -> OutOfMemoryError:
+    """The one sentence for it."""
+    return OutOfMemoryError(
+        f"{plain(what)}: out of memory; ask for a smaller target, use bfloat16 instead of float32, close what else "
+        "uses the memory, or run on another device"
+    )
 
 
 class AllocationTracker(TorchDispatchMode):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 
 from ..errors import OptionError
+from ..plain_text import plain
 from ..weights.convert import Conversion, convert
+from .console import say, say_json
+from .options import number
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -48,32 +50,35 @@ def run_convert(options: argparse.Namespace) -> int:
     )
     report = convert(options.input, options.output, conversion)
     if options.json:
-        print(json.dumps(report, indent=2))
+        say_json(report)
         return 0
-    print(
-        f"{report['output']}: {report['kind']}, {report['layout']} names, {report['tensors']} tensors, "
+    say(
+        f"{plain(report['output'])}: {report['kind']}, {report['layout']} names, {report['tensors']} tensors, "
         f"{report['bytes'] / 1e9:.3f} GB"
     )
     for key, value in report["metadata"].items():
-        print(f"  {key}: {value}")
+        say(f"  {plain(key)}: {plain(value)}")
     if report["prompt_embedding"]:
-        print("  with a prompt embedding")
+        say("  with a prompt embedding")
     if report["unknown"]:
-        print(
-            "  nothing says its stride: 'inspect --probe PHOTO' tells; write it with --set op4ksr.vae_stride=2 (or 1)"
-        )
+        say("  nothing says its stride: 'inspect --probe PHOTO' tells; write it with --set op4ksr.vae_stride=2 (or 1)")
     return 0
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
     """``FILE`` or ``FILE:STRENGTH`` (a strength is what reads as a number)."""
-    match = re.fullmatch(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", text)
-    return (Path(match[1]), float(match[2])) if match else (Path(text), 1.0)
+    file, colon, strength = text.rpartition(":")
+    if not (colon and file and re.fullmatch(r"[-+0-9.eE]*[0-9][-+0-9.eE]*|[-+]?(inf|nan)", strength)):
+        return Path(text), 1.0
+    try:
+        return Path(file), number(strength)
+    except argparse.ArgumentTypeError as error:
+        raise OptionError(f"--merge-lora {plain(text)}: {error}") from error
 
 
 def parse_setting(text: str) -> tuple[str, str]:
     """``op4ksr.key=value``. OptionError if it is none."""
     key, equals, value = text.partition("=")
     if not equals or not key or not value:
-        raise OptionError(f"--set {text}: expected op4ksr.KEY=VALUE, like op4ksr.sigma=0.5")
+        raise OptionError(f"--set {plain(text)}: expected op4ksr.KEY=VALUE, like op4ksr.sigma=0.5")
     return key, value

@@ -13,6 +13,8 @@ from ..bundled import SAMPLE_PHOTO
 from ..files import make_folder
 from ..images.io import Picture, from_pil, load_image, save_image, to_pil
 from ..images.resize import resize
+from ..plain_text import plain
+from .console import say
 from .upscale import add_upscale, run_upscale
 
 #: The crop that shows eye, beak and feathers: its centre (row, column) as shares of the sides, and its side, px.
@@ -35,7 +37,7 @@ def run_demo(options: argparse.Namespace) -> int:
     run_upscale(upscaling.parse_args([str(SAMPLE_PHOTO), "-o", str(output), "--long-edge", "4096"]))
     views = before_after(load_image(SAMPLE_PHOTO).image, load_image(output).image)
     save_image(comparison, from_pil(views))
-    print(f"{comparison}: the same crop, bicubic and one step")
+    say(f"{plain(comparison)}: the same crop, bicubic and one step")
     return 0
 
 

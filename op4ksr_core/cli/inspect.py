@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from ..plain_text import plain
 from ..weights.inspect import inspect_file
+from .console import say, say_json
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -21,18 +22,18 @@ def run_inspect(options: argparse.Namespace) -> int:
     """Print what a weights file is. Returns the exit status, 0."""
     report = inspect_file(options.file, options.probe)
     if options.json:
-        print(json.dumps(report, indent=2))
+        say_json(report)
         return 0
     for key, value in report.items():
         if key == "probe":
             for fit in value:
                 geometry = f"stride {fit['stride']} shift {fit['shift']}"
-                print(f"probe: {geometry}: {fit['psnr']:.2f} dB, finest detail {fit['detail']:+.2f}")
+                say(f"probe: {geometry}: {fit['psnr']:.2f} dB, finest detail {fit['detail']:+.2f}")
         elif key == "probe_says" and value is None:
-            print("probe_says: cannot tell; too little detail comes back at any geometry")
+            say("probe_says: cannot tell; too little detail comes back at any geometry")
         elif isinstance(value, dict):
             for name, item in value.items():
-                print(f"{key}.{name}: {item}")
+                say(f"{key}.{plain(name)}: {plain(item)}")
         elif value not in (None, []):
-            print(f"{key}: {value}")
+            say(f"{key}: {plain(value)}")
     return 0

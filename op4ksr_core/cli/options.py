@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +15,15 @@ from ..errors import OptionError, UnsupportedCheckpointError
 from ..images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ..machine import default_device
 from ..models.flux import Flux
+from ..plain_text import plain
 from ..vae.autoencoder import AutoEncoder
 from ..vae.strips import MEMORY_MODES, StripSettings
 from ..weights.checkpoint import load_autoencoder, load_flux
 from ..weights.description import Description, describe_autoencoder, describe_flux
 from ..weights.probe import doubt
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_WHOLE = re.compile(r"[-+]?\d{1,18}", re.ASCII)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,11 +31,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def add_size(parser: argparse.ArgumentParser) -> None:
     """The options that ``target_of`` reads."""
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--scale", type=float, help="factor (default: 4)")
-    size.add_argument("--long-edge", type=int, metavar="PX")
-    size.add_argument("--short-edge", type=int, metavar="PX")
-    size.add_argument("--megapixels", type=float, metavar="MP", help="1 MP = 1024 x 1024 px")
-    parser.add_argument("--max-megapixels", type=float, default=DEFAULT_CEILING_MEGAPIXELS, metavar="MP")
+    size.add_argument("--scale", type=number, help="factor (default: 4)")
+    size.add_argument("--long-edge", type=whole, metavar="PX")
+    size.add_argument("--short-edge", type=whole, metavar="PX")
+    size.add_argument("--megapixels", type=number, metavar="MP", help="1 MP = 1024 x 1024 px")
+    parser.add_argument(
+        "--max-megapixels", type=number_or_inf, default=DEFAULT_CEILING_MEGAPIXELS, metavar="MP", help="the ceiling"
+    )
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -37,11 +45,11 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", type=Path, default=BUNDLED_AUTOENCODER, help="default: the bundled one")
     parser.add_argument("--model", type=Path, default=BUNDLED_FLUX, help="default: the bundled one")
     parser.add_argument(
-        "--stride", type=int, choices=(1, 2), help="of the VAE: 1 = 8x, 2 = 16x; default: as its file says"
+        "--stride", type=whole, choices=(1, 2), help="of the VAE: 1 = 8x, 2 = 16x; default: as its file says"
     )
-    parser.add_argument("--shift", type=int, choices=(0, 1), help="of the VAE; default: as its file says")
+    parser.add_argument("--shift", type=whole, choices=(0, 1), help="of the VAE; default: as its file says")
     parser.add_argument("--theta", help="RoPE base, one number or ROWS,COLUMNS; default: the model's own")
-    parser.add_argument("--sigma", type=float, help="default: the model's own")
+    parser.add_argument("--sigma", type=number, help="default: the model's own")
     parser.add_argument("--vae-only", action="store_true", help="skip the transformer: what does it contribute?")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     parser.add_argument(
@@ -53,18 +61,38 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         "--strips",
         type=parse_strips,
         metavar="MODE[:ROWS]",
-        help=f"how the VAE runs: {', '.join(MEMORY_MODES)}, the picture being the same; default: by the free memory",
+        help=f"how the VAE runs: {', '.join(MEMORY_MODES)}, the same picture to rounding; default: by the free memory",
     )
+
+
+def number(text: str) -> float:
+    """A number in ASCII digits, at most 1e12 either way, for argparse."""
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    if not abs(value) <= 1e12:
+        raise argparse.ArgumentTypeError(f"expected a number, like 2 or 0.5, of at most 1e12; got {plain(text)}")
+    return value
+
+
+def number_or_inf(text: str) -> float:
+    """``number``, or ``inf``: no limit."""
+    return math.inf if text == "inf" else number(text)
+
+
+def whole(text: str) -> int:
+    """A whole number of at most 18 ASCII digits, so that all that counts can hold it, for argparse."""
+    if not _WHOLE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at most 18 digits; got {plain(text)}")
+    return int(text)
 
 
 def parse_strips(text: str) -> StripSettings:
     """``tiny``, or with rows ``fast:32`` -> StripSettings, for argparse."""
     mode, _, rows = text.partition(":")
     try:
-        return StripSettings(int(rows or StripSettings.rows), mode)  # pyright: ignore[reportArgumentType]
-    except ValueError as error:
+        return StripSettings(whole(rows or str(StripSettings.rows)), mode)  # pyright: ignore[reportArgumentType]
+    except (ValueError, argparse.ArgumentTypeError) as error:
         raise argparse.ArgumentTypeError(
-            f"expected {', '.join(MEMORY_MODES)}, with :ROWS or without; got {text!r}"
+            f"expected {', '.join(MEMORY_MODES)}, with :ROWS or without; got {plain(text)}"
         ) from error
 
 
@@ -82,7 +110,7 @@ def parse_device(name: str | None) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0][:200]
-        raise OptionError(f"--device {name}: not available here ({reason}); try --device cpu") from error
+        raise OptionError(f"--device {plain(name)}: not available here ({reason}); try --device cpu") from error
     return device
 
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import Op4ksrError, OptionError
-from ..images.io import Picture, check_output, from_pil, load_image, save_image
+from ..errors import OptionError
+from ..images.io import Picture, from_pil, load_image, save_image
 from ..images.metrics import luma
-from ..images.paths import gather, output_paths
+from ..images.paths import Places, gather, is_named, output_paths
 from ..machine import explain_out_of_memory
 from ..periodicity.meter import measure_periodicity
 from ..periodicity.report import PeriodicityReport, in_words
 from ..periodicity.report_picture import draw_report
 from ..periodicity.suppress import for_8_bit, is_8_bit, suppress_with_report
 from ..periodicity.thresholds import ALARM_RATE
+from ..plain_text import plain
+from .console import say, say_json
+from .failures import Failures
+from .options import number
+from .upscale import add_overwrite
 
 #: Exit status where at least one picture is above the alarm level.
 ALARMED = 3
@@ -34,15 +39,17 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print the reports as JSON")
     parser.add_argument("--report", type=Path, metavar="OUT.png", help="draw the report; folder for several")
     parser.add_argument(
-        "--alarm", type=float, default=ALARM_RATE, metavar="RATE", help="false-alarm rate of an alarm (default: 0.01)"
+        "--alarm", type=number, default=ALARM_RATE, metavar="RATE", help="false-alarm rate of an alarm (default: 0.01)"
     )
-    parser.add_argument("--token", type=float, metavar="PX", help="px per token, to give the period in tokens too")
+    parser.add_argument("--token", type=number, metavar="PX", help="px per token, to give the period in tokens too")
+    add_overwrite(parser)
     parser = commands.add_parser("suppress", help="take a periodic artifact out of a picture")
     parser.set_defaults(command=run_suppress)
     parser.add_argument("input", nargs="+", type=Path, metavar="IN", help="picture, or folder of pictures")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="file; folder for several")
     parser.add_argument("--reference", type=Path, metavar="LR", help="what it was made from; folder for several")
-    parser.add_argument("--strength", type=float, default=1.0, metavar="S", help="0 to 1 (default)")
+    parser.add_argument("--strength", type=number, default=1.0, metavar="S", help="0 to 1 (default)")
+    add_overwrite(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
@@ -52,37 +59,45 @@ def add_commands(commands: Any) -> None:
 def run_periodicity(options: argparse.Namespace) -> int:
     """Print one report, or a table, worst first. 0: no alarm, 3: alarm, 1: a picture could not be read."""
     sources = gather(options.input)
-    drawings = _drawings(sources, options)
+    drawings = _Drawings(sources, options)
     reports: list[tuple[Path, PeriodicityReport]] = []
-    failed = 0
+    failures = Failures(len(sources))
     for source in sources:
-        try:
-            reports.append((source, _measure_file(source, drawings.get(source), options)))
-        except Op4ksrError as error:  # one bad picture does not cost the others
-            if len(sources) == 1:
-                raise
-            failed += 1
-            print(f"error: {error}", file=sys.stderr)
+        with failures.costing_no_other(source):
+            reports.append((source, _measure_file(source, drawings, options)))
     reports.sort(key=lambda pair: -pair[1].score)
     if options.json:
-        pictures = [{"input": str(source), **report.as_dict()} for source, report in reports]
-        print(json.dumps({"pictures": pictures}, indent=2))
+        say_json({"pictures": [{"input": str(source), **report.as_dict()} for source, report in reports]})
     elif len(sources) == 1:
-        print(f"{sources[0]}: {reports[0][1].verdict}")
+        say(f"{plain(sources[0])}: {reports[0][1].verdict}")
     else:
         _print_table(reports)
-    if failed:
-        return 1
-    return ALARMED if any(report.alarm for _, report in reports) else 0
+    return failures.close() or (ALARMED if any(report.alarm for _, report in reports) else 0)
 
 
-def _measure_file(source: Path, drawing: Path | None, options: argparse.Namespace) -> PeriodicityReport:
-    image = load_image(source).image
-    reference = _reference_of(source, options.reference)
+class _Drawings:
+    """Where each picture's report goes; raises OutputError before anything is computed where it cannot."""
+
+    def __init__(self, sources: list[Path], options: argparse.Namespace) -> None:
+        self.outputs: dict[Path, Path] = {}
+        if options.report is not None:
+            named = is_named(sources, options.report)
+            pairs = output_paths(sources, options.report, _references(options.reference))
+            self.outputs, self.places = dict(pairs), Places(pairs, named, options.overwrite)
+
+    def write(self, source: Path, draw: Callable[[], Picture]) -> None:
+        """Draw and write the report, if it is wanted."""
+        if (output := self.outputs.get(source)) is not None:
+            with self.places.reserved(output):
+                save_image(output, draw(), texts=self.places.texts)
+
+
+def _measure_file(source: Path, drawings: _Drawings, options: argparse.Namespace) -> PeriodicityReport:
     with explain_out_of_memory(str(source)):
+        image = load_image(source).image
+        reference = _reference_of(source, options.reference)
         report = measure_periodicity(image, reference, alarm_rate=options.alarm, token=options.token)
-        if drawing is not None:
-            save_image(drawing, from_pil(draw_report(image, report, reference)))
+        drawings.write(source, lambda: from_pil(draw_report(image, report, reference)))
     return report
 
 
@@ -90,10 +105,10 @@ def _reference_of(source: Path, reference: Path | None) -> torch.Tensor | None:
     """The picture named, or of a folder the one with the source's name, whatever its ending."""
     if reference is None:
         return None
-    if reference.is_dir():
+    if os.path.isdir(reference):
         named = [path for path in gather([reference]) if path.stem == source.stem]
         if not named:
-            raise OptionError(f"{reference}: holds no picture named {source.stem}, the reference of {source}")
+            raise OptionError(f"{reference}: holds no picture named {plain(source.stem)}, the reference of {source}")
         reference = named[0]
     return load_image(reference).image
 
@@ -103,22 +118,14 @@ def _references(reference: Path | None) -> list[Path]:
     return [] if reference is None else gather([reference])
 
 
-def _drawings(sources: list[Path], options: argparse.Namespace) -> dict[Path, Path]:
-    """Where each picture's report goes; raises OutputError before anything is computed where it cannot."""
-    if options.report is None:
-        return {}
-    return dict(output_paths(sources, options.report, _references(options.reference)))
-
-
 def _print_table(reports: list[tuple[Path, PeriodicityReport]]) -> None:
-    width = max((len(str(source)) for source, _ in reports), default=7)
-    print(f"{'picture':{width}}  {'score':>7}  {'false alarms':>12}  kind    period")
+    width = max((len(plain(source)) for source, _ in reports), default=7)
+    say(f"{'picture':{width}}  {'score':>7}  {'false alarms':>12}  kind    period")
     for source, report in reports:
         period = in_words(report.period, report.tokens) if any(report.period) else "-"
         mark = "!" if report.alarm else " "
-        print(
-            f"{source!s:{width}} {mark}{report.score:7.2f}  {report.false_alarm_rate:12.1e}  {report.kind:6}  {period}"
-        )
+        chance = f"{report.false_alarm_rate:12.1e}"
+        say(f"{plain(source):{width}} {mark}{report.score:7.2f}  {chance}  {report.kind:6}  {period}")
 
 
 # --- suppress ---------------------------------------------------------------------------------
@@ -126,31 +133,29 @@ def _print_table(reports: list[tuple[Path, PeriodicityReport]]) -> None:
 
 def run_suppress(options: argparse.Namespace) -> int:
     """Write each picture, cleaned where a mesh was found and as it was elsewhere; 0, or 1 if one failed."""
-    pairs = output_paths(gather(options.input), options.output, _references(options.reference))
+    sources = gather(options.input)
+    named = is_named(sources, options.output)
+    pairs = output_paths(sources, options.output, _references(options.reference))
+    places, failures = Places(pairs, named, options.overwrite), Failures(len(pairs))
     done: list[dict[str, Any]] = []
-    failed = 0
     for source, output in pairs:
-        try:
-            done.append(_suppress_file(source, output, options))
-        except Op4ksrError as error:
-            if len(pairs) == 1:
-                raise
-            failed += 1
-            print(f"error: {error}", file=sys.stderr)
+        report: dict[str, Any] = {}
+        with failures.costing_no_other(source):
+            with places.reserved(output), explain_out_of_memory(str(source)):
+                report = _suppress_file(source, output, options, places.texts)
+            done.append(report)
+        if report and not options.json:
+            say(f"{plain(output)}: {report['note']}")
     if options.json:
-        print(json.dumps({"pictures": done}, indent=2))
-    return 1 if failed else 0
+        say_json({"pictures": done})
+    return failures.close()
 
 
-def _suppress_file(source: Path, output: Path, options: argparse.Namespace) -> dict[str, Any]:
-    check_output(output)
+def _suppress_file(source: Path, output: Path, options: argparse.Namespace, texts: dict[str, str]) -> dict[str, Any]:
     picture = load_image(source)
-    with explain_out_of_memory(str(source)):
-        result = suppress_with_report(picture.image, _reference_of(source, options.reference), options.strength)
+    result = suppress_with_report(picture.image, _reference_of(source, options.reference), options.strength)
     cleaned = Picture(for_8_bit(result.image, picture.image), picture.alpha)
-    save_image(output, cleaned, _bits(picture) if output.suffix.lower() == ".png" else 8)
-    if not options.json:
-        print(f"{output}: {result.note}")
+    save_image(output, cleaned, _bits(picture) if output.suffix.lower() == ".png" else 8, texts=texts)
     changed = float(luma(result.image - picture.image).square().mean().sqrt()) * 255
     return {
         "input": str(source),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +14,15 @@ from ..images.io import load_image
 from ..machine import default_dtype, dtype_name, free_memory
 from ..models.flux import Flux, FluxParams
 from ..one_step import check_pair
+from ..plain_text import plain
 from ..planning.make import Models, make_plan
 from ..planning.plan import GIGABYTE, Machine, Plan, Weights
 from ..vae.autoencoder import AutoEncoder
 from ..vae.estimate import both
 from ..vae.layers import AutoEncoderParams
 from ..weights.header import PROMPT_KEYS
-from .options import DTYPES, add_models, add_size, describe_models, load_models, parse_device, target_of
+from .console import say, say_json
+from .options import DTYPES, add_models, add_size, describe_models, load_models, number, parse_device, target_of
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -41,23 +41,26 @@ def run_plan(options: argparse.Namespace) -> int:
     if options.free is not None:
         planner.machine = replace(planner.machine, free=int(options.free * GIGABYTE))
     plan = planner.plan(_size_of(options.input))
-    print(json.dumps(plan.report(), indent=2) if options.json else plan.text())
+    if options.json:
+        say_json(plan.report())
+    else:
+        say(plan.text())
     return 1 if plan.fits is False else 0
 
 
 def _gigabytes(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"expected a number of gigabytes above 0, got {text}")
+    value = number(text)
+    if not 0 < value <= 1e9:
+        raise argparse.ArgumentTypeError(f"expected gigabytes above 0, at most 1e9; got {plain(text)}")
     return value
 
 
 def _size_of(text: str) -> tuple[int, int]:
     """1024x768, or a picture file's size -> (height, width)."""
-    if match := re.fullmatch(r"(\d+)[xX](\d+)", text):
-        width, height = (int(part) for part in match.groups())
+    if match := re.fullmatch(r"(\d+)[xX](\d+)", text, re.ASCII):
+        width, height = (int(part) if len(part) < 10 else 0 for part in match.groups())
         if not (width and height):
-            raise OptionError(f"{text}: expected a size above 0, as 1024x768")
+            raise OptionError(f"{plain(text)}: expected a size above 0, of at most 9 digits a side, as 1024x768")
         return height, width
     return load_image(Path(text)).size
 
@@ -125,4 +128,4 @@ class Planner:
 
     def _weights(self, path: Path, model: torch.nn.Module, dtype: torch.dtype) -> Weights:
         count = sum(parameter.numel() for parameter in model.parameters())
-        return Weights(path.name, count * dtype.itemsize, f"{self.machine.device}, {dtype_name(dtype)}", dtype)
+        return Weights(plain(path.name), count * dtype.itemsize, f"{self.machine.device}, {dtype_name(dtype)}", dtype)

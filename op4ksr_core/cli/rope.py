@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import OptionError
 from ..models.flux import FluxParams
 from ..models.rope import FLUX_THETA, FLUX_TRAIN_TOKENS, POLICIES, Rfr, parse_theta, rescale, turns_per_pair
+from ..plain_text import plain
 from ..weights.description import describe_flux
 from ..weights.header import read_header
 from ..weights.lora import describe_lora
+from .console import say, say_json
+from .options import number, whole
 
 #: Flux's channels per image axis.
 _FLUX_DIM = 56
@@ -41,9 +44,9 @@ def add_rope(parser: argparse.ArgumentParser) -> None:
     change = parser.add_mutually_exclusive_group()
     change.add_argument("--theta", help="RFR to this theta, one number or ROWS,COLUMNS")
     change.add_argument("--policy", choices=POLICIES, help="RFR by this policy")
-    parser.add_argument("--turns", type=float, default=0.5, help="policy fit: turns of the slowest pair (default 0.5)")
+    parser.add_argument("--turns", type=number, default=0.5, help="policy fit: turns of the slowest pair (default 0.5)")
     parser.add_argument(
-        "--train-tokens", type=int, default=FLUX_TRAIN_TOKENS, help="policy ntk: tokens per side seen in training"
+        "--train-tokens", type=whole, default=FLUX_TRAIN_TOKENS, help="policy ntk: tokens per side seen in training"
     )
     parser.add_argument("--json", action="store_true")
 
@@ -52,11 +55,11 @@ def run_rope(options: argparse.Namespace) -> int:
     """Print the turns of both axes, once where they are alike. Returns the exit status, 0."""
     axes = axis_turns(options)
     if options.json:
-        print(json.dumps([asdict(axis) for axis in axes], indent=2))
+        say_json([asdict(axis) for axis in axes])
         return 0
     alike = axes[0].turns_before == axes[1].turns_before and axes[0].turns_after == axes[1].turns_after
     for axis in axes[:1] if alike else axes:
-        print(table(axis, "rows and columns" if alike else axis.axis))
+        say(table(axis, "rows and columns" if alike else axis.axis))
     return 0
 
 
@@ -64,8 +67,8 @@ def axis_turns(options: argparse.Namespace) -> list[AxisTurns]:
     """Both image axes. Without --theta and --policy, a file's theta is compared with Flux's own."""
     own, dims = _theta_of(options.file)
     grid = parse_grid(options.grid)
-    plain = not options.theta and not options.policy
-    before = (FLUX_THETA, FLUX_THETA) if plain else own
+    unchanged = not options.theta and not options.policy
+    before = (FLUX_THETA, FLUX_THETA) if unchanged else own
     if options.theta:
         rfr = Rfr("theta", theta=parse_theta(options.theta))
     elif options.policy == "theta":
@@ -101,8 +104,8 @@ def _theta_of(file: Path | None) -> tuple[tuple[float, float], tuple[int, int]]:
 def parse_grid(text: str) -> tuple[int, int]:
     """``128`` or ``128x96`` -> tokens of (rows, columns). OptionError for anything else."""
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and 0 < int(part) <= 4096 for part in parts):
-        raise OptionError(f"--grid {text}: expected tokens from 1 to 4096, like 128 or 128x96 (px / 32 at 16x)")
+    if len(parts) > 2 or not all(re.fullmatch("[0-9]{1,9}", part) and 0 < int(part) <= 4096 for part in parts):
+        raise OptionError(f"--grid {plain(text)}: expected tokens from 1 to 4096, like 128 or 128x96 (px / 32 at 16x)")
     return int(parts[0]), int(parts[-1])
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,18 +15,19 @@ from typing import Any
 
 import torch
 
-from ..errors import Op4ksrError
 from ..images.color import COLOR_FIXES
 from ..images.io import Picture, check_bits, holds_alpha, levels, load_image, save_image
-from ..images.paths import gather, output_paths
+from ..images.paths import Places, gather, is_named, output_paths
 from ..machine import dtype_name, explain_out_of_memory, peak_memory
 from ..models.flux import Flux
 from ..one_step import OneStepOptions, upscale, upscale_alpha
-from ..plain_text import plain_logger
+from ..plain_text import plain, plain_logger
 from ..vae.autoencoder import AutoEncoder
 from ..vae.estimate import StripPlan
 from ..version import __version__
-from .options import add_models, add_size, target_of
+from .console import say, say_json, tell
+from .failures import Failures
+from .options import add_models, add_size, number, target_of, whole
 from .plan import Planner
 
 log = plain_logger(__name__)
@@ -45,27 +46,41 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
         "--color", choices=COLOR_FIXES, default="wavelet", help="colour fix (default: wavelet; lab: in CIELAB)"
     )
     parser.add_argument(
-        "--fidelity", type=float, default=1.0, help="0 to 1 (default): equality to the input when shrunk"
+        "--fidelity", type=number, default=1.0, help="0 to 1 (default): equality to the input when shrunk"
     )
     parser.add_argument(
         "--compression",
-        type=int,
+        type=whole,
         choices=range(10),
         metavar="0-9",
         help="of PNG, as zlib counts (default: run lengths alone; photos as small as with 6, far faster)",
     )
-    parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="per colour; 16 for PNG only (default: 8)")
+    parser.add_argument(
+        "--bits", type=whole, choices=(8, 16), default=8, help="per colour; 16 for PNG only (default: 8)"
+    )
     parser.add_argument("--anyway", action="store_true", help="compute even where the plan says it will not fit")
+    add_overwrite(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """The option of all commands that fill a folder with pictures."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="in a folder, replace any file; default: those alone that an earlier run made",
+    )
 
 
 def run_upscale(options: argparse.Namespace) -> int:
     """Upscale every picture and report each as it is done. Returns 0, or 1 if one of several failed."""
-    pairs = output_paths(gather(options.input), options.output)
+    sources = gather(options.input)
+    named = is_named(sources, options.output)
+    pairs = output_paths(sources, options.output)
     for _, output in pairs:
         check_bits(output, options.bits)
-    run = _Run(options)
-    done = _Outcome(alone=len(pairs) == 1)
+    run = _Run(options, Places(pairs, named, options.overwrite))
+    done = _Outcome(len(pairs), options.json)
     ahead = _pictures_ahead(run.device)
     with ThreadPoolExecutor(1) as writer:
         waiting: list[tuple[Path, Future[Report]]] = []
@@ -78,27 +93,31 @@ def run_upscale(options: argparse.Namespace) -> int:
             for source, job in waiting:
                 done.add(source, job)
     if options.json:
-        print(json.dumps({"pictures": done.reports, **_models_report(options, run.autoencoder, run.flux)}, indent=2))
-    return 1 if done.failures else 0
+        say_json({"pictures": done.reports, **_models_report(options, run.autoencoder, run.flux)})
+    return done.failures.close()
 
 
 class _Outcome:
     """What became of each picture. An error of the only one is raised; one of several costs no other."""
 
-    def __init__(self, alone: bool) -> None:
-        self.alone, self.failures = alone, 0
+    def __init__(self, total: int, quiet: bool) -> None:
+        self.failures, self.quiet = Failures(total), quiet
         self.reports: list[Report] = []
 
     def add(self, source: Path, job: Future[Report]) -> None:
-        """Wait for a picture's report."""
-        try:
-            self.reports.append(job.result())
-        except Op4ksrError as error:
-            if self.alone:
-                raise
-            self.failures += 1
-            self.reports.append({"input": str(source), "error": str(error)})
-            print(f"error: {error}", file=sys.stderr)
+        """Wait for a picture's report, and tell it."""
+        error = job.exception()
+        if isinstance(error, Exception):
+            self.reports.append({"input": str(source), "error": self.failures.add(source, error)})
+            return
+        report = job.result()
+        self.reports.append(report)
+        if not self.quiet:
+            peak, size = report["peak_memory_bytes"], "x".join(map(str, report["output_size"]))
+            say(
+                f"{plain(report['output'])}: {size} px in {report['seconds']:.1f} s"
+                + (f", peak memory {peak / 1e9:.2f} GB" if peak else "")
+            )
 
 
 def _pictures_ahead(device: torch.device) -> int:
@@ -107,7 +126,7 @@ def _pictures_ahead(device: torch.device) -> int:
 
 
 def _begin(compute: Callable[[], Callable[[], Report]], writer: ThreadPoolExecutor | None) -> Future[Report]:
-    """Compute now; write, and report, in the writer's thread, or now as well. Errors of ours are the job's.
+    """Compute now; write in the writer's thread, or now as well. Errors are the job's.
 
     Without the frames they came through, which hold the picture's tensors: the next one is computed while they wait.
     """
@@ -117,8 +136,8 @@ def _begin(compute: Callable[[], Callable[[], Report]], writer: ThreadPoolExecut
         if writer is not None:
             return writer.submit(write)
         job.set_result(write())
-    except Op4ksrError as error:
-        error.__traceback__ = error.__context__ = None
+    except Exception as error:
+        error.__traceback__ = error.__context__ = error.__cause__ = None
         job.set_exception(error)
     return job
 
@@ -129,8 +148,8 @@ class _Run:
     Raises, before a tensor is read, what ``Planner`` does, and OutOfMemoryError where the weights alone do not fit.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+    def __init__(self, options: argparse.Namespace, places: Places) -> None:
+        self.options, self.places = options, places
         self.settings = OneStepOptions(
             target=target_of(options), color=options.color, fidelity=options.fidelity, vae_only=options.vae_only
         )
@@ -144,21 +163,25 @@ class _Run:
     def compute(self, source: Path, output: Path) -> Callable[[], Report]:
         """Compute one picture; returns what then writes it and makes its report."""
         began, options = time.perf_counter(), self.options
-        picture = load_image(source)
-        plan = self.planner.plan(picture.size)
-        log.info("%s", plan.text())
-        for warning in plan.warnings:
-            log.warning("%s: %s", source, warning)
-        if not options.anyway:
-            plan.refuse_if_hopeless()
-        with explain_out_of_memory(str(source)):
+        with ExitStack() as held, explain_out_of_memory(str(source)):
+            held.enter_context(self.places.reserved(output))
+            picture = load_image(source)
+            plan = self.planner.plan(picture.size)
+            for line in plan.text().splitlines():
+                log.info("%s", line)
+            for warning in plan.warnings:
+                log.warning("%s: %s", source, warning)
+            if not options.anyway:
+                plan.refuse_if_hopeless()
             result = self._enlarged(picture, plan.strips())
-        facts = {
-            "seconds": round(time.perf_counter() - began, 3),
-            "peak_memory_bytes": peak_memory(self.device),
-            "predicted_peak_bytes": plan.peak,
-        }
-        return partial(_write, source, output, picture.size, result, options, facts)
+            facts = {
+                "seconds": round(time.perf_counter() - began, 3),
+                "peak_memory_bytes": peak_memory(self.device),
+                "predicted_peak_bytes": plan.peak,
+            }
+            return partial(
+                _write, source, output, picture.size, result, options, facts, self.places.texts, held.pop_all()
+            )
 
     def _enlarged(self, picture: Picture, strips: StripPlan) -> Picture:
         options = self.options
@@ -177,14 +200,17 @@ def _write(
     result: Picture,
     options: argparse.Namespace,
     facts: Report,
+    texts: dict[str, str],
+    held: ExitStack,
 ) -> Report:
-    """Write one computed picture; returns its report."""
+    """Write one computed picture, and give up its place; returns its report."""
     began, alpha = time.perf_counter(), result.alpha
-    save_image(output, result, options.bits, options.compression)
+    with held, explain_out_of_memory(str(output)):
+        save_image(output, result, options.bits, options.compression, texts)
     keeps_alpha = alpha is not None and holds_alpha(output)
     if alpha is not None and not keeps_alpha:
-        print(f"{output}: this format holds no transparency; end the name in .png to keep it", file=sys.stderr)
-    report: Report = {
+        tell(f"{plain(output)}: this format holds no transparency; end the name in .png to keep it")
+    return {
         "input": str(source),
         "output": str(output),
         "input_size": list(size[::-1]),
@@ -193,13 +219,6 @@ def _write(
         "save_seconds": round(time.perf_counter() - began, 3),
         **facts,
     }
-    if not options.json:
-        peak = report["peak_memory_bytes"]
-        print(
-            f"{output}: {'x'.join(map(str, report['output_size']))} px in {report['seconds']:.1f} s"
-            + (f", peak memory {peak / 1e9:.2f} GB" if peak else "")
-        )
-    return report
 
 
 def _models_report(options: argparse.Namespace, autoencoder: AutoEncoder, flux: Flux | None) -> dict[str, Any]:
@@ -225,4 +244,5 @@ def _models_report(options: argparse.Namespace, autoencoder: AutoEncoder, flux: 
 
 def _show_progress(done: int, total: int) -> None:
     end = "\n" if done == total else ""
-    print(f"\r{100 * done // total:3d} %", end=end, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a terminal that is gone
+        print(f"\r{100 * done // total:3d} %", end=end, file=sys.stderr, flush=True)

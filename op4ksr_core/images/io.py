@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,13 +225,13 @@ def save_image(
     kind = check_bits(path, bits)
     picture = Picture(picture.image) if kind in _OPAQUE_FORMATS else picture
     try:
-        with written_whole(path, path.suffix) as temporary:
+        with written_whole(path) as temporary:
             if kind == "PNG":
                 options = PngOptions(*_zlib_choice(compression), texts or {})
                 with temporary.open("wb") as file:
                     write_png(file, picture.size, channels_of(picture), bits, integer_rows(picture, bits), options)
             else:
-                to_pil(picture).save(temporary, **_SAVE_OPTIONS.get(kind, {}))
+                to_pil(picture).save(temporary, kind, **_SAVE_OPTIONS.get(kind, {}))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path}: cannot be written ({reason}); choose another folder or name") from error
@@ -255,6 +257,8 @@ def check_output(path: str | Path) -> None:
     path = Path(path)
     _format(path)
     try:
+        with suppress(FileNotFoundError):
+            os.lstat(path)  # which tells a name that is too long
         with tempfile.TemporaryFile(dir=link_target(path).parent):
             pass
     except OSError as error:

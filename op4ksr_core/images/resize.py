@@ -10,9 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import OptionError
+from ..plain_text import plain
 
 #: Largest output that is computed unless the caller raises it: our choice, 8192 x 8192.
 DEFAULT_CEILING_MEGAPIXELS = 64.0
+
+#: Of a factor, a side in px and megapixels alike: more than any picture, and little enough to count with. Our choice.
+LARGEST = 10**9
 
 #: Image pixels in 1 megapixel: the host's ResizeImageMaskNode counts 1 MP = 1024^2, and so do we.
 MEGAPIXEL = 1024 * 1024
@@ -69,8 +73,8 @@ class Target:
         if len(given) != 1:
             raise OptionError(f"target: give exactly one of {', '.join(ways)}; got {given or 'none'}")
         ((name, value),) = given.items()
-        if not (math.isfinite(value) and value > 0):
-            raise OptionError(f"{name}: expected a number above 0, got {value}")
+        if not 0 < value <= LARGEST:
+            raise OptionError(f"{name}: expected a number above 0, at most {LARGEST:,}, got {plain(value)}")
         if not self.ceiling_megapixels > 0:
             raise OptionError(f"ceiling: expected a number of megapixels above 0, got {self.ceiling_megapixels}")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..errors import OutOfMemoryError
-from ..machine import is_out_of_memory
+from ..machine import MEMORY_ERRORS, is_out_of_memory
 from ..plain_text import plain_logger
 from .estimate import leaner
 from .strips import StripSettings
@@ -52,7 +52,7 @@ def _try(
     """The result in a tuple, or None if out of memory. The error does not leave: it would keep every tensor alive."""
     try:
         return (run(settings),)
-    except (RuntimeError, MemoryError) as error:
+    except MEMORY_ERRORS as error:
         if not is_oom(error):
             raise
         return None

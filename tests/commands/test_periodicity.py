@@ -102,7 +102,13 @@ def test_one_bad_picture_does_not_cost_the_others(gridded: Path, clean: Path, tm
     (tmp_path / "bad.png").write_bytes(b"no picture")
     assert run("periodicity", tmp_path) == 1
     out, err = capsys.readouterr()
-    assert err.count("\n") == 1 and "bad.png" in err and "gridded" in out and "clean.png" in out
+    assert (
+        err.count("\n") == 2
+        and "bad.png" in err
+        and "1 of 3 pictures failed" in err
+        and "gridded" in out
+        and "clean.png" in out
+    )
     assert run("periodicity", tmp_path / "missing.png") == 1
     assert "no such file" in capsys.readouterr().err
 

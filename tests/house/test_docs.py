@@ -107,6 +107,7 @@ def test_the_picture_of_the_rooms_is_the_direction_that_is_tested() -> None:
         "version",
         "bundled",
         "files",
+        "signals",
         "machine",
         "__main__",
     }

@@ -18,6 +18,7 @@ ROOMS = [
     "version",
     "bundled",
     "files",
+    "signals",
     "machine",
     "images",
     "models",
@@ -31,6 +32,9 @@ ABOVE = {"nodes", "benchmarks"}
 OURS = {"op4ksr_core", *ABOVE}
 #: Rooms of the core that the nodes do without.
 NOT_FOR_NODES = {"training", "cli"}
+
+#: Where whatever escapes becomes a sentence: the end of a command, and one picture of several.
+BOUNDARIES = {"cli/main.py", "cli/failures.py", "cli/upscale.py"}
 
 #: Nowhere in the core; and at no module's top level.
 NEVER = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "diffusers"}
@@ -171,12 +175,14 @@ def test_nothing_runs_code_from_data() -> None:
 
 def test_the_core_reads_no_environment_and_catches_nothing_blindly() -> None:
     for path in SOURCES:
+        boundary = path.relative_to(CORE).as_posix() in BOUNDARIES
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Attribute):
                 assert ast.unparse(node) not in ("os.environ", "os.getenv"), (ids(path), node.lineno)
             if isinstance(node, ast.ExceptHandler):
                 caught = "" if node.type is None else ast.unparse(node.type)
-                assert caught not in ("", "Exception", "BaseException"), (ids(path), node.lineno)
+                assert caught != "Exception" or boundary, (ids(path), node.lineno)
+                assert caught not in ("", "BaseException"), (ids(path), node.lineno)
 
 
 def test_sources_are_ascii() -> None:
