@@ -1,14 +1,15 @@
+import argparse
 import sys
 
 from op4ksr_core.cli.main import start
 
 
-def main() -> int:
-    """The benchmarks' command line; PyTorch is imported after signals are handled."""
-    from .commands.main import build_parser
+def build_parser() -> argparse.ArgumentParser:
+    """The benchmarks' parser; PyTorch is imported with it, after signals are handled."""
+    from .commands import main
 
-    return start(build_parser, None)
+    return main.build_parser()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start(build_parser, None))

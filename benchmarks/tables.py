@@ -12,8 +12,6 @@ from datetime import datetime, timezone
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import torch
-
 from op4ksr_core.files import make_folder, write_whole
 from op4ksr_core.version import __version__
 
@@ -27,6 +25,8 @@ FACTOR = 4
 
 def machine() -> dict[str, str]:
     """What a figure depends on: processor, threads, GPU, versions and system, as words."""
+    import torch  # here: what uses the tables alone runs without it
+
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from op4ksr_core.bundled import BUNDLED_AUTOENCODER
+from op4ksr_core.cli.console import say
+from op4ksr_core.cli.options import number, whole
 from op4ksr_core.cli.train import show_steps
 from op4ksr_core.images.paths import gather
 from op4ksr_core.training.trainer import OnStep
@@ -37,14 +39,14 @@ def add_benchmark(kinds: Any) -> None:
         "hidden",
         "heads",
     ):
-        add("--" + name.replace("_", "-"), type=int, help=f"default: {getattr(_DEFAULT, name)}")
-    add("--periodicity", type=float, help=f"weight of L_AP where it is on; default: {_DEFAULT.periodicity}")
-    add("--seeds", nargs="+", type=int, help="default: 0 1 2")
-    add("--sweep-seeds", nargs="+", type=int, help="default: 0")
+        add("--" + name.replace("_", "-"), type=whole, help=f"default: {getattr(_DEFAULT, name)}")
+    add("--periodicity", type=number, help=f"weight of L_AP where it is on; default: {_DEFAULT.periodicity}")
+    add("--seeds", nargs="+", type=whole, help="default: 0 1 2")
+    add("--sweep-seeds", nargs="+", type=whole, help="default: 0")
     add("--device", default="")
     add("--precision", choices=("bf16", "fp32"), default="bf16")
-    add("--threads", type=int, default=0)
-    add("--workers", type=int, default=0, help="processes that make batches")
+    add("--threads", type=whole, default=0)
+    add("--workers", type=whole, default=0, help="processes that make batches")
 
 
 _DEFAULT = Ablation(Path())
@@ -80,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         **sizes,  # pyright: ignore
     )
     report = run_ablation(chosen, options.only, _named)
-    print(report.read_text("utf-8"))
+    say(report.read_text("utf-8"))
     return 0
 
 

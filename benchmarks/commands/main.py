@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from op4ksr_core.cli.main import run_command
+from op4ksr_core.cli.main import Parser, run_command
 
 from ..page import gather_reports, page, read_report, slim, write_slim
 from ..tables import write_text
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All benchmarks with their options; each sets ``command``, a function of the parsed options -> exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks",
         description=_DESCRIPTION,
         epilog=_EPILOG,

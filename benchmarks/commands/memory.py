@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from op4ksr_core.cli.options import parse_device
+from op4ksr_core.cli.console import say
+from op4ksr_core.cli.options import parse_device, whole
 
 from .. import memory
 from ..tables import Row, Tables, write_report
@@ -23,7 +24,7 @@ def add_benchmark(kinds: Any) -> None:
     speed = kinds.add_parser("speed", help="the VAE's strips: seconds over those of the plain pass")
     speed.set_defaults(command=run_speed)
     speed.add_argument("--quick", action="store_true", help="a small size only")
-    speed.add_argument("--repeats", type=int, choices=range(1, 100), default=3, metavar="N", help="default: 3")
+    speed.add_argument("--repeats", type=whole, choices=range(1, 100), default=3, metavar="N", help="default: 3")
     speed.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     speed.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
 
@@ -48,7 +49,7 @@ def run_memory(options: argparse.Namespace) -> int:
     for name in options.only or chosen:
         tables[name] = chosen.get(name, _TABLES[name])()
         write_report(options.output, "memory", tables)
-    print(write_report(options.output, "memory", tables).read_text("utf-8"))
+    say(write_report(options.output, "memory", tables).read_text("utf-8"))
     return 0
 
 
@@ -56,5 +57,5 @@ def run_speed(options: argparse.Namespace) -> int:
     """Time, write and print the table. Returns the exit status, 0."""
     cases = memory.QUICK_SPEED_CASES if options.quick else memory.SPEED_CASES
     rows = memory.speed(cases, str(parse_device(options.device)), options.repeats)
-    print(write_report(options.output, "speed", {"The VAE in strips, against the plain pass": rows}).read_text("utf-8"))
+    say(write_report(options.output, "speed", {"The VAE in strips, against the plain pass": rows}).read_text("utf-8"))
     return 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
+from op4ksr_core.cli.console import say, tell
 from op4ksr_core.images.paths import gather
 
 from ..periodicity import HALVES, PARTS, run_part
@@ -29,11 +29,11 @@ def run_benchmark(options: argparse.Namespace) -> int:
     photos = gather(options.photos)
 
     def show(photo: str) -> None:
-        print(photo, file=sys.stderr)
+        tell(photo)
 
     more = gather(options.more)
     for part in options.part or [part for part in PARTS if part != "calibration"]:
         table, details = run_part(part, photos, options.half, show, more)
         path = write_report(options.output, f"periodicity_{part}", {part: table}, details)
-        print(path.read_text("utf-8"))
+        say(path.read_text("utf-8"))
     return 0

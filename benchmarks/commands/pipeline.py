@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from op4ksr_core.cli.options import DTYPES, add_models, load_models, parse_device
+from op4ksr_core.cli.console import say
+from op4ksr_core.cli.options import DTYPES, add_models, load_models, parse_device, whole
 from op4ksr_core.machine import explain_out_of_memory
 from op4ksr_core.models.flux import Flux
 from op4ksr_core.vae.autoencoder import AutoEncoder
@@ -28,20 +29,22 @@ def add_benchmark(kinds: Any) -> None:
     usual = PipelineSettings()
     pipeline = kinds.add_parser("pipeline", help="one upscale stage by stage; against plain passes, patches and F8")
     pipeline.set_defaults(command=run_pipeline)
-    pipeline.add_argument("--from", dest="start", type=int, metavar="PX", help=f"side (default: {usual.start})")
-    pipeline.add_argument("--to", type=int, metavar="PX", help=f"the output's side (default: {usual.to})")
-    pipeline.add_argument("--patch", type=int, metavar="PX", help=f"side to compare with (default: {usual.cut.side})")
-    pipeline.add_argument("--overlap", type=int, metavar="PX", help=f"of the patches (default: {usual.cut.overlap})")
+    pipeline.add_argument("--from", dest="start", type=whole, metavar="PX", help=f"side (default: {usual.start})")
+    pipeline.add_argument("--to", type=whole, metavar="PX", help=f"the output's side (default: {usual.to})")
+    pipeline.add_argument("--patch", type=whole, metavar="PX", help=f"side to compare with (default: {usual.cut.side})")
+    pipeline.add_argument("--overlap", type=whole, metavar="PX", help=f"of the patches (default: {usual.cut.overlap})")
     pipeline.add_argument(
         "--compare", nargs="*", choices=COMPARISONS, help="with these only, or with none (default: all)"
     )
     pipeline.add_argument("--f8", choices=_RANDOM, help="random VAEs of that width; default: full on a GPU")
     by_size = kinds.add_parser("scaling", help="seconds and bytes by the output's side, and their exponents")
     by_size.set_defaults(command=run_scaling)
-    by_size.add_argument("--sides", nargs="+", type=int, metavar="PX", help="default: 512 to 8192, on the CPU to 4096")
+    by_size.add_argument(
+        "--sides", nargs="+", type=whole, metavar="PX", help="default: 512 to 8192; CPU: to 4096"
+    )
     for kind in (pipeline, by_size):
         add_models(kind)
-        kind.add_argument("--repeats", type=int, choices=range(1, 100), default=3, metavar="N", help="default: 3")
+        kind.add_argument("--repeats", type=whole, choices=range(1, 100), default=3, metavar="N", help="default: 3")
         kind.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
         kind.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
 
@@ -98,5 +101,5 @@ def _strips(options: argparse.Namespace) -> StripPlan | None:
 
 
 def _report(options: argparse.Namespace, name: str, tables: Tables, turns: list[Row]) -> int:
-    print(write_report(options.output, name, tables, turns).read_text("utf-8"))
+    say(write_report(options.output, name, tables, turns).read_text("utf-8"))
     return 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from op4ksr_core.bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX
-from op4ksr_core.cli.options import load_models, parse_device
+from op4ksr_core.cli.console import say, tell
+from op4ksr_core.cli.options import load_models, parse_device, whole
 from op4ksr_core.images.paths import gather
 from op4ksr_core.machine import explain_out_of_memory
 from op4ksr_core.models.flux import Flux
@@ -30,9 +30,9 @@ def add_benchmark(kinds: Any) -> None:
     usual = SetRecipe()
     make.add_argument("photos", nargs="+", type=Path, metavar="HR", help="pictures, or folders of them")
     make.add_argument("-o", "--output", required=True, type=Path, metavar="SET", help="a folder that holds no set yet")
-    make.add_argument("--side", type=int, default=usual.side, metavar="PX", help=f"of HR at most ({usual.side})")
-    make.add_argument("--factor", type=int, default=usual.factor, metavar="X", help=f"HR over LR ({usual.factor})")
-    make.add_argument("--seed", type=int, default=usual.seed, help=f"default: {usual.seed}")
+    make.add_argument("--side", type=whole, default=usual.side, metavar="PX", help=f"of HR at most ({usual.side})")
+    make.add_argument("--factor", type=whole, default=usual.factor, metavar="X", help=f"HR over LR ({usual.factor})")
+    make.add_argument("--seed", type=whole, default=usual.seed, help=f"default: {usual.seed}")
     make.add_argument("--degradation", choices=quality.DAMAGES, default="degraded", help="clean: only shrunk")
 
 
@@ -44,16 +44,16 @@ def _add_quality(parser: argparse.ArgumentParser) -> None:
     add("--model", type=Path, default=BUNDLED_FLUX)
     add("--device")
     add("--degradation", choices=(*quality.DAMAGES, _BOTH), default=_BOTH, help="of HR pictures without LR")
-    add("--factor", type=int, choices=range(1, 17), default=4, metavar="X", help="of LR pictures without HR (4)")
+    add("--factor", type=whole, choices=range(1, 17), default=4, metavar="X", help="of LR pictures without HR (4)")
     add("--methods", nargs="+", choices=quality_sets.CHOICES, default=quality_sets.USUAL, help="on sets with LR")
     add(
         "--largest",
-        type=int,
+        type=whole,
         default=quality_sets.SetChoices.largest,
         metavar="PX",
         help="side when enlarged; of larger ones the middle (4096)",
     )
-    add("--limit", type=int, choices=range(1, 10**6), metavar="N", help="the first N pictures of each set only")
+    add("--limit", type=whole, choices=range(1, 10**6), metavar="N", help="the first N pictures of each set only")
     add("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
 
 
@@ -76,7 +76,7 @@ def run_quality(options: argparse.Namespace) -> int:
         tables, details = _photo_tables(photos, flux, autoencoder, damages)
     if paired:
         tables, details = _set_tables(paired, (flux, autoencoder), choices, options, (tables, details))
-    print(write_report(options.output, "quality", tables, details).read_text("utf-8"))
+    say(write_report(options.output, "quality", tables, details).read_text("utf-8"))
     return 0
 
 
@@ -124,4 +124,4 @@ def run_make_set(options: argparse.Namespace) -> int:
 
 
 def _show(picture: str) -> None:
-    print(picture, file=sys.stderr)
+    tell(picture)

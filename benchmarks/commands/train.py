@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from op4ksr_core.cli.options import parse_device
+from op4ksr_core.cli.console import say
+from op4ksr_core.cli.options import parse_device, whole
 from op4ksr_core.cli.train import add_config
 from op4ksr_core.machine import explain_out_of_memory
 from op4ksr_core.planning.geometries import GEOMETRIES
@@ -27,7 +28,7 @@ def add_benchmark(kinds: Any) -> None:
     add_config(parser)
     parser.add_argument("--geometry", choices=GEOMETRIES, help="random weights instead of the config's files")
     parser.add_argument("--device", help="cpu, cuda (default: the config's, else the best there is)")
-    parser.add_argument("--repeats", type=int, choices=range(1, 100), default=5, metavar="N", help="default: 5")
+    parser.add_argument("--repeats", type=whole, choices=range(1, 100), default=5, metavar="N", help="default: 5")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
 
 
@@ -47,5 +48,5 @@ def run_train_benchmark(options: argparse.Namespace) -> int:
         "GB at peak": PeakMeter.how(device),
     }
     tables = {_TITLE: rows, "Settings": setting_rows(settings)}
-    print(write_report(options.output, "train", tables, turns).read_text("utf-8"))
+    say(write_report(options.output, "train", tables, turns).read_text("utf-8"))
     return 0

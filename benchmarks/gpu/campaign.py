@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import shlex
@@ -159,6 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaign; 0 if every step was done, else 1."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(words)
+    if importlib.util.find_spec("torch") is None:
+        print(f"error: torch is not installed for {sys.executable}; set PYTHON to one that has it", file=sys.stderr)
+        return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step that runs is ended too
     campaign = Campaign(options, [s for s in STEPS if not options.only or s.name in options.only], words)
     with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,7 @@ class OutputLostError(Exception):
 
     def __init__(self, error: OSError) -> None:
         super().__init__(
-            f"standard output: cannot be written ({error.strerror}); free some space or name another place"
+            f"standard output: cannot be written ({error.strerror}); free some space, or lead it elsewhere"
         )
         self.closed = error.errno in (errno.EPIPE, errno.EINVAL)  # EINVAL: on Windows
 

@@ -10,7 +10,8 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from ..errors import Op4ksrError
 from ..files import remove_unfinished
@@ -24,12 +25,20 @@ from .console import (
     flush,
     in_one_line,
     prepare_streams,
+    say,
     tell,
 )
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, whose errors are made plain: arguments are any text."""
+    """argparse's, whose errors are made plain, for arguments are any text, and whose help is output as any other."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:
+            say(message.removesuffix("\n"))
+        else:
+            with suppress(OSError):
+                super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         """Show the use and the error, and exit with status 2."""

@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 
 from ..machine import default_device, free_memory
-from ..plain_text import plain_logger
+from ..plain_text import plain, plain_logger
 from ..planning.geometries import GEOMETRIES
 from ..training.config import TrainConfig
 from ..training.config_file import read_config, read_text
 from ..training.step_plan import StepPlan, geometry_of, plan_step, refuse_if_hopeless
 from ..training.stopping import Stopped, Terminated, sigterm_cleans_up
 from ..training.trainer import OnStep, Trainer
+from .console import say, say_json
+from .options import whole
 
 log = plain_logger(__name__)
 
@@ -34,7 +36,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--resume", action="store_true", help="resume the run in the config's folder")
     parser.add_argument("--run", metavar="FOLDER", help="another run folder than the config's")
-    parser.add_argument("--steps", type=int, help="another number of steps than the config's")
+    parser.add_argument("--steps", type=whole, help="another number of steps than the config's")
     parser.add_argument("--anyway", action="store_true", help="start even where one step will not fit into memory")
     parser.add_argument("--plan", action="store_true", help="count what one step needs, and train nothing")
     parser.add_argument("--geometry", choices=GEOMETRIES, help="--plan: these models instead of the config's files")
@@ -51,7 +53,10 @@ def run_plan(config: TrainConfig, options: argparse.Namespace) -> int:
     """Print what one step needs: on CUDA unless the config says otherwise."""
     device = "cpu" if config.train.device == "cpu" else "cuda"
     plan = plan_step(config, geometry_of(config, options.geometry), device)
-    print(json.dumps(plan.report(), indent=2) if options.json else plan.text())
+    if options.json:
+        say_json(plan.report())
+    else:
+        say(plan.text())
     return 0
 
 
@@ -107,7 +112,7 @@ def _train(config: TrainConfig, text: str, resume: bool) -> int:
         print(f"stopped after step {trainer.step}, which is saved; resume with --resume", file=sys.stderr)
         return stopped.exit_code
     if trainer.main:
-        print(weights)
+        say(plain(weights))
     return 0
 
 

@@ -33,8 +33,11 @@ class Run:
     def sentences(self) -> list[str]:
         return [line for line in self.err.split("\n") if line.startswith("error: ")]
 
-    def fault(self) -> str | None:
-        """What is wrong with how it ended, whatever it was given; None for success or refusals in one sentence."""
+    def fault(self, codes: Sequence[int] = (0, 1)) -> str | None:
+        """What is wrong with how it ended, whatever it was given; None for success or refusals in one sentence.
+
+        codes: the exit statuses that it may have.
+        """
         if self.code is None:
             return f"hung for {self.seconds:.0f} s"
         if self.code < 0:
@@ -48,7 +51,7 @@ class Run:
             return f"a line of {len(long)} characters"
         if self.code == 1 and not self.sentences:
             return "refused without a sentence"
-        return None if self.code in (0, 1) else f"exit status {self.code}"
+        return None if self.code in codes else f"exit status {self.code}"
 
 
 @dataclass
