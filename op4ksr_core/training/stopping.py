@@ -10,6 +10,8 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 
+from ..errors import Op4ksrError
+
 #: What asks a run to stop.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -105,6 +107,14 @@ def leave_signals_to_the_run(worker: int = 0) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def killed_worker(workers: int, work: str) -> Op4ksrError:
+    """What is said where one of ``workers`` processes, which ``work``, is gone."""
+    return Op4ksrError(
+        f"data.workers: one of the {workers} processes that {work} was killed, perhaps for want of memory; "
+        "lower data.workers, or free memory"
+    )
 
 
 @contextlib.contextmanager

@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ..errors import Op4ksrError, OptionError
 from .config import TrainConfig
 from .data.batches import Batches
 from .data.latent_cache import EncodedBatch
+from .data.loader import explained_workers, load_batches
 from .data.sources import ShardSource, Source, open_source
 from .engine import Accelerated, Engine, OneProcess
 from .optimization import Ema, adamw, rate_at
 from .run_folder import CsvLog, RunFolder, pack_optimizer, unpack_optimizer
 from .samples import open_samples, show_samples
-from .stopping import Stopped, deferred_signals, leave_signals_to_the_run
+from .stopping import Stopped, deferred_signals
 from .tasks.choose import make_task
 from .tasks.objectives import PatchDiscriminator, fool, judge_loss
 from .tasks.one_step import OneStepTask
@@ -115,14 +115,19 @@ class Trainer:
         """Train to the end and return the file of the last weights.
 
         On Ctrl-C or SIGTERM the step is finished and the state saved, then ``Stopped`` is raised (``stopping``). Raises
-        Op4ksrError for a loss that is not finite, OutputError where the folder cannot be written to.
+        Op4ksrError for a loss that is not finite and for a process that was killed, OutputError where the folder cannot
+        be written to.
         """
+        with explained_workers(self.config.data.workers):
+            return self._run()
+
+    def _run(self) -> Path:
         config, train = self.config, self.config.train
         self.task.prepare(self.source)
         self._encode_once()
         if self.step == 0:
             self._sample_and_log({})
-        batches = iter(self._loader())
+        batches = self._batches(range(self.step * train.accumulate, train.steps * train.accumulate))
         began, pictures = time.monotonic(), 0
         sums: dict[str, list[float]] = {}
         with deferred_signals() as asked_to_stop:
@@ -162,7 +167,7 @@ class Trainer:
         cache, device = self.task.cache, self.engine.device
         missing = cache.missing()
         for file in missing:
-            loader = iter(self._batches(fresh=True, order=file))  # a new one for each: shards skip to where it starts
+            loader = self._batches(file, fresh=True)  # a new one for each: shards skip to where it starts
             batches: list[EncodedBatch] = []
             for k in file:
                 high, low = next(loader)
@@ -170,24 +175,12 @@ class Trainer:
                 self._report_line(0, f"encoding batches: {k + 1} of {cache.batches}")
             cache.write(file.start, batches)
 
-    def _loader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        train = self.config.train
-        return self._batches(False, range(self.step * train.accumulate, train.steps * train.accumulate))
-
-    def _batches(self, fresh: bool, order: Sequence[int]) -> DataLoader[tuple[Tensor, Tensor]]:
+    def _batches(self, order: Sequence[int], fresh: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         workers = self.config.data.workers
         if isinstance(self.source, ShardSource):
             workers = min(1, workers)
         batches = Batches(self.config, self.source, self.engine.rank, self.task.pairs, fresh)
-        return DataLoader(
-            batches,
-            batch_size=None,
-            sampler=order,
-            num_workers=workers,
-            pin_memory=self.engine.device.type == "cuda",
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=leave_signals_to_the_run,
-        )
+        return load_batches(batches, order, workers, pinned=self.engine.device.type == "cuda")
 
     def _one_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, float], int]:
         """Forward and backward over ``accumulate`` batches, and one step; (terms, pictures seen)."""

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import Op4ksrError, OutputError
+from ...errors import OutputError
 from ...files import written_whole
 from ...models.flux import OnProgress
 from ..config_sections import DataConfig
-from ..stopping import deferred_signals, leave_signals_to_the_run, signals_blocked, stop_if
+from ..stopping import deferred_signals, killed_worker, leave_signals_to_the_run, signals_blocked, stop_if
 from . import leaves
 
 #: Seconds after which a run that waits for a picture looks whether it was asked to stop.
@@ -148,15 +148,8 @@ def _reports(working: Processes) -> Iterator[int]:
                 process.join()
                 if process.exitcode:
                     yield 0  # a signal to all processes is a wish to stop
-                    raise _killed(len(working)) from None
+                    raise killed_worker(len(working), "make pictures") from None
                 continue
             if number:
                 raise OSError(number, os.strerror(number))
             yield 1
-
-
-def _killed(count: int) -> Op4ksrError:
-    return Op4ksrError(
-        f"data.workers: one of the {count} processes that make pictures was killed, perhaps for want of memory; "
-        "lower data.workers, or free memory"
-    )

@@ -201,8 +201,32 @@ def test_processes_that_make_pictures_may_be_killed_at_any_moment(tmp_path: Path
 @pytest.mark.skipif(os.name == "nt", reason="Windows copies no sockets to a new process")
 def test_a_process_made_where_signals_are_deferred_is_not_waited_for() -> None:
     with deferred_signals():
-        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,), daemon=True)
         process.start()
     assert process.is_alive()
     process.kill()
     process.join()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to one process")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_process_that_makes_batches_is_one_sentence(folder: Path, workers: int) -> None:  # noqa: F811
+    text = config(folder, data=f"workers = {workers}\n").replace("steps = 6", "steps = 400")
+
+    def kill(done: int, total: int, line: str) -> None:
+        if done and (children := multiprocessing.active_children()):
+            os.kill(children[0].pid or 0, signal.SIGKILL)
+
+    match = f"^data.workers: one of the {workers} processes that make batches was killed.*; lower data.workers, or"
+    with pytest.raises(Op4ksrError, match=match):
+        Trainer(parse_config(text), text, False, kill).run()
+
+
+def test_what_a_process_that_makes_batches_refuses_is_one_sentence(folder: Path) -> None:  # noqa: F811
+    """PyTorch would put its own words and a traceback around it."""
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "broken.png").write_bytes(b"no picture")
+    path = (folder / "pictures").as_posix()
+    text = config(folder, data=f'workers = 1\nsource = "folder"\npath = "{path}"\n')
+    with pytest.raises(Op4ksrError, match="^data.path: none of the 1 pictures in [^\n]* can be read; see the log"):
+        Trainer(parse_config(text), text).run()
