@@ -16,6 +16,15 @@ from .errors import OutputError
 #: Errors of fsync on file systems that do not support it: nothing is wrong with the file.
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
+#: What is no ordinary file, by its type.
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
 
 @contextmanager
 def written_whole(path: Path, suffix: str = ".part") -> Generator[Path, None, None]:
@@ -58,6 +67,25 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
+
+
+def regular_file(path: Path) -> str | None:
+    """None for an ordinary file that can be read, else what it is instead, in words for a sentence.
+
+    "a folder", "a named pipe", "a socket", "a device", "not there", or "not readable (...)" with the system's reason.
+    Ask before opening what a user names: opening a pipe waits for its writer, and a device may have no end.
+    """
+    try:
+        kind = _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
+        if kind is None:
+            os.close(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
+    except (FileNotFoundError, NotADirectoryError):
+        return "not there"
+    except OSError as error:  # no rights, a circle of links, a name that is too long, a share that is gone
+        return f"not readable ({error.strerror})"
+    except ValueError:  # a NUL, or half of a UTF-16 pair
+        return "not readable (its name holds characters that no file's can)"
+    return kind
 
 
 def link_target(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from benchmarks.page import write_text
 from benchmarks.tables import write_report
 from op4ksr_core import AutoEncoder, OutputError, save_autoencoder
-from op4ksr_core.files import make_folder, write_whole, written_whole
+from op4ksr_core.files import make_folder, regular_file, write_whole, written_whole
 from op4ksr_core.images.io import Picture, save_image
 from op4ksr_core.weights.streamed import Entry, write_safetensors
 
@@ -219,3 +220,40 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot be created \(.*\); choose another folder"):
         make_folder(tmp_path / "file" / "folder")
+
+
+# --- what is read -----------------------------------------------------------------------------
+
+
+def test_an_ordinary_file_is_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    assert regular_file(tmp_path / "a.txt") is None
+    assert regular_file(tmp_path) == "a folder"
+    assert regular_file(tmp_path / "none") == regular_file(tmp_path / "a.txt" / "b") == "not there"
+
+
+@needs_links
+def test_what_is_no_ordinary_file_is_named_and_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to("pipe")
+    monkeypatch.chdir(tmp_path)  # a socket's path has at most 107 bytes
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        assert regular_file(tmp_path / "socket") == "a socket"
+    assert regular_file(tmp_path / "pipe") == regular_file(tmp_path / "link") == "a named pipe"
+    assert regular_file(Path("/dev/zero")) == "a device"
+    assert regular_file(tmp_path / "loop") == "not readable (Too many levels of symbolic links)"
+    assert regular_file(tmp_path / ("n" * 300)) == "not readable (File name too long)"
+    assert "no file's can" in str(regular_file(Path("a\0b"))) and "no file's can" in str(regular_file(Path("\ud800")))
+
+
+def test_a_file_without_rights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretended, for the tests may run as root, whom no rights stop."""
+
+    def refuse(*args: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "a.txt").touch()
+    monkeypatch.setattr(os, "open", refuse)
+    assert regular_file(tmp_path / "a.txt") == "not readable (Permission denied)"
