@@ -20,7 +20,7 @@ from ..errors import Op4ksrError, OptionError
 from .config import TrainConfig
 from .data.batches import Batches
 from .data.latent_cache import EncodedBatch
-from .data.loader import explained_workers, load_batches
+from .data.loader import load_batches
 from .data.sources import ShardSource, Source, open_source
 from .engine import Accelerated, Engine, OneProcess
 from .optimization import Ema, adamw, rate_at
@@ -118,10 +118,6 @@ class Trainer:
         Op4ksrError for a loss that is not finite and for a process that was killed, OutputError where the folder cannot
         be written to.
         """
-        with explained_workers(self.config.data.workers):
-            return self._run()
-
-    def _run(self) -> Path:
         config, train = self.config, self.config.train
         self.task.prepare(self.source)
         self._encode_once()
