@@ -119,15 +119,17 @@ def _start(share: Share, working: Processes) -> None:
     writer.close()  # before the next process inherits it, so that the end of this one ends its pipe
 
 
-def _work(share: Share, run: Any) -> None:
-    """In a process: report a 0 for each picture, or the number of an error. A run that is gone ends it."""
+def _work(share: Share, report: Any) -> None:
+    """In a process: report a 0 for each picture, or the number of an error. It ends with the run."""
     leave_signals_to_the_run()
+    parent = multiprocessing.parent_process()
     try:
         for _ in share.make():
-            run.send(0)
+            report.send(0)
+            if parent is None or not parent.is_alive():
+                return
     except OSError as error:
-        with contextlib.suppress(OSError):
-            run.send(error.errno or errno.EIO)
+        report.send(error.errno or errno.EIO)
     except MemoryError:
         sys.exit(1)
 
