@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import Op4ksrError, OptionError
+from ..errors import Op4ksrError, OptionError, OutputError
 from .config import TrainConfig
 from .data.batches import Batches
 from .data.latent_cache import EncodedBatch
@@ -24,7 +24,18 @@ from .data.loader import load_batches
 from .data.sources import ShardSource, Source, open_source
 from .engine import Accelerated, Engine, OneProcess
 from .optimization import Ema, adamw, rate_at
-from .run_folder import CsvLog, RunFolder, pack_optimizer, unpack_optimizer
+from .run_folder import RunFolder
+from .run_log import CsvLog
+from .run_state import (
+    Facts,
+    check_judge,
+    check_moments,
+    check_parameters,
+    load_state,
+    pack_optimizer,
+    save_state,
+    unpack_optimizer,
+)
 from .samples import open_samples, show_samples
 from .stopping import Stopped, deferred_signals
 from .tasks.choose import make_task
@@ -257,8 +268,13 @@ class Trainer:
             return
         self.log.write({"step": self.step, "seconds": self.seconds, **row})
         if self.board:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, self.step)
+            try:
+                for name, value in row.items():
+                    self.board.add_scalar(name, value, self.step)
+            except OSError as error:
+                raise OutputError(
+                    f"{self.folder.path}: TensorBoard's file cannot be written ({error}); free space on the disk"
+                ) from error
 
     def _report_line(self, done: int, line: str) -> None:
         if self.on_step and self.main:
@@ -278,8 +294,8 @@ class Trainer:
         if self.judge is not None and self.judge_optimizer is not None:
             tensors |= {f"judge.{name}": t for name, t in self.judge.state_dict().items()}
             tensors |= pack_optimizer(self.judge_optimizer, "judge_optimizer")
-        facts = {"step": self.step, "seconds": self.seconds, "ema_steps": self.ema.steps, "kind": self.config.kind}
-        self.folder.save_state(tensors, {**facts, "seed": self.config.seed})
+        facts = Facts(self.step, self.seconds, self.ema.steps, self.config.kind, self.config.seed)
+        save_state(self.folder.state, tensors, facts)
         self.folder.prune(self.task.name, self.config.output.keep)
 
     def _save_weights(self) -> Path:
@@ -303,15 +319,15 @@ class Trainer:
         )
 
     def _load(self) -> None:
-        tensors, facts = self.folder.load_state()
-        if (facts["kind"], facts["seed"]) != (self.config.kind, self.config.seed):
+        path = self.folder.state
+        tensors, facts = load_state(path)
+        if (facts.kind, facts.seed) != (self.config.kind, self.config.seed):
             raise OptionError(
-                f"{self.folder.path}: its run has kind {facts['kind']} and seed {facts['seed']}; "
+                f"{self.folder.path}: its run has kind {facts.kind} and seed {facts.seed}; "
                 "the config has others: name another run folder"
             )
-        own = {f"model.{name}": parameter.shape for name, parameter in self.parameters.items()}
-        if own != {name: tensor.shape for name, tensor in tensors.items() if name.startswith("model.")}:
-            raise OptionError(f"{self.folder.path}: its run trains another model; name another run folder")
+        check_parameters(path, tensors, dict(self.parameters))
+        check_moments(path, tensors, "optimizer", list(self.parameters.values()))
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"model.{name}"])
@@ -319,6 +335,8 @@ class Trainer:
         unpack_optimizer(self.optimizer, tensors, "optimizer")
         judge = {name.removeprefix("judge."): t for name, t in tensors.items() if name.startswith("judge.")}
         if judge and self.judge is not None and self.judge_optimizer is not None:  # else it begins here
+            check_judge(path, tensors, self.judge.state_dict())
+            check_moments(path, tensors, "judge_optimizer", list(self.judge.parameters()))
             self.judge.load_state_dict(judge)
             unpack_optimizer(self.judge_optimizer, tensors, "judge_optimizer")
-        self.step, self.ema.steps, self.seconds = facts["step"], facts["ema_steps"], facts["seconds"]
+        self.step, self.ema.steps, self.seconds = facts.step, facts.ema_steps, facts.seconds
