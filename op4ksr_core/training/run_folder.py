@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import re
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
-from ..errors import OptionError, OutputError, UnsupportedCheckpointError
+from ..errors import OptionError, OutputError
 from ..files import make_folder, write_whole
-from ..weights.checkpoint import save_tensors
+from ..plain_text import plain_logger
+
+log = plain_logger(__name__)
 
 STATE = "state.safetensors"
+
+#: What ``written_whole`` calls a file that is not whole yet.
+_UNFINISHED = re.compile(r"\.?tmp[0-9a-f]{16}\.[a-z.]+")
 
 
 class RunFolder:
@@ -24,39 +22,34 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.checkpoints, self.samples = self.path / "checkpoints", self.path / "samples"
+        self.checkpoints, self.samples, self.cache = (self.path / n for n in ("checkpoints", "samples", "cache"))
         self.state, self.log = self.checkpoints / STATE, self.path / "log.csv"
 
     def begin(self, config_text: str, resume: bool) -> bool:
         """Make the folder and copy the config into it; True if there is a state to resume from.
 
-        Raises OptionError where a run is there already and ``resume`` was not asked for.
+        What a killed run left unfinished in its own folders is removed. Raises OptionError where a run is there
+        already and ``resume`` was not asked for, and OutputError.
         """
-        there = self.state.exists() or self.log.exists()
+        try:
+            there, is_ours = self.state.exists() or self.log.exists(), self.checkpoints.is_dir()
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{self.path}: cannot be used as a run folder ({error}); choose another") from error
         if there and not resume:
             raise OptionError(f"{self.path}: holds a run already; resume it by --resume, or name another")
         for folder in (self.path, self.checkpoints, self.samples):
             make_folder(folder)
+        if is_ours:
+            self._remove_unfinished()
         write_whole(self.path / "config.toml", config_text)
         return resume and self.state.exists()
 
-    def save_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write what the run can be resumed from. Raises OutputError."""
-        save_tensors(self.state, tensors, {"op4ksr.kind": "state", "op4ksr.state": json.dumps(facts)})
-
-    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors on the CPU, and facts. Raises UnsupportedCheckpointError for a damaged file.
-
-        The tensors are copies: what safetensors gives maps the file, which the next save replaces.
-        """
-        try:
-            with safe_open(self.state, framework="pt") as opened:
-                tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no dict
-                return tensors, json.loads((opened.metadata() or {})["op4ksr.state"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise UnsupportedCheckpointError(
-                self.state, f"is no state of a run ({error}); start in another folder"
-            ) from error
+    def _remove_unfinished(self) -> None:
+        """A folder that several runs share, as ``data.cache`` may be, is none of these."""
+        for folder in (self.path, self.checkpoints, self.samples, self.cache):
+            for file in folder.glob("*tmp*"):
+                if _UNFINISHED.fullmatch(file.name) and file.is_file() and not file.is_symlink():
+                    _remove(file)
 
     def weights(self, name: str, step: int) -> Path:
         """The file of the weights after that step."""
@@ -65,61 +58,12 @@ class RunFolder:
     def prune(self, name: str, keep: int) -> None:
         """Delete all but the last ``keep`` + 1 files of weights."""
         for old in sorted(self.checkpoints.glob(f"{name}_*.safetensors"))[: -keep - 1]:
-            old.unlink()
+            _remove(old)
 
 
-class CsvLog:
-    """log.csv: one row per interval. A resumed run's keeps the rows up to its state; the file is whole all the time.
-
-    step: the state's. Raises OutputError, and OptionError for a file that is no such log.
-    """
-
-    def __init__(self, path: Path, columns: list[str], step: int) -> None:
-        self.path, self.columns = path, columns
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(_rows(path, step) if step and path.exists() else [])
-        write_whole(path, text.getvalue())
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Add a row, whose keys are among the columns; those that it lacks stay empty. Raises OutputError."""
-        cells = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-        try:
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, self.columns, lineterminator="\n").writerow(cells)
-        except OSError as error:  # a full disk shows when the file is closed
-            raise OutputError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another run folder"
-            ) from error
-
-
-def _rows(path: Path, step: int) -> list[dict[str, str]]:
-    """A log's rows up to a step, without a last one that was cut short."""
+def _remove(file: Path) -> None:
+    """Delete what is no longer needed; where that fails, it is no reason to end a run."""
     try:
-        text = path.read_text("utf-8")
-        rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        return [row for row in rows if int(row["step"]) <= step]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OptionError(f"{path}: is no log of a run ({error}); move it to another place") from error
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """An optimizer's state as named tensors."""
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{prefix}.{i}.{name}": value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
-        for i, entry in state.items()
-        for name, value in entry.items()
-    }
-
-
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str) -> None:
-    """The reverse of ``pack_optimizer``; without such tensors the optimizer stays as it is."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(prefix + "."):
-            index, _, key = name[len(prefix) + 1 :].partition(".")
-            state.setdefault(int(index), {})[key] = tensor
-    if state:
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s: cannot be deleted (%s)", file, error.strerror)

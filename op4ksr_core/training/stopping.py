@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Generator
-from typing import Any
+
+from ..errors import Op4ksrError
 
 #: What asks a run to stop.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 #: Seconds that a run has for its own end after a second signal. A step that hangs in a library uses none of them.
 GRACE = 1.0
-
-
-#: Seconds from SIGTERM to the end of a pool's process. A run that got the signal too needs fewer to end its pool.
-PATIENCE = 5.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -86,7 +82,7 @@ def sigterm_cleans_up() -> Generator[None]:
 
 @contextlib.contextmanager
 def signals_blocked() -> Generator[None]:
-    """Inside, signals to this thread wait; those to processes made inside wait until ``follow_the_run``."""
+    """Inside, signals to this thread wait; those to processes made inside until they ``leave_signals_to_the_run``."""
     if sys.platform == "win32":
         yield
         return
@@ -113,28 +109,12 @@ def leave_signals_to_the_run(worker: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def follow_the_run() -> None:
-    """For a pool's process: as ``leave_signals_to_the_run``, and it ends where the run was killed.
-
-    SIGTERM is also how a pool ends its processes when one of them was killed: they obey it after ``PATIENCE``.
-    """
-
-    def on_sigterm(number: int, frame: object) -> None:
-        timer = threading.Timer(PATIENCE, os._exit, (128 + number,))
-        timer.daemon = True
-        timer.start()
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, on_sigterm)
-    if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    if (run := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=_end_after, args=(run,), daemon=True).start()
-
-
-def _end_after(run: Any) -> None:
-    run.join()
-    os._exit(1)
+def killed_worker(workers: int, work: str) -> Op4ksrError:
+    """What is said where one of ``workers`` processes, which ``work``, is gone."""
+    return Op4ksrError(
+        f"data.workers: one of the {workers} processes that {work} was killed, perhaps for want of memory; "
+        "lower data.workers, or free memory"
+    )
 
 
 @contextlib.contextmanager
@@ -151,8 +131,9 @@ def _ended_where_hung() -> Generator[None]:
     finally:
         signal.set_wakeup_fd(before)
         over.set()
-        writer.close()
+        writer.shutdown(socket.SHUT_RDWR)  # closing is not enough: a process made inside has a copy of it
         watcher.join()
+        writer.close()
         reader.close()
 
 

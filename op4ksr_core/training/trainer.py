@@ -15,18 +15,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from ..errors import Op4ksrError, OptionError
+from ..errors import Op4ksrError, OptionError, OutputError
 from .config import TrainConfig
 from .data.batches import Batches
 from .data.latent_cache import EncodedBatch
+from .data.loader import load_batches
 from .data.sources import ShardSource, Source, open_source
 from .engine import Accelerated, Engine, OneProcess
 from .optimization import Ema, adamw, rate_at
-from .run_folder import CsvLog, RunFolder, pack_optimizer, unpack_optimizer
+from .run_folder import RunFolder
+from .run_log import CsvLog
+from .run_state import (
+    Facts,
+    check_judge,
+    check_moments,
+    check_parameters,
+    load_state,
+    pack_optimizer,
+    save_state,
+    unpack_optimizer,
+)
 from .samples import open_samples, show_samples
-from .stopping import Stopped, deferred_signals, leave_signals_to_the_run
+from .stopping import Stopped, deferred_signals
 from .tasks.choose import make_task
 from .tasks.objectives import PatchDiscriminator, fool, judge_loss
 from .tasks.one_step import OneStepTask
@@ -115,14 +126,15 @@ class Trainer:
         """Train to the end and return the file of the last weights.
 
         On Ctrl-C or SIGTERM the step is finished and the state saved, then ``Stopped`` is raised (``stopping``). Raises
-        Op4ksrError for a loss that is not finite, OutputError where the folder cannot be written to.
+        Op4ksrError for a loss that is not finite and for a process that was killed, OutputError where the folder cannot
+        be written to.
         """
         config, train = self.config, self.config.train
         self.task.prepare(self.source)
         self._encode_once()
         if self.step == 0:
             self._sample_and_log({})
-        batches = iter(self._loader())
+        batches = self._batches(range(self.step * train.accumulate, train.steps * train.accumulate))
         began, pictures = time.monotonic(), 0
         sums: dict[str, list[float]] = {}
         with deferred_signals() as asked_to_stop:
@@ -162,7 +174,7 @@ class Trainer:
         cache, device = self.task.cache, self.engine.device
         missing = cache.missing()
         for file in missing:
-            loader = iter(self._batches(fresh=True, order=file))  # a new one for each: shards skip to where it starts
+            loader = self._batches(file, fresh=True)  # a new one for each: shards skip to where it starts
             batches: list[EncodedBatch] = []
             for k in file:
                 high, low = next(loader)
@@ -170,24 +182,12 @@ class Trainer:
                 self._report_line(0, f"encoding batches: {k + 1} of {cache.batches}")
             cache.write(file.start, batches)
 
-    def _loader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        train = self.config.train
-        return self._batches(False, range(self.step * train.accumulate, train.steps * train.accumulate))
-
-    def _batches(self, fresh: bool, order: Sequence[int]) -> DataLoader[tuple[Tensor, Tensor]]:
+    def _batches(self, order: Sequence[int], fresh: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         workers = self.config.data.workers
         if isinstance(self.source, ShardSource):
             workers = min(1, workers)
         batches = Batches(self.config, self.source, self.engine.rank, self.task.pairs, fresh)
-        return DataLoader(
-            batches,
-            batch_size=None,
-            sampler=order,
-            num_workers=workers,
-            pin_memory=self.engine.device.type == "cuda",
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=leave_signals_to_the_run,
-        )
+        return load_batches(batches, order, workers, pinned=self.engine.device.type == "cuda")
 
     def _one_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, float], int]:
         """Forward and backward over ``accumulate`` batches, and one step; (terms, pictures seen)."""
@@ -268,8 +268,13 @@ class Trainer:
             return
         self.log.write({"step": self.step, "seconds": self.seconds, **row})
         if self.board:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, self.step)
+            try:
+                for name, value in row.items():
+                    self.board.add_scalar(name, value, self.step)
+            except OSError as error:
+                raise OutputError(
+                    f"{self.folder.path}: TensorBoard's file cannot be written ({error}); free space on the disk"
+                ) from error
 
     def _report_line(self, done: int, line: str) -> None:
         if self.on_step and self.main:
@@ -289,8 +294,8 @@ class Trainer:
         if self.judge is not None and self.judge_optimizer is not None:
             tensors |= {f"judge.{name}": t for name, t in self.judge.state_dict().items()}
             tensors |= pack_optimizer(self.judge_optimizer, "judge_optimizer")
-        facts = {"step": self.step, "seconds": self.seconds, "ema_steps": self.ema.steps, "kind": self.config.kind}
-        self.folder.save_state(tensors, {**facts, "seed": self.config.seed})
+        facts = Facts(self.step, self.seconds, self.ema.steps, self.config.kind, self.config.seed)
+        save_state(self.folder.state, tensors, facts)
         self.folder.prune(self.task.name, self.config.output.keep)
 
     def _save_weights(self) -> Path:
@@ -314,15 +319,15 @@ class Trainer:
         )
 
     def _load(self) -> None:
-        tensors, facts = self.folder.load_state()
-        if (facts["kind"], facts["seed"]) != (self.config.kind, self.config.seed):
+        path = self.folder.state
+        tensors, facts = load_state(path)
+        if (facts.kind, facts.seed) != (self.config.kind, self.config.seed):
             raise OptionError(
-                f"{self.folder.path}: its run has kind {facts['kind']} and seed {facts['seed']}; "
+                f"{self.folder.path}: its run has kind {facts.kind} and seed {facts.seed}; "
                 "the config has others: name another run folder"
             )
-        own = {f"model.{name}": parameter.shape for name, parameter in self.parameters.items()}
-        if own != {name: tensor.shape for name, tensor in tensors.items() if name.startswith("model.")}:
-            raise OptionError(f"{self.folder.path}: its run trains another model; name another run folder")
+        check_parameters(path, tensors, dict(self.parameters))
+        check_moments(path, tensors, "optimizer", list(self.parameters.values()))
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"model.{name}"])
@@ -330,6 +335,8 @@ class Trainer:
         unpack_optimizer(self.optimizer, tensors, "optimizer")
         judge = {name.removeprefix("judge."): t for name, t in tensors.items() if name.startswith("judge.")}
         if judge and self.judge is not None and self.judge_optimizer is not None:  # else it begins here
+            check_judge(path, tensors, self.judge.state_dict())
+            check_moments(path, tensors, "judge_optimizer", list(self.judge.parameters()))
             self.judge.load_state_dict(judge)
             unpack_optimizer(self.judge_optimizer, tensors, "judge_optimizer")
-        self.step, self.ema.steps, self.seconds = facts["step"], facts["ema_steps"], facts["seconds"]
+        self.step, self.ema.steps, self.seconds = facts.step, facts.ema_steps, facts.seconds

@@ -6,9 +6,7 @@ as an uninterrupted one. Shards are a stream, which a resumed run reads up to wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,24 +15,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...errors import ImageError, Op4ksrError, OptionError, OutputError
-from ...files import written_whole
+from ...errors import ImageError, OptionError
 from ...images.io import IMAGE_SUFFIXES, from_array, load_image
 from ...images.resize import resize
 from ...models.flux import OnProgress
 from ...plain_text import plain_logger
 from ..config import DataConfig
-from ..stopping import deferred_signals, follow_the_run, signals_blocked, stop_if
 from . import leaves
+from .pool import procedural_pool
 from .shards import Pixels, pixels_of, shard_files, shard_pictures
 
 log = plain_logger(__name__)
 
 #: Seeds of the procedural pictures that runs show as samples and measure; never trained on.
 HELD_OUT = 1_000_000_000
-
-#: Of a procedural picture: the stock's seed, the picture's number, its side in px.
-Job = tuple[int, int, int]
 
 #: How many pictures of a stream of shards are held, of which one is chosen at random.
 SHUFFLE = 64
@@ -117,64 +111,6 @@ class ProceduralSource:
                 picture = self.pool[int(rng.integers(len(self.pool)))]
             found.append(cut(picture, rng, side, self.data.shrunk))
         return torch.cat(found)
-
-
-def procedural_pool(data: DataConfig, seed: int, cache: Path, on_progress: OnProgress | None = None) -> Path:
-    """The file in ``cache`` with (pictures, side, side, 3) uint8; it is made if it is missing. Raises OutputError.
-
-    Runs that make it at the same time each write a file of their own, of the same contents; the last one stays.
-    """
-    path = cache / f"leaves{leaves.VERSION}_{seed}_{data.pictures}x{data.picture_side}.npy"
-    if not path.exists():
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with written_whole(path, ".part.npy") as part:
-                _make_pool(part, data, seed, on_progress)
-        except OSError as error:
-            if not path.exists():  # else another run has just made it, and Windows keeps what is mapped
-                raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
-    return path
-
-
-def _make_pool(path: Path, data: DataConfig, seed: int, on_progress: OnProgress | None) -> None:
-    count, side = data.pictures, data.picture_side
-    pool = np.lib.format.open_memmap(path, "w+", np.uint8, (count, side, side, 3))
-    jobs = ((seed, i, side) for i in range(count))
-    with deferred_signals() as asked_to_stop:  # an exception in the middle of a pool's own code would make it hang
-
-        def fill(pictures: Iterator[Pixels]) -> None:
-            for i, picture in enumerate(pictures):
-                pool[i] = picture
-                if on_progress:
-                    on_progress(i + 1, count)
-                stop_if(asked_to_stop())
-
-        if data.workers > 1:
-            _in_processes(jobs, data.workers, fill)
-        else:
-            fill(map(_one_picture, jobs))
-    pool.flush()
-
-
-def _in_processes(jobs: Iterator[Job], count: int, fill: Callable[[Iterator[Pixels]], None]) -> None:
-    """``fill`` with what ``_one_picture`` makes of the jobs in so many processes, which are gone afterwards."""
-    workers = ProcessPoolExecutor(count, initializer=follow_the_run)
-    try:
-        with signals_blocked():  # until the new processes follow the run
-            pictures = workers.map(_one_picture, jobs, chunksize=4)
-        fill(pictures)
-    except BrokenProcessPool as error:
-        raise Op4ksrError(
-            f"data.workers: one of the {count} processes that make pictures was killed, perhaps for want of memory; "
-            "lower data.workers, or free memory"
-        ) from error
-    finally:
-        workers.shutdown(cancel_futures=True)
-
-
-def _one_picture(job: Job) -> Pixels:
-    seed, index, side = job
-    return leaves.picture(index, side, side, stock_seed=seed)
 
 
 # --- a folder ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from unit.training.test_trainer import config, folder, short, train  # noqa: F40
 
 from op4ksr_core import OptionError, OutputError
 from op4ksr_core.training.config_file import parse_config
-from op4ksr_core.training.run_folder import CsvLog
+from op4ksr_core.training.run_log import CsvLog
 from op4ksr_core.training.trainer import Trainer
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 from unit.training.test_trainer import config, folder, rows, same_file, train  # noqa: F401
@@ -17,8 +18,10 @@ from unit.training.test_trainer import config, folder, rows, same_file, train  #
 from op4ksr_core import Op4ksrError
 from op4ksr_core.cli import train as cli_train
 from op4ksr_core.cli.main import main
+from op4ksr_core.training.config import DataConfig
 from op4ksr_core.training.config_file import parse_config
-from op4ksr_core.training.stopping import SIGNALS, Stopped
+from op4ksr_core.training.data.pool import procedural_pool
+from op4ksr_core.training.stopping import SIGNALS, Stopped, deferred_signals
 from op4ksr_core.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -169,11 +172,7 @@ def test_a_signal_while_pictures_are_made_leaves_nothing_behind(folder: Path, nu
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to one process")
-def test_a_killed_process_that_makes_pictures_is_one_sentence(
-    folder: Path,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("op4ksr_core.training.stopping.PATIENCE", 0.1)
+def test_a_killed_process_that_makes_pictures_is_one_sentence(folder: Path) -> None:  # noqa: F811
     text = config(folder, data="workers = 2\n").replace("pictures = 2", "pictures = 4000")
 
     def kill(done: int, total: int, line: str) -> None:
@@ -182,3 +181,52 @@ def test_a_killed_process_that_makes_pictures_is_one_sentence(
     with pytest.raises(Op4ksrError, match="one of the 2 processes that make pictures was killed.*; lower data.workers"):
         Trainer(parse_config(text), text, False, kill)
     assert not list((folder / "run" / "cache").iterdir()) and not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to one process")
+def test_processes_that_make_pictures_may_be_killed_at_any_moment(tmp_path: Path) -> None:
+    """Above all in the middle of a report, which no other process and no run may wait for."""
+    data, random = DataConfig(pictures=4000, picture_side=32, workers=3), Random(17)
+    for last in (1, 2, 5, 20, *[random.randrange(3, 60) for _ in range(8)]):
+
+        def kill(done: int, total: int, last: int = last) -> None:
+            if done >= last and (children := multiprocessing.active_children()):
+                os.kill(random.choice(children).pid or 0, signal.SIGKILL)
+
+        with pytest.raises(Op4ksrError, match="one of the 3 processes that make pictures was killed"):
+            procedural_pool(data, 0, tmp_path, kill)
+        assert not list(tmp_path.iterdir()) and not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows copies no sockets to a new process")
+def test_a_process_made_where_signals_are_deferred_is_not_waited_for() -> None:
+    with deferred_signals():
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,), daemon=True)
+        process.start()
+    assert process.is_alive()
+    process.kill()
+    process.join()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to one process")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_process_that_makes_batches_is_one_sentence(folder: Path, workers: int) -> None:  # noqa: F811
+    text = config(folder, data=f"workers = {workers}\n").replace("steps = 6", "steps = 400")
+
+    def kill(done: int, total: int, line: str) -> None:
+        if done and (children := multiprocessing.active_children()):
+            os.kill(children[0].pid or 0, signal.SIGKILL)
+
+    match = f"^data.workers: one of the {workers} processes that make batches was killed.*; lower data.workers, or"
+    with pytest.raises(Op4ksrError, match=match):
+        Trainer(parse_config(text), text, False, kill).run()
+
+
+def test_what_a_process_that_makes_batches_refuses_is_one_sentence(folder: Path) -> None:  # noqa: F811
+    """PyTorch would put its own words and a traceback around it."""
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "broken.png").write_bytes(b"no picture")
+    path = (folder / "pictures").as_posix()
+    text = config(folder, data=f'workers = 1\nsource = "folder"\npath = "{path}"\n')
+    with pytest.raises(Op4ksrError, match="^data.path: none of the 1 pictures in [^\n]* can be read; see the log"):
+        Trainer(parse_config(text), text).run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -17,8 +18,9 @@ from PIL import Image
 from op4ksr_core import OptionError, OutputError
 from op4ksr_core.training.config import DataConfig
 from op4ksr_core.training.data.leaves import picture
+from op4ksr_core.training.data.pool import procedural_pool
 from op4ksr_core.training.data.shards import shard_files, shard_pictures
-from op4ksr_core.training.data.sources import HELD_OUT, SHUFFLE, cut, open_source, procedural_pool
+from op4ksr_core.training.data.sources import HELD_OUT, SHUFFLE, cut, open_source
 
 
 def write_pictures(folder: Path, count: int = 3, side: int = 80) -> None:
@@ -267,6 +269,28 @@ def test_a_pool_that_cannot_be_written_names_its_place(tmp_path: Path) -> None:
     told = str(caught.value)
     assert told.startswith(str(tmp_path / "file" / "cache")) and "1x32.npy: cannot be written (" in told
     assert told.endswith("); choose another run folder")
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 5])
+def test_processes_make_the_same_file(tmp_path: Path, workers: int) -> None:
+    path = procedural_pool(DataConfig(pictures=3, picture_side=32, workers=workers), 7, tmp_path)
+    np.save(tmp_path / "expected.npy", np.stack([picture(i, 32, 32, stock_seed=7) for i in range(3)]))
+    assert path.read_bytes() == (tmp_path / "expected.npy").read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_while_pictures_are_made_is_one_sentence(tmp_path: Path, workers: int) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"4x64\.npy: cannot be written \(File too large\); choose another"):
+            procedural_pool(DataConfig(pictures=4, picture_side=64, workers=workers), 0, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_range_of_numbers_too_long_to_be_read(tmp_path: Path) -> None:
