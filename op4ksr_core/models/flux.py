@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ImageError, OptionError
+from ..plain_text import plain
 from .flux_layers import TIME_CHANNELS, DoubleStreamBlock, LastLayer, MLPEmbedder, SingleStreamBlock, timestep_embedding
 from .latent import PATCH, pack, position_ids, unpack
 from .rope import FLUX_THETA, RescaledEmbedND, Rfr
@@ -21,6 +21,10 @@ OnProgress = Callable[[int, int], None]
 DEFAULT_SIGMA = 0.5
 #: FLUX.1-dev's usual guidance, and the host's default.
 DEFAULT_GUIDANCE = 3.5
+#: The largest that ComfyUI's FluxGuidance takes; far above, the embedding of it overflows.
+GUIDANCE_LIMIT = 100
+#: Tokens per side that a file may claim. Our choice: 32 px each, so pictures of 3 million px a side.
+TOKENS_LIMIT = 100_000
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,16 @@ class OneStepSettings:
 
     def __post_init__(self) -> None:
         check_sigma(self.sigma)
-        if not math.isfinite(self.guidance):
-            raise OptionError(f"guidance: expected a number, got {self.guidance}")
+        if not 0 <= self.guidance <= GUIDANCE_LIMIT:
+            raise OptionError(f"guidance: expected 0 to {GUIDANCE_LIMIT}, got {plain(self.guidance)}")
+        if self.train_tokens is not None and not 1 <= self.train_tokens <= TOKENS_LIMIT:
+            raise OptionError(f"train_tokens: expected 1 to {TOKENS_LIMIT} per side, got {plain(self.train_tokens)}")
 
 
 def check_sigma(sigma: float) -> float:
     """The sigma itself; OptionError unless it is above 0 and at most 1."""
     if not 0 < sigma <= 1:
-        raise OptionError(f"sigma: expected above 0 and at most 1, got {sigma}")
+        raise OptionError(f"sigma: expected above 0 and at most 1, got {plain(sigma)}")
     return sigma
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
+from ..plain_text import plain
 
 Policy = Literal["checkpoint", "theta", "fit", "ntk", "ultraflux"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -78,10 +79,10 @@ def parse_theta(text: str | float | Sequence[float]) -> tuple[float, float]:
     try:
         parts = [float(p) for p in text.split(",")] if isinstance(text, str) else text
         values = [float(parts)] if isinstance(parts, (int, float)) else [float(p) for p in parts]
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"theta: expected a number or two, like 10000 or 46.7,80; got {text!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise OptionError(f"theta: expected a number or two, like 10000 or 46.7,80; got '{plain(text)}'") from error
     if len(values) not in (1, 2) or not all(math.isfinite(v) and v > 1 for v in values):
-        raise OptionError(f"theta: expected one or two numbers above 1, got {text!r}")
+        raise OptionError(f"theta: expected one or two numbers above 1, got '{plain(text)}'")
     return values[0], values[-1]
 
 

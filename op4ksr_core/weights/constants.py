@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import OptionError, UnsupportedCheckpointError
 from ..models.flux import DEFAULT_GUIDANCE, DEFAULT_SIGMA, OneStepSettings, check_sigma
 from ..models.rope import FLUX_THETA, parse_theta
+from ..plain_text import plain
 from .header import PROMPT_KEYS, Header, read_tensors
 
 
@@ -74,7 +75,7 @@ def settings_of(header: Header, sigma: float | None, why: dict[str, str]) -> One
         value = check_sigma(sigma)
     elif (stated := header.metadata.get("op4ksr.sigma")) is not None:
         why["sigma"] = "the file's metadata"
-        value = number(header, "op4ksr.sigma", stated, float)
+        value: float = number(header, "op4ksr.sigma", stated, float)
     else:
         why["sigma"] = "default, as the file names none"
     guidance, tokens = header.metadata.get("op4ksr.guidance"), header.metadata.get("op4ksr.train_tokens")
@@ -93,7 +94,7 @@ def number(header: Header, key: str, text: str, kind: type[Any]) -> Any:
     """``kind`` (int or float) of a text that the metadata or the config states. UnsupportedCheckpointError if none."""
     try:
         return kind(text)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UnsupportedCheckpointError(
-            header.path, f"its metadata is wrong: {key} is no number: {text[:40]!r}; correct it, or fetch it again"
+            header.path, f"its metadata is wrong: {key} is no number: '{plain(text)}'; correct it, or fetch it again"
         ) from error

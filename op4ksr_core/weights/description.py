@@ -19,8 +19,8 @@ from ..models.latent import PATCH
 from ..vae.autoencoder import AutoEncoderParams
 from .blocks import count_blocks
 from .constants import check_prompt, number, settings_of, theta_of, with_prompt
-from .diffusers_config import DiffusersConfig, autoencoder_config
-from .header import PROMPT_KEYS, Header, check_dtypes, read_header
+from .diffusers_config import DiffusersConfig, autoencoder_config, shown
+from .header import FLOATS, PACKED, PROMPT_KEYS, Header, check_dtypes, read_header
 from .layouts import Shape
 from .shards import some_names
 
@@ -119,7 +119,7 @@ def _stride(
     if config.values:
         says = "says so" if "stride" in config.values else "names no stride: F8"
         why["stride"] = f"config.json beside the file {says}"
-        return number(header, "stride in config.json", str(config.values.get("stride", 1)), int)
+        return number(header, "stride in config.json", shown(config.values.get("stride", 1)), int)
     why["stride"] = "assumed: nothing in the file says so, and no tensor's shape can; inspect --probe PHOTO tells"
     why["stride"] += config.note
     assumed.append("stride")
@@ -146,7 +146,7 @@ def _norm_groups(header: Header, widths: Shape, config: DiffusersConfig, why: di
         return number(header, "op4ksr.norm_groups", stated, int)
     if "norm_num_groups" in config.values:
         why["norm_groups"] = "config.json beside the file"
-        return number(header, "norm_num_groups in config.json", str(config.values["norm_num_groups"]), int)
+        return number(header, "norm_num_groups in config.json", shown(config.values["norm_num_groups"]), int)
     if all(width % 32 == 0 for width in widths):
         why["norm_groups"] = "default: Flux's 32"
         return 32
@@ -181,7 +181,9 @@ def describe_flux(
     shapes = _shapes_of(header)
     quantized = any(_SCALES.search(name) for name in shapes)
     prompt = [key for key in PROMPT_KEYS if key in header.shapes]
-    check_dtypes(header, prompt if quantized else header.shapes)  # how scales are stored is the host's business
+    check_dtypes(header, prompt if quantized else header.shapes)
+    if quantized:  # how scales and packed weights are stored is the host's business
+        check_dtypes(header, (), header.shapes.keys() - set(prompt), (*FLOATS, *PACKED))
     hidden = _dimension(header, shapes, "img_in.weight", 0)
     head = _dimension(header, shapes, "double_blocks.0.img_attn.norm.query_norm.scale", 0)
     depth, singles = count_blocks(shapes, "double_blocks"), count_blocks(shapes, "single_blocks")

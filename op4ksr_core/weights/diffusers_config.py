@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..plain_text import plain
 from .header import Header
-from .shards import read_json
+from .json_text import read_json
 
 #: How diffusers begins the name of every weights file it saves; then comes an ending, a variant or a shard's number.
 _NAME = "diffusion_pytorch_model"
@@ -44,7 +45,8 @@ def autoencoder_config(header: Header, sizes: Mapping[str, Any]) -> DiffusersCon
         return DiffusersConfig()
     except (OSError, ValueError):
         return DiffusersConfig(ignored="it cannot be read as JSON")
-    if not isinstance(values, dict) or "Autoencoder" not in str(values.get("_class_name")):  # pyright: ignore
+    name: Any = values.get("_class_name") if isinstance(values, dict) else None  # pyright: ignore
+    if not isinstance(name, str) or "Autoencoder" not in name:
         return DiffusersConfig(ignored="it is not an autoencoder's")
     if not _may_own_a_config(header.files):
         return DiffusersConfig(
@@ -53,9 +55,15 @@ def autoencoder_config(header: Header, sizes: Mapping[str, Any]) -> DiffusersCon
     found: dict[str, Any] = values
     for key, size in sizes.items():
         if found.get(key) != size:
-            stated = str(found[key])[:60] if key in found else "nothing"
+            stated = shown(found[key]) if key in found else "nothing"
             return DiffusersConfig(ignored=f"it states {stated} for {key}, the file's tensors say {size}")
     return DiffusersConfig(found)
+
+
+def shown(value: Any) -> str:
+    """A value of the config for a message; a list in lists is named, as it may be as deep as JSON can be read."""
+    parts: list[Any] = value if isinstance(value, list) else [value]
+    return type(value).__name__ if any(isinstance(part, (list, dict)) for part in parts) else plain(value, 60)
 
 
 def _may_own_a_config(files: tuple[Path, ...]) -> bool:

@@ -11,7 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UnsupportedCheckpointError
+from ..plain_text import plain
 from .blocks import numbering_fault
+from .file_head import check_head
 from .layouts import (
     Layout,
     Shape,
@@ -36,6 +38,9 @@ PROMPT_KEYS = ("op4ksr.txt", "op4ksr.vec")
 #: Dtypes of weights, as safetensors spells them; and of numbers that are no weights.
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 INTEGERS = ("I64", "I32", "I16", "I8", "U8")
+
+#: Dtypes in which ComfyUI's quantized files hold packed weights, block scales and notes.
+PACKED = ("U8", "I8", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
 
 
 @dataclass(frozen=True)
@@ -137,17 +142,21 @@ def read_header(path: str | Path) -> Header:
     metadata: dict[str, str] = {}
     where: dict[str, Path] = {}
     for file in files:
-        _refuse_other_formats(file)
+        check_head(file)
         try:
             with safe_open(file, framework="pt") as opened:
                 metadata |= opened.metadata() or {}
                 for name in opened.keys():  # noqa: SIM118 - safe_open is no dict
+                    if name in where:
+                        raise UnsupportedCheckpointError(
+                            file, f"holds {name}, which {where[name].name} holds too; fetch the model's shards again"
+                        )
                     view = opened.get_slice(name)
                     shapes[name], dtypes[name] = tuple(view.get_shape()), view.get_dtype()
                     where[name] = file
         except (SafetensorError, OSError) as error:
             raise UnsupportedCheckpointError(
-                file, f"cannot be read as safetensors ({error}); it is damaged or cut short: fetch it again"
+                file, f"cannot be read as safetensors ({plain(error)}); it is damaged: fetch it again"
             ) from error
     if not shapes:
         raise UnsupportedCheckpointError(path, "holds no tensors; fetch it again")
@@ -155,12 +164,17 @@ def read_header(path: str | Path) -> Header:
     return Header(path, tuple(files), shapes, dtypes, metadata, where, prefix)
 
 
-def check_dtypes(header: Header, names: Iterable[str], scalars: Iterable[str] = ()) -> None:
+def check_dtypes(
+    header: Header,
+    names: Iterable[str],
+    others: Iterable[str] = (),
+    other_dtypes: tuple[str, ...] = (*FLOATS, *INTEGERS),
+) -> None:
     """Raise UnsupportedCheckpointError unless the tensors of these names (as on disk) hold floating-point numbers.
 
-    scalars: tensors that may hold integers as well (a LoRA's alpha).
+    others: tensors that may have ``other_dtypes``, which by default are integers as well (a LoRA's alpha).
     """
-    allowed = [(names, FLOATS), (scalars, (*FLOATS, *INTEGERS))]
+    allowed = [(names, FLOATS), (others, other_dtypes)]
     for name, dtypes in ((name, dtypes) for group, dtypes in allowed for name in group):
         if (got := header.dtypes[name]) not in dtypes:
             raise UnsupportedCheckpointError(
@@ -178,24 +192,3 @@ def read_tensors(header: Header, names: set[str] | None = None) -> dict[str, Ten
                 if home == file and (names is None or name in names):
                     tensors[name] = opened.get_tensor(name)
     return tensors
-
-
-def _refuse_other_formats(file: Path) -> None:
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(16)
-    except OSError as error:
-        raise UnsupportedCheckpointError(file, f"cannot be opened ({error.strerror}); check its permissions") from error
-    if start[:4] == b"GGUF":
-        raise UnsupportedCheckpointError(
-            file, "is GGUF: in ComfyUI load it with ComfyUI-GGUF's loader, then use Apply RFR and One-Step Upscale"
-        )
-    if start[8:9] == b"{":  # before the pickles: the header's length, in front, may look like the start of one
-        return
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        raise UnsupportedCheckpointError(
-            file, "is a PyTorch pickle, which may run code when opened; convert it to safetensors first"
-        )
-    if not start:
-        raise UnsupportedCheckpointError(file, "is empty; fetch it again")
-    raise UnsupportedCheckpointError(file, "is no safetensors file, whatever its name; fetch it again, or take another")

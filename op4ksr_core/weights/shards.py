@@ -2,58 +2,81 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
-from typing import Any
 
 from ..errors import UnsupportedCheckpointError
+from ..files import regular_file
+from ..plain_text import plain
+from .json_text import read_json
 
-#: Ends every shard index's name, as transformers and diffusers write them.
-_INDEX = ".safetensors.index.json"
+#: Names of shard indexes: as transformers and diffusers write them, a variant's name (fp16) at either end or without.
+_INDEX = re.compile(r"\.safetensors\.index(\.[\w-]+)?\.json$")
+
+#: Names of shards: ``NAME-00001-of-00003``, with a variant's name before or after the numbers or without.
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})(\.[\w-]+)?\.safetensors$", re.ASCII)
 
 
 def files_of(path: Path) -> list[Path]:
     """The files to read for a safetensors file, any one shard, a shard index, or a folder that holds one model.
 
-    Raises UnsupportedCheckpointError: no such file, several models in the folder, an index that is broken, lists
-    shards that are missing, or names files outside its own folder.
+    Raises UnsupportedCheckpointError: no such file, several models in the folder, a shard that no index lists, an
+    index that is broken, lists shards that are missing, or names files outside its own folder.
     """
-    if path.is_dir():
-        indexes = sorted(path.glob(f"*{_INDEX}"))
-        singles = sorted(path.glob("*.safetensors"))
-        if len(indexes) == 1:
-            return _shards(indexes[0])
-        if len(singles) == 1:
-            return singles
-        raise UnsupportedCheckpointError(
-            path, f"expected one safetensors file or one shard index in this folder, got {len(singles)} files; name one"
-        )
-    if not path.exists():
-        raise UnsupportedCheckpointError(path, "no such file; check the name and the folder")
-    if path.name.endswith(".index.json"):
+    kind = regular_file(path)
+    if kind == "a folder":
+        return _files_in(path)
+    if kind is not None:
+        return [path]  # whoever opens it says what it is
+    if _INDEX.search(path.name) or path.name.endswith(".index.json"):
         return _shards(path)
-    for index in sorted(path.parent.glob(f"*{_INDEX}")):
+    for index in _indexes(path.parent):
         try:
             belongs = path in _listed(index)
         except UnsupportedCheckpointError:  # another model's broken index, in a folder of many models
             continue
         if belongs:  # any one shard stands for its model
             return _shards(index)
+    _refuse_lone_shard(path)
     return [path]
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file. ValueError where it is not JSON (or nested too deeply), OSError where unreadable."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
 
 
 def some_names(names: list[str], count: int = 3) -> str:
     """The first few names in a row, with dots for the others, for an error; each cut to 120 characters."""
-    shown = [name if len(name) <= 120 else f"{name[:117]}..." for name in names[:count]]
+    shown = [plain(name) if len(name) <= 120 else f"{plain(name[:117])}..." for name in names[:count]]
     return ", ".join(shown) + (", ..." if len(names) > count else "")
+
+
+def _files_in(folder: Path) -> list[Path]:
+    try:
+        indexes, singles = _indexes(folder), sorted(folder.glob("*.safetensors"))
+    except OSError as error:
+        raise UnsupportedCheckpointError(
+            folder, f"is a folder that cannot be listed ({error.strerror}); name the file in it"
+        ) from error
+    if len(indexes) == 1:
+        return _shards(indexes[0])
+    if len(singles) == 1 and not indexes:
+        return files_of(singles[0])
+    what = f"{len(indexes)} shard indexes" if len(indexes) > 1 else f"{len(singles)} files"
+    raise UnsupportedCheckpointError(
+        folder, f"expected one safetensors file or one shard index in this folder, got {what}; name one"
+    )
+
+
+def _indexes(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.json") if _INDEX.search(file.name))
+
+
+def _refuse_lone_shard(path: Path) -> None:
+    """Say of a file that is one of several, by its name, that it alone is no model."""
+    found = _SHARD.search(path.name)
+    if found is not None and int(found[2]) > 1:
+        raise UnsupportedCheckpointError(
+            path,
+            f"is shard {int(found[1])} of {int(found[2])} of a model, and no shard index beside it lists it; fetch the "
+            "model's other files and its .safetensors.index.json into this folder",
+        )
 
 
 def _listed(index: Path) -> list[Path]:
@@ -62,18 +85,18 @@ def _listed(index: Path) -> list[Path]:
         weight_map = read_json(index)["weight_map"]
         names: set[object] = set(weight_map.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnsupportedCheckpointError(index, f"is no shard index ({error}); fetch it again") from error
-    plain = [name for name in names if isinstance(name, str) and _is_plain(name)]
-    if outside := sorted(repr(name) for name in names if name not in plain):
+        raise UnsupportedCheckpointError(index, f"is no shard index ({plain(error)}); fetch it again") from error
+    inside = [name for name in names if isinstance(name, str) and _is_inside(name)]
+    if outside := sorted(repr(name) for name in names if name not in inside):
         raise UnsupportedCheckpointError(
             index,
             f"is no shard index (expected the names of files in its own folder, got {some_names(outside)}); "
             "fetch it again",
         )
-    return [index.parent / name for name in sorted(plain)]
+    return [index.parent / name for name in sorted(inside)]
 
 
-def _is_plain(name: str) -> bool:
+def _is_inside(name: str) -> bool:
     """Whether it names a file in the same folder, on any system: no separator, drive, stream or control character."""
     return name not in ("", ".", "..") and not any(c in "/\\:" or ord(c) < 32 for c in name)
 
@@ -82,12 +105,10 @@ def _shards(index: Path) -> list[Path]:
     shards = _listed(index)
     if not shards:
         raise UnsupportedCheckpointError(index, "is no shard index (it lists no files); fetch it again")
-    try:
-        missing = [shard.name for shard in shards if not shard.exists()]
-    except OSError as error:  # a name that is too long for the file system, say
-        raise UnsupportedCheckpointError(
-            index, f"one of its shards cannot be opened ({error.strerror}); fetch it again"
-        ) from error
-    if missing:
+    faults = [(shard.name, fault) for shard in shards if (fault := regular_file(shard)) is not None]
+    if missing := [name for name, fault in faults if fault == "not there"]:
         raise UnsupportedCheckpointError(index, f"its shards {some_names(missing)} are not here; fetch them too")
+    if faults:
+        name, fault = faults[0]
+        raise UnsupportedCheckpointError(index, f"its shard {some_names([name])} is {fault}; fetch it again")
     return shards

@@ -85,7 +85,7 @@ def test_numbers_of_a_transformers_blocks(flux_file: Path, number: str, capsys: 
         before = flux_file.read_bytes()
         add(flux_file, f"{blocks}.{number}.x")
         text = refused(flux_file, load_flux, number, capsys)
-        assert f"expected blocks numbered from 0 without gaps: {blocks}." in text
+        assert words(number, blocks) in text
         flux_file.write_bytes(before)
 
 
@@ -99,8 +99,14 @@ def test_numbers_of_a_vaes_blocks(vae_file: Path, number: str, capsys: pytest.Ca
         before = vae_file.read_bytes()
         add(vae_file, f"{blocks}.{number}.x")
         text = refused(vae_file, load_autoencoder, number, capsys)
-        assert f"expected blocks numbered from 0 without gaps: {blocks}." in text
+        assert words(number, blocks) in text
         vae_file.write_bytes(before)
+
+
+def words(number: str, blocks: str) -> str:
+    """Digits that are no ASCII are refused with the name they are in."""
+    ours = f"expected blocks numbered from 0 without gaps: {blocks}."
+    return ours if number.isascii() else "the name of a tensor is none that a trainer writes"
 
 
 def test_a_number_that_ends_a_name_is_of_no_block(vae_file: Path) -> None:

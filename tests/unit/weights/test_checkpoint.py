@@ -380,8 +380,10 @@ def pickled_as_of_old() -> bytes:
     [
         (b"", "is empty"),
         (b"hello", "is no safetensors file"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is no safetensors file"),
-        (b"<!DOCTYPE html><html></html>", "is no safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html></html>", "is a web page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page"),
+        (b'{"error": "Invalid username or password."}', "is JSON text"),
         (pickled(), "PyTorch pickle"),
         (pickled_as_of_old(), "PyTorch pickle"),
         (b"GGUF" + struct.pack("<IQQ", 3, 100, 20) + bytes(64), "GGUF"),
@@ -389,6 +391,8 @@ def pickled_as_of_old() -> bytes:
         (struct.pack("<Q", 1000) + b"{" + b" " * 100, "cut short"),
         (struct.pack("<Q", 2) + b"{}", "holds no tensors"),
         (struct.pack("<Q", 8) + b'{"a": 1}', "cannot be read as safetensors"),
+        (struct.pack("<Q", 8) + b'{"a": [}', "header: not JSON"),
+        (struct.pack("<Q", 2**40) + b"{" + b" " * 100, "cut short"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -610,13 +614,34 @@ def test_wrong_numbers_in_an_autoencoders_metadata_are_refused(vae_file: Path, k
         ("guidance", "strong"),
         ("guidance", "nan"),
         ("guidance", "inf"),
+        ("guidance", "-1"),
+        ("guidance", "1e30"),
+        ("sigma", "-0.5"),
+        ("sigma", "1e400"),
+        ("rope_theta", "1e400"),
+        ("rope_theta", "-10000"),
         ("train_tokens", "many"),
         ("train_tokens", "128.5"),
+        ("train_tokens", "0"),
+        ("train_tokens", "-1"),
+        ("train_tokens", "1000000000"),
     ],
 )
 def test_wrong_numbers_in_a_fluxs_metadata_are_refused(flux_file: Path, key: str, value: str) -> None:
     text = refusal(load_flux, rewrite(flux_file, **{key: value}))
-    assert key.removeprefix("rope_") in text and value in text
+    assert key.removeprefix("rope_") in text
+    assert value in text or {"1e400": "got inf", "1e30": "got 1e+30"}[value] in text
+
+
+@pytest.mark.parametrize("key", ["rope_theta", "sigma", "guidance", "train_tokens", "vae_stride", "norm_groups"])
+@pytest.mark.parametrize("value", ["9" * 5000, "1e" + "9" * 5000, "\x1b[2J" + "x" * 100_000])
+def test_endless_numbers_in_the_metadata_are_one_short_sentence(
+    vae_file: Path, flux_file: Path, key: str, value: str
+) -> None:
+    vae = key in ("vae_stride", "norm_groups")
+    path, load = (vae_file, load_autoencoder) if vae else (flux_file, load_flux)
+    text = refusal(load, rewrite(path, **{key: value}))
+    assert text.isprintable() and len(text) < 700 and (text.endswith("fetch it again") or "take another" in text)
 
 
 @pytest.mark.parametrize(

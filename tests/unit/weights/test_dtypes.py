@@ -101,6 +101,15 @@ def test_a_prompt_of_integers_is_refused_in_a_quantized_file_too(files: dict[str
     assert "op4ksr.txt: expected" in refusal(lambda: describe_flux(path))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int32, torch.complex64], ids=str)
+def test_a_quantized_file_holds_no_integers_that_no_format_packs(files: dict[str, Path], dtype: torch.dtype) -> None:
+    path = files["flux"]
+    change(path, "double_blocks.0.img_attn.qkv.scale_weight", torch.ones(1))
+    assert describe_flux(path).quantized
+    change(path, "double_blocks.0.img_attn.qkv.weight", torch.ones(192, 64, dtype=dtype))
+    assert "double_blocks.0.img_attn.qkv.weight: expected one of the dtypes" in refusal(lambda: describe_flux(path))
+
+
 def test_a_file_of_prompt_embeddings_holds_floating_point_numbers(
     files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

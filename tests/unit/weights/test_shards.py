@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,63 @@ def test_the_commands_say_it_in_one_sentence(tmp_path: Path, content: str, capsy
         assert main(arguments) == 1
         text = capsys.readouterr().err
         assert text.startswith(f"error: {index}: is no shard index") and text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("index", "shards"),
+    [
+        ("m.safetensors.index.fp16.json", "m.fp16-{}.safetensors"),  # diffusers
+        ("m.safetensors.index.fp16.json", "m-{}.fp16.safetensors"),  # diffusers, before 0.32
+        ("m.fp16.safetensors.index.json", "m.fp16-{}.safetensors"),
+    ],
+)
+def test_a_variants_shards_are_one_model_too(flux_file: Path, make_flux: MakeFlux, index: str, shards: str) -> None:
+    plain = shard(flux_file)
+    text = plain.read_text("utf-8")
+    for old in flux_file.parent.glob("*-of-*.safetensors"):
+        new = shards.format(old.stem.removeprefix("model-"))
+        text = text.replace(old.name, new)
+        old.rename(old.with_name(new))
+    plain.unlink()
+    path = plain.with_name(index)
+    path.write_text(text, "utf-8")
+    for source in (path, path.parent, *path.parent.glob("*-of-*")):
+        assert load_flux(source).state_dict()["img_in.weight"].equal(make_flux().state_dict()["img_in.weight"])
+
+
+@pytest.mark.parametrize("name", ["a-00001-of-00003.safetensors", "a-00002-of-00003.fp16.safetensors"])
+def test_a_lone_shard_is_told_for_what_it_is(flux_file: Path, name: str) -> None:
+    path = flux_file.rename(flux_file.with_name(name))
+    for source in (path, path.parent):
+        text = refusal(load_flux, source, path)
+        assert f"is shard {name[6]} of 3 of a model, and no shard index beside it lists it" in text
+
+
+def test_a_shard_that_is_all_of_its_model_is_a_model(flux_file: Path) -> None:
+    assert load_flux(flux_file.rename(flux_file.with_name("a-00001-of-00001.safetensors"))).params.hidden_size == 64
+
+
+def test_two_indexes_in_a_folder_are_a_choice(flux_file: Path) -> None:
+    index = shard(flux_file)
+    index.with_name("model.safetensors.index.fp16.json").write_bytes(index.read_bytes())
+    assert "got 2 shard indexes; name one" in refusal(load_flux, index.parent)
+    assert load_flux(index).params.hidden_size == 64
+
+
+def test_one_tensor_in_two_shards_is_refused(flux_file: Path) -> None:
+    index = shard(flux_file)
+    second, third = (index.with_name(f"model-0000{i}-of-00003.safetensors") for i in (2, 3))
+    third.write_bytes(second.read_bytes())
+    assert f"which {second.name} holds too" in refusal(load_flux, index, third)
+
+
+@pytest.mark.parametrize("kind", ["loop", "folder", "pipe"])
+@pytest.mark.timeout(20)
+def test_a_shard_that_is_no_file_is_named(flux_file: Path, kind: str) -> None:
+    index = shard(flux_file)
+    path = index.with_name("model-00002-of-00003.safetensors")
+    path.unlink()
+    made = {"loop": lambda: path.symlink_to(path.name), "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}
+    made[kind]()
+    text = refusal(load_flux, index)
+    assert f"its shard {path.name} is " in text and {"loop": "not readable", "pipe": "pipe"}.get(kind, kind) in text
