@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import comfy.lora
-import comfy.lora_convert
 
 from ...op4ksr_core.errors import OptionError, UnsupportedCheckpointError
 from ...op4ksr_core.models.rope import RescaledEmbedND
-from ...op4ksr_core.plain_text import plain_logger
+from ...op4ksr_core.plain_text import plain, plain_logger
 from ...op4ksr_core.weights.constants import check_prompt
-from ...op4ksr_core.weights.lora import describe_lora, lora_settings, lora_tensors
+from ...op4ksr_core.weights.header import Header
+from ...op4ksr_core.weights.lora import check_module_shape, describe_lora, host_tensors, lora_settings
+from ...op4ksr_core.weights.lora_parts import LoraContents, LoraModule, lora_contents
+from ...op4ksr_core.weights.shards import some_names
 from .model import ATTACHMENT
 from .positions import own_positions, patch_positions
 
@@ -22,11 +25,15 @@ log = plain_logger(__name__)
 def load_lora(model: Any, path: Path, strength: float) -> Any:
     """A clone of a Flux MODEL with the file's LoRA, theta and one-step settings.
 
-    Raises UnsupportedCheckpointError: no LoRA, no prompt embedding, made for another model; OptionError:
-    the MODEL is no Flux.
+    Kinds other than LoRA are the host's to apply; what changes text encoders, or no part of this model, is left out
+    and named in the log. alpha / rank is as ``weights.lora_scale`` decides, so that the change is ``convert``'s.
+    Raises UnsupportedCheckpointError: no LoRA, no prompt embedding, made for another model, of a kind that the host
+    would half apply; OptionError: the MODEL is no Flux, the strength no number.
     """
     found = describe_lora(path)
-    settings = lora_settings(found)
+    settings, contents = lora_settings(found), lora_contents(found.header)
+    if not math.isfinite(strength):
+        raise OptionError(f"strength: expected a number, got {strength}")
     try:
         axes_dim, _ = own_positions(model)
         config = model.model.model_config.unet_config
@@ -35,24 +42,76 @@ def load_lora(model: Any, path: Path, strength: float) -> Any:
         name = type(model.model).__name__
         raise OptionError(f"MODEL: is a {name}; Load SR LoRA needs the Flux model the LoRA was trained on") from error
     check_prompt(found.header, *dims)
+    if line := contents.left_out_line():
+        log.warning("%s: %s", path.name, line)
     clone = model.clone()
-    _patch_weights(clone, path, lora_tensors(found.header), strength)
+    _patch_weights(clone, contents, strength)
     if found.theta is not None:  # from now on the model's own
         replaced = patch_positions(clone, RescaledEmbedND(axes_dim, found.theta))
         if replaced:
             log.warning("%s: its theta is the model's from now on. %s", path.name, replaced)
     clone.set_attachments(ATTACHMENT, settings)
+    log.info("%s: alpha / rank (%s)", path.name, contents.source)
     for fact, reason in found.why.items():
         value = found.theta or "of the model" if fact == "theta" else getattr(settings, fact)
         log.info("%s: %s %s (%s)", path.name, fact, value, reason)
     return clone
 
 
-def _patch_weights(clone: Any, path: Path, tensors: dict[str, Any], strength: float) -> None:
-    """As the host's load_lora_for_models does it, with an error where that only warns."""
-    keys = comfy.lora.model_lora_keys_unet(clone.model, {})
-    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys)
+def _patch_weights(clone: Any, contents: LoraContents, strength: float) -> None:
+    """As the host's load_lora_for_models does it, with an error where that only warns or leaves a weight as it was."""
+    header = contents.header
+    if parts := contents.unknown_parts:
+        raise UnsupportedCheckpointError(
+            header.path, f"holds parts of a kind that is not known here ({some_names(parts)}); choose another LoRA"
+        )
+    keys: dict[str, Any] = comfy.lora.model_lora_keys_unet(clone.model, {})
+    shapes = {name: tuple(weight.shape) for name, weight in clone.model.state_dict().items() if _is_matrix(weight)}
+    for base, module in contents.modules.items():
+        if base in keys:
+            _check_module(header, module, _target_shape(keys[base], shapes))
+    left = [name for base, module in contents.modules.items() if base not in keys for name in module.names.values()]
+    tensors = host_tensors(contents)
+    patches = comfy.lora.load_lora(tensors, keys, log_missing=False)
     if not clone.add_patches(patches, strength):
         raise UnsupportedCheckpointError(
-            path, f"none of its {len(tensors)} tensors fits this model; load the model the LoRA was trained on"
+            header.path, f"none of its {len(tensors)} tensors fits this model; load the model the LoRA was trained on"
+        )
+    if left := [*left, *contents.unknown]:
+        log.warning("%s: %d tensors fit nothing in this model and are left out (%s)", header.path.name, len(left),
+                    some_names(left))  # fmt: skip
+
+
+def _is_matrix(weight: Any) -> bool:
+    """Whether its shape is the layer's: packed weights of quantized models have another."""
+    return weight.ndim == 2 and weight.is_floating_point()
+
+
+def _target_shape(key: Any, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """(rows, columns) that a key of the host's stands for: a name, or a name and (axis, start, length)."""
+    name, offset = (key, None) if isinstance(key, str) else (key[0], key[1])
+    if (shape := shapes.get(name)) is None or offset is None:
+        return shape
+    axis, _, length = offset
+    return tuple(length if i == axis else size for i, size in enumerate(shape))
+
+
+def _check_module(header: Header, module: LoraModule, target: tuple[int, ...] | None) -> None:
+    """Refuse what the host would leave out with a line in its log, or half apply."""
+    if {"magnitude", "mid", "t1", "t2"} & module.names.keys():
+        raise UnsupportedCheckpointError(
+            header.path,
+            f"is {module.kind} ({plain(module.base)}), which ComfyUI does not apply to Flux; choose another LoRA",
+        )
+    if target is None:
+        return
+    check_module_shape(header, module, target)
+    if (difference := module.shapes.get("diff", target)) != target:
+        raise UnsupportedCheckpointError(
+            header.path, f"{plain(module.names['diff'])} {difference} does not fit {target}; take another file"
+        )
+    scale = module.shapes.get("dora_scale")
+    if scale is not None and scale not in ((target[0], 1), (1, target[1])):
+        raise UnsupportedCheckpointError(
+            header.path, f"{plain(module.names['dora_scale'])} {scale} does not fit {target}; take another file"
         )

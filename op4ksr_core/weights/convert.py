@@ -5,6 +5,7 @@ Numbers are only moved, never rounded, except where a LoRA is merged (float32 in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -55,6 +56,8 @@ def convert(source: str | Path, output: str | Path, conversion: Conversion) -> d
     output is one of the inputs).
     """
     header = read_header(source)
+    if odd := [strength for _, strength in conversion.loras if not math.isfinite(strength)]:
+        raise OptionError(f"--merge-lora: expected a strength that is a number, got {odd[0]}; 1 is the usual one")
     described = _describe(header)
     _check_output(Path(output), header, conversion)
     loras = [(describe_lora(file).header, strength) for file, strength in conversion.loras]

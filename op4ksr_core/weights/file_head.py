@@ -27,7 +27,7 @@ def check_head(file: Path) -> None:
     Its length covers its tensors exactly; no name stands twice or holds anything but visible ASCII; metadata is text.
     """
     if (fault := regular_file(file)) is not None:
-        raise UnsupportedCheckpointError(file, _no_file(fault))
+        raise _refuse(file, fault)
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
@@ -42,43 +42,55 @@ def check_head(file: Path) -> None:
     _check_entries(file, _entries(file, text), size - 8 - length)
 
 
-def _no_file(fault: str) -> str:
+def _refuse(file: Path, fault: str) -> UnsupportedCheckpointError:
     if fault == "not there":
-        return "no such file; check the name and the folder"
+        return UnsupportedCheckpointError(file, "no such file; check the name and the folder")
     if fault.startswith("not readable"):
-        return f"is {fault}; check its name and its permissions"
-    return f"is {fault}, and no weights file; choose a .safetensors file"
+        return UnsupportedCheckpointError(file, f"is {fault}; check its name and its permissions")
+    return UnsupportedCheckpointError(file, f"is {fault}, and no weights file; choose a .safetensors file")
 
 
 def _check_format(file: Path, start: bytes) -> None:
     """Refuse what is no safetensors file, and say what it is."""
     if start[:4] == b"GGUF":
-        reason = "is GGUF: in ComfyUI load it with ComfyUI-GGUF's loader, then use Apply RFR and One-Step Upscale"
-    elif start[8:9] == b"{":  # before the pickles: the header's length, in front, may look like the start of one
+        raise UnsupportedCheckpointError(
+            file, "is GGUF: in ComfyUI load it with ComfyUI-GGUF's loader, then use Apply RFR and One-Step Upscale"
+        )
+    if start[8:9] == b"{":  # before the pickles: the header's length, in front, may look like the start of one
         return
-    elif start[:2] == b"PK" or start[:1] == b"\x80":
-        reason = "is a PyTorch pickle, which may run code when opened; convert it to safetensors first"
-    elif not start:
-        reason = "is empty; fetch it again"
-    elif start.startswith(b"version https://git-lfs"):
-        reason = "is a Git LFS pointer, a few lines that stand for the file; fetch the file itself with 'git lfs pull'"
-    elif start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEB_PAGE):
-        reason = "is a web page that was saved under this name (perhaps the site asked for a login); fetch it again"
-    elif start.lstrip()[:1] in (b"{", b"["):
-        reason = "is JSON text, and no weights; fetch the file itself again"
-    else:
-        reason = "is no safetensors file, whatever its name; fetch it again, or take another"
-    raise UnsupportedCheckpointError(file, reason)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        raise UnsupportedCheckpointError(
+            file, "is a PyTorch pickle, which may run code when opened; convert it to safetensors first"
+        )
+    if not start:
+        raise UnsupportedCheckpointError(file, "is empty; fetch it again")
+    _refuse_text(file, start.lstrip(b"\xef\xbb\xbf \t\r\n").lower())
+    raise UnsupportedCheckpointError(file, "is no safetensors file, whatever its name; fetch it again, or take another")
+
+
+def _refuse_text(file: Path, start: bytes) -> None:
+    """What a download leaves under a model's name when something went wrong."""
+    if start.startswith(b"version https://git-lfs"):
+        raise UnsupportedCheckpointError(
+            file, "is a Git LFS pointer, a few lines that stand for the file; fetch the file itself with 'git lfs pull'"
+        )
+    if start.startswith(_WEB_PAGE):
+        raise UnsupportedCheckpointError(
+            file, "is a web page that was saved under this name (perhaps the site asked for a login); fetch it again"
+        )
+    if start[:1] in (b"{", b"["):
+        raise UnsupportedCheckpointError(file, "is JSON text, and no weights; fetch the file itself again")
 
 
 def _check_length(file: Path, length: int, size: int) -> None:
     if length > size - 8:
-        reason = f"is cut short: its header takes {length:,} bytes, but the whole file has {size:,}; fetch it again"
-    elif length > HEADER_LIMIT:
-        reason = f"has a header of {length:,} bytes, more than any model's; it is damaged: fetch it again"
-    else:
-        return
-    raise UnsupportedCheckpointError(file, reason)
+        raise UnsupportedCheckpointError(
+            file, f"is cut short: its header takes {length:,} bytes, but the whole file has {size:,}; fetch it again"
+        )
+    if length > HEADER_LIMIT:
+        raise UnsupportedCheckpointError(
+            file, f"has a header of {length:,} bytes, more than any model's; it is damaged: fetch it again"
+        )
 
 
 def _entries(file: Path, text: bytes) -> dict[str, Any]:

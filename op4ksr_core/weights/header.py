@@ -23,6 +23,7 @@ from .layouts import (
     diffusers_flux_layout,
     is_diffusers,
 )
+from .lora_names import is_lora_name
 from .shards import files_of, some_names
 
 Kind = Literal["vae", "transformer", "lora", "enlarger", "unknown"]
@@ -74,7 +75,7 @@ class Header:
     def kind(self) -> Kind:
         """What the names say it is; our own metadata is only a label and is not believed over them."""
         names = self.names
-        if any(".lora_" in name or "lora_A" in name or "lora_down" in name for name in names):
+        if any(map(is_lora_name, names)):
             return "lora"
         if {"encoder.conv_in.weight", "decoder.conv_out.weight"} <= names:
             return "vae"

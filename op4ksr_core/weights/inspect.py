@@ -16,6 +16,7 @@ from .description import describe_autoencoder, describe_flux
 from .enlarger import describe_enlarger
 from .header import PROMPT_KEYS, Header, read_header
 from .lora import describe_lora
+from .lora_parts import lora_contents, target_of
 from .probe import probe, verdict
 
 
@@ -49,18 +50,28 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
 
 
 def _lora(header: Header) -> dict[str, Any]:
-    """A one-step LoRA's constants; of any other LoRA, that it is one."""
+    """What any LoRA changes, how strongly, and what is left out; a one-step LoRA's constants too."""
+    found, contents = describe_lora(header), lora_contents(header)
+    changes = {
+        "changes": contents.kinds,
+        "modules": len(contents.modules),
+        "ranks": contents.ranks,
+        "scales": sorted({round(scale, 6) for scale in contents.scales.values()}),
+        "scale_from": contents.source,
+        "target": target_of(contents),
+        "left_out": [*contents.left_out, *contents.unknown],
+    }
     if not all(key in header.shapes for key in PROMPT_KEYS):
-        return {"usable": "yes: with a LoRA loader, on the model it was trained for"}
-    found = describe_lora(header)
-    return {
+        return changes | {"usable": "yes: with a LoRA loader, on the model it was trained for"}
+    merged = ", or merged, with 'convert --merge-lora'" if all(m.computed for m in contents.modules.values()) else ""
+    return changes | {
         "theta": None if found.theta is None else list(found.theta),
         "sigma": found.settings.sigma,
         "guidance": found.settings.guidance,
         "train_tokens": found.settings.train_tokens,
         "prompt_embedding": True,
         "why": found.why,
-        "usable": "yes: with Load SR LoRA, on the model it was trained for; or merged, with 'convert --merge-lora'",
+        "usable": f"yes: with Load SR LoRA, on the model it was trained for{merged}",
     }
 
 

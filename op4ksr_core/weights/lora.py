@@ -1,17 +1,17 @@
 """LoRA files for Flux, in every layout that is in use: what they change, and the constants they carry.
 
-``merged_weight`` is the one place that adds strength * alpha / rank * B A to a weight.
+``merged_weight`` is the one place that adds strength * scale * product to a weight. Names: ``lora_names``; kinds and
+their products: ``lora_parts``; alpha / rank, and which of a file's statements of it counts: ``lora_scale``.
 
 Layouts: kohya (``lora_unet_double_blocks_0_img_attn_qkv.lora_up``), PEFT over diffusers' names
-(``transformer.transformer_blocks.0.attn.to_q.lora_A``) or over BFL's (``double_blocks.0...lora_A``), each
-with or without its usual prefix. ``canonical_name`` makes of each the one that the host's loader maps.
+(``transformer.transformer_blocks.0.attn.to_q.lora_A``) or over BFL's (``double_blocks.0...lora_A``), XLabs
+(``double_blocks.0.processor.qkv_lora1.up``), LyCORIS, OneTrainer, each with or without its usual prefix.
+``canonical_name`` makes of each the one that the host's loader maps. Tensors of text encoders are left out.
 A one-step LoRA carries, like a checkpoint, ``op4ksr.*`` metadata and its prompt embedding.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,15 @@ from torch import Tensor
 
 from ..errors import UnsupportedCheckpointError
 from ..models.flux import OneStepSettings
+from ..plain_text import plain, plain_logger
 from .constants import constants, with_prompt
-from .header import PROMPT_KEYS, Header, check_dtypes, read_header, read_tensors
+from .header import PROMPT_KEYS, Header, check_dtypes, read_header
 from .layouts import Piece, Shape, export_flux
+from .lora_names import COMPUTED, canonical_name
+from .lora_parts import LoraContents, LoraModule, lora_contents
 from .shards import some_names
 
-#: How the two factors are called: W + alpha / rank * up @ down.
-_DOWN = (".lora_down.weight", ".lora_A.weight")
-_UP = (".lora_up.weight", ".lora_B.weight")
-
-_BFL_TOP = r"(double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer)\."
-_DIFFUSERS_TOP = (
-    r"(transformer_blocks|single_transformer_blocks|x_embedder|context_embedder|time_text_embed|norm_out)\."
-)
+log = plain_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,22 +44,15 @@ class LoraDescription:
 
 @dataclass(frozen=True)
 class Addition:
-    """alpha / rank * up @ down, which a LoRA adds to the rows of ``piece`` of one of our tensors.
-
-    up, down, alpha: canonical names of the file's tensors; without an alpha the factor is 1.
-    """
+    """scale * product of one module, which a LoRA adds to the rows of ``piece`` of one of our tensors."""
 
     piece: Piece
-    up: str
-    down: str
-    alpha: str | None
+    module: LoraModule
+    scale: float
 
-    def product(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """(rows, columns) float32, in our order of rows."""
-        up, down = (tensors[name].float() for name in (self.up, self.down))
-        up, down = up.reshape(len(up), -1), down.reshape(len(down), -1)
-        scale = 1.0 if self.alpha is None else tensors[self.alpha].item() / len(down)
-        product = scale * (up @ down)
+    def product(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        """(rows, columns) float32, scaled, in our order of rows. tensors: ``LoraContents.read``'s."""
+        product = self.scale * self.module.product(tensors[self.module.base].__getitem__)
         return torch.cat(product.chunk(2)[::-1]) if self.piece.how == "swap_halves" else product
 
 
@@ -71,31 +60,49 @@ class Addition:
 class LoraMerge:
     """One LoRA, ready to be added to a transformer: what it adds to which tensor, its tensors, its strength."""
 
+    path: Path
     parts: dict[str, list[Addition]]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, dict[str, Tensor]]
     strength: float
 
 
 def read_merge(header: Header, shapes: Mapping[str, Shape], strength: float = 1.0) -> LoraMerge:
     """Read a LoRA file to be merged into a transformer with tensors of these ``shapes`` (our names).
 
-    Raises UnsupportedCheckpointError as ``additions`` does.
+    What changes text encoders is left out and told in the log. Raises UnsupportedCheckpointError as ``additions`` and
+    ``lora_contents`` do, and for NaN or infinite numbers.
     """
-    return LoraMerge(additions(header, shapes), lora_tensors(header), strength)
+    contents = lora_contents(header)
+    parts = additions(contents, shapes)
+    if line := contents.left_out_line():
+        log.warning("%s: %s", header.path.name, line)
+    log.info("%s: alpha / rank (%s)", header.path.name, contents.source)
+    return LoraMerge(header.path, parts, contents.read(), strength)
 
 
 def merged_weight(name: str, weight: Tensor, merges: Sequence[LoraMerge]) -> Tensor:
-    """The weight of that name (ours) plus strength * alpha / rank * up @ down of each LoRA, in its own dtype.
+    """The weight of that name (ours) plus strength * scale * product of each LoRA, in its own dtype.
 
-    Summed in float32 and rounded once. The weight itself, not a copy, where no LoRA changes it.
+    Summed in float32 and rounded once. The weight itself, not a copy, where no LoRA changes it. Raises
+    UnsupportedCheckpointError where the sum holds NaN, or more than the dtype can.
     """
-    if not any(name in merge.parts for merge in merges):
+    involved = [merge for merge in merges if name in merge.parts and merge.strength]
+    if not involved:
         return weight
     total = weight.float().clone()
-    for merge in merges:
-        for part in merge.parts.get(name, []):
+    for merge in involved:
+        for part in merge.parts[name]:
             total[part.piece.start : part.piece.stop] += merge.strength * part.product(merge.tensors).to(total.device)
-    return total.to(weight.dtype)
+    merged = total.to(weight.dtype)
+    if not torch.isfinite(merged.float()).all():
+        dtype = str(weight.dtype).removeprefix("torch.")
+        fault = f"makes {name} larger than {dtype} can hold" if torch.isfinite(weight.float()).all() else ""
+        raise UnsupportedCheckpointError(
+            involved[-1].path,
+            f"merging {fault or f'adds to {name}, which holds NaN or infinite numbers already'}; merge it at a smaller "
+            "strength, or into another file",
+        )
+    return merged
 
 
 def describe_lora(source: Header | str | Path) -> LoraDescription:
@@ -108,8 +115,8 @@ def describe_lora(source: Header | str | Path) -> LoraDescription:
         raise UnsupportedCheckpointError(
             header.path, f"holds no LoRA (no lora_A/lora_B or lora_down/lora_up tensors), it is {what}; choose a LoRA"
         )
-    alphas = {name for name in header.shapes if name.endswith(".alpha")}
-    check_dtypes(header, header.shapes.keys() - alphas, alphas)  # trainers write alpha as an integer too
+    whole = {name for name in header.shapes if name.endswith((".alpha", ".reshape_weight"))}
+    check_dtypes(header, header.shapes.keys() - whole, whole)  # trainers write alpha as an integer too
     theta, settings, why = constants(header)
     return LoraDescription(header, settings, theta if "op4ksr.rope_theta" in header.metadata else None, why)
 
@@ -126,52 +133,56 @@ def lora_settings(found: LoraDescription) -> OneStepSettings:
     return with_prompt(found.header, found.settings)
 
 
-def canonical_name(name: str) -> str:
-    """A LoRA tensor's name -> the spelling that ComfyUI's loader maps for Flux."""
-    name = name.removeprefix("base_model.model.").replace("model.diffusion_model.", "diffusion_model.")
-    name = re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1.weight", name)
-    rest = name.removeprefix("transformer.")
-    if re.match(_BFL_TOP, rest):
-        return f"diffusion_model.{rest}"
-    if re.match(_DIFFUSERS_TOP, rest) or re.match(r"proj_out\.(lora|alpha)", rest):
-        return f"transformer.{rest}"
-    return name
+def host_tensors(contents: LoraContents) -> dict[str, Tensor]:
+    """The file's changes under their canonical names, in the file's dtypes, for the host's loader.
+
+    What the metadata states of the scale is written as the alpha that the host divides by the rank.
+    """
+    tensors: dict[str, Tensor] = {}
+    for base, parts in contents.read().items():
+        module = contents.modules[base]
+        tensors |= {canonical_name(module.names[part]): tensor for part, tensor in parts.items()}
+        if "alpha" not in parts and module.rank is not None and (scale := contents.scales[base]) != 1:
+            tensors[f"{base}.alpha"] = torch.tensor(scale * module.rank, dtype=torch.float64)
+    return tensors
 
 
-def lora_tensors(header: Header) -> dict[str, Tensor]:
-    """The file's tensors under their canonical names, without the prompt embedding, in the file's dtypes."""
-    names = {name for name in header.shapes if name not in PROMPT_KEYS}
-    return {canonical_name(name): tensor for name, tensor in read_tensors(header, names).items()}
-
-
-def additions(header: Header, shapes: Mapping[str, Shape]) -> dict[str, list[Addition]]:
+def additions(contents: LoraContents, shapes: Mapping[str, Shape]) -> dict[str, list[Addition]]:
     """{our tensor: what the file adds to it} for a transformer with these tensors.
 
-    Names are canonical. Raises UnsupportedCheckpointError where any tensor finds no place, or another shape.
+    Raises UnsupportedCheckpointError where any tensor finds no place, or another shape, and for kinds that are not
+    merged here.
     """
-    names = {canonical_name(name): name for name in header.shapes if name not in PROMPT_KEYS}
-    found: dict[str, list[Addition]] = {}
-    used: set[str] = set()
-    for base, piece in _places(shapes).items():
-        down = next((base + end for end in _DOWN if base + end in names), None)
-        up = next((base + end for end in _UP if base + end in names), None)
-        if down is None or up is None:
-            continue
-        alpha = f"{base}.alpha" if f"{base}.alpha" in names else None
-        used |= {down, up, alpha or up}
-        if alpha is not None and math.prod(shape := header.shapes[names[alpha]]) != 1:
-            raise UnsupportedCheckpointError(
-                header.path, f"{alpha}: expected a single number, got the shape {shape}; it is damaged: fetch it again"
-            )
-        _check_shape(header, base, piece, header.shapes[names[up]], header.shapes[names[down]], shapes)
-        found.setdefault(piece.source, []).append(Addition(piece, up, down, alpha))
-    if left := sorted(names.keys() - used):
+    header, places = contents.header, _places(shapes)
+    left = [name for base, module in contents.modules.items() if base not in places for name in module.names.values()]
+    if left := sorted([*left, *contents.unknown]):
+        total = len(header.shapes.keys() - set(PROMPT_KEYS))
         raise UnsupportedCheckpointError(
             header.path,
-            f"{len(left)} of its {len(names)} tensors fit nothing in this transformer ({some_names(left)}); it is "
-            "for another model, or no plain LoRA (LoKr, LoHa, DoRA): merge those in ComfyUI and save the model there",
+            f"{len(left)} of its {total} tensors fit nothing in this transformer ({some_names(left)}); it is "
+            "for another model, or of a kind that is not known here: merge it in ComfyUI and save the model there",
         )
+    found: dict[str, list[Addition]] = {}
+    for base, module in contents.modules.items():
+        if not module.computed:
+            raise UnsupportedCheckpointError(
+                header.path,
+                f"is {module.kind} ({plain(base)}), which is not merged here (only {', '.join(COMPUTED)} are); load it "
+                "in ComfyUI with Load LoRA and save the model there",
+            )
+        check_module_shape(header, module, (places[base].stop - places[base].start, shapes[places[base].source][1]))
+        scale = contents.scales.get(base, 1.0)
+        found.setdefault(places[base].source, []).append(Addition(places[base], module, scale))
     return found
+
+
+def check_module_shape(header: Header, module: LoraModule, expected: Shape) -> None:
+    """Raise UnsupportedCheckpointError where the module's change is not (rows, columns) of the weight it is for."""
+    if (got := module.shape) is not None and got != expected:
+        raise UnsupportedCheckpointError(
+            header.path,
+            f"is for a model of another size: {plain(module.base)} changes {got}, here it is {expected}; take its own",
+        )
 
 
 def _places(shapes: Mapping[str, Shape]) -> dict[str, Piece]:
@@ -181,16 +192,9 @@ def _places(shapes: Mapping[str, Shape]) -> dict[str, Piece]:
     for name, shape in matrices.items():
         module, piece = name.removesuffix(".weight"), Piece(name, 0, shape[0])
         places[f"diffusion_model.{module}"] = places[f"lora_unet_{module.replace('.', '_')}"] = piece
+        if module.endswith(".linear1"):  # XLabs: its q, k and v, as the host calls them
+            places[f"diffusion_model.{module}_qkv"] = Piece(name, 0, min(shape[0], 3 * shape[1]))
     for theirs, piece in export_flux(matrices).items():
         module = theirs.removesuffix(".weight")
         places[f"transformer.{module}"] = places[f"lora_transformer_{module.replace('.', '_')}"] = piece
     return places
-
-
-def _check_shape(header: Header, base: str, piece: Piece, up: Shape, down: Shape, shapes: Mapping[str, Shape]) -> None:
-    expected = (piece.stop - piece.start, shapes[piece.source][1])
-    rank, got = math.prod(up[1:]), (*up[:1], math.prod(down[1:]))  # convolutions of 1 x 1 too
-    if expected != got or down[:1] != (rank,) or rank == 0:
-        raise UnsupportedCheckpointError(
-            header.path, f"is for a model of another size: {base} changes {got}, here it is {expected}; take its own"
-        )

@@ -370,7 +370,10 @@ def test_wrong_files(
     wide = lora_file(
         tmp_path / "w.safetensors", {f"{base}.lora_A.weight": noise(4, 32), f"{base}.lora_B.weight": noise(64, 4)}
     )
-    other = lora_file(tmp_path / "o.safetensors", {"lora_unet_input.lora_down.weight": noise(4, 3)})
+    other = lora_file(
+        tmp_path / "o.safetensors",
+        {"lora_unet_input.lora_down.weight": noise(4, 3), "lora_unet_input.lora_up.weight": noise(3, 4)},
+    )
     prompt = tmp_path / "p.safetensors"
     save_file({"op4ksr.txt": noise(3, 99), "op4ksr.vec": noise(12)}, prompt)
     assert "another model's prompt embedding" in refused(capsys, flux_file, "-o", out, "--prompt-embedding", prompt)
@@ -383,7 +386,7 @@ def test_wrong_files(
     assert "left as they are" in refused(capsys, lora, "-o", out, "--layout", "bfl")
     flat = {f"{base}.lora_A.weight": noise(320), f"{base}.lora_B.weight": noise(64, 4)}
     flat_lora = lora_file(tmp_path / "f.safetensors", flat)
-    assert "model of another size" in refused(capsys, flux_file, "-o", out, "--merge-lora", flat_lora)
+    assert "do not fit together" in refused(capsys, flux_file, "-o", out, "--merge-lora", flat_lora)
     pair = {f"{base}.lora_A.weight": noise(4, 320), f"{base}.lora_B.weight": noise(64, 4)}
     odd = lora_file(tmp_path / "a.safetensors", {**pair, f"{base}.alpha": noise(3)})
     text = refused(capsys, flux_file, "-o", out, "--merge-lora", odd)

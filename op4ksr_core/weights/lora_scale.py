@@ -1,0 +1,163 @@
+"""alpha / rank: how strongly a LoRA changes a module, wherever its file says so.
+
+Order of belief: the module's own ``.alpha`` tensor; PEFT's config in the header (``lora_adapter_metadata``, as
+diffusers writes it; keys of the transformer before keys without a prefix); plain numbers in the header
+(``transformer.lora_alpha`` and ``transformer.r`` as SimpleTuner writes them, or without a prefix); kohya's
+``ss_network_alpha`` and ``ss_network_dim``; and where nothing says so, 1. The first of them that states an alpha
+counts. PEFT's scale is alpha / rank, with ``use_rslora`` alpha / sqrt(rank)
+(https://huggingface.co/docs/peft/package_reference/lora).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UnsupportedCheckpointError
+from ..plain_text import plain
+from .header import Header
+from .json_text import parse_json
+
+_ADAPTER = "lora_adapter_metadata"
+_PREFIXES = ("transformer.", "", "diffusion_model.", "base_model.model.")
+
+#: Plain header keys, without their prefix: of the alpha, and of the rank that it is divided by. The last of the
+#: alphas may mean anything, and counts beside a rank alone.
+_ALPHAS = ("lora_alpha", "network_alpha", "alpha")
+_RANKS = ("r", "rank", "lora_rank", "network_dim")
+
+#: What kohya's scripts write for an alpha or a rank that is not one number (resized LoRAs), or none.
+_UNSTATED = ("", "none", "dynamic")
+
+
+@dataclass(frozen=True)
+class StatedScale:
+    """What a file's metadata says. source: the metadata's name; rank: None where only the alpha is stated.
+
+    alphas, ranks: of single modules, by the end of their names, before ``alpha`` and ``rank``.
+    """
+
+    source: str
+    alpha: float
+    rank: float | None = None
+    alphas: Mapping[str, float] = field(default_factory=dict[str, float])
+    ranks: Mapping[str, float] = field(default_factory=dict[str, float])
+    root: bool = False
+
+    def of(self, header: Header, base: str, rank: int) -> float:
+        """The scale of a module. base: its canonical name; rank: its tensors'. UnsupportedCheckpointError: another."""
+        stated = _by_pattern(self.ranks, base, self.rank)
+        if stated is not None and stated != rank:
+            raise UnsupportedCheckpointError(
+                header.path,
+                f"its metadata {self.source} states rank {stated:g} and its tensors have {rank} ({plain(base)}), so "
+                "its strength is unknown; take the file as its trainer wrote it",
+            )
+        alpha = _by_pattern(self.alphas, base, self.alpha)
+        assert alpha is not None
+        return alpha / (math.sqrt(rank) if self.root else rank)
+
+
+def stated_scale(header: Header) -> StatedScale | None:
+    """What the metadata says of alpha and rank; None for nothing.
+
+    Raises UnsupportedCheckpointError where it says it wrongly: no number, not above 0, no JSON.
+    """
+    return _of_adapter(header) or _of_plain_keys(header) or _of_kohya(header)
+
+
+def _of_adapter(header: Header) -> StatedScale | None:
+    if (text := header.metadata.get(_ADAPTER)) is None:
+        return None
+    try:
+        config: Any = parse_json(text)
+    except ValueError as error:
+        raise _wrong(header, _ADAPTER, f"it cannot be read as JSON ({plain(error)})") from error
+    if not isinstance(config, dict):
+        raise _wrong(header, _ADAPTER, "it is no JSON object")
+    values: dict[str, Any] = config
+    for prefix in _PREFIXES:
+        if values.get(f"{prefix}lora_alpha") is None:
+            continue
+        rank = values.get(f"{prefix}r")
+        return StatedScale(
+            _ADAPTER,
+            _number(header, f"{prefix}lora_alpha", values[f"{prefix}lora_alpha"]),
+            None if rank is None else _number(header, f"{prefix}r", rank),
+            _pattern(header, f"{prefix}alpha_pattern", values.get(f"{prefix}alpha_pattern")),
+            _pattern(header, f"{prefix}rank_pattern", values.get(f"{prefix}rank_pattern")),
+            _flag(header, f"{prefix}use_rslora", values.get(f"{prefix}use_rslora")),
+        )
+    return None
+
+
+def _of_plain_keys(header: Header) -> StatedScale | None:
+    stated = header.metadata
+    for prefix in _PREFIXES:
+        alpha = next((key for name in _ALPHAS if _says(stated, key := prefix + name)), None)
+        rank = next((key for name in _RANKS if _says(stated, key := prefix + name)), None)
+        if alpha is not None and (rank is not None or not alpha.endswith(_ALPHAS[2]) or alpha.endswith(_ALPHAS[:2])):
+            return StatedScale(
+                alpha,
+                _number(header, alpha, stated[alpha]),
+                None if rank is None else _number(header, rank, stated[rank]),
+                root=_flag(header, f"{prefix}use_rslora", stated.get(f"{prefix}use_rslora")),
+            )
+    return None
+
+
+def _of_kohya(header: Header) -> StatedScale | None:
+    alpha, rank = "ss_network_alpha", "ss_network_dim"
+    if not _says(header.metadata, alpha):
+        return None
+    dim = _number(header, rank, header.metadata[rank]) if _says(header.metadata, rank) else None
+    return StatedScale(alpha, _number(header, alpha, header.metadata[alpha]), dim)
+
+
+def _says(stated: Mapping[str, str], key: str) -> bool:
+    return key in stated and stated[key].strip().lower() not in _UNSTATED
+
+
+def _number(header: Header, key: str, value: object) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        what = type(value).__name__ if isinstance(value, (list, dict)) else plain(value, 60)
+        raise _wrong(header, key, f"expected a number above 0, got '{what}'")
+    return number
+
+
+def _flag(header: Header, key: str, value: object) -> bool:
+    words = {"true": True, "1": True, "false": False, "0": False, "none": False}
+    found = None if isinstance(value, (list, dict, float)) else words.get(plain(value, 9).strip().lower())
+    if found is None:
+        raise _wrong(header, key, "expected true or false")
+    return found
+
+
+def _pattern(header: Header, key: str, value: object) -> dict[str, float]:
+    """{end of a module's name: number}. PEFT takes regular expressions too, which no one writes into a file."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _wrong(header, key, "expected a JSON object")
+    stated: dict[str, Any] = value
+    return {name.removeprefix("^").replace("\\.", "."): _number(header, key, n) for name, n in stated.items()}
+
+
+def _by_pattern(patterns: Mapping[str, float], base: str, default: float | None) -> float | None:
+    """As PEFT: the first pattern that is the module's name or its end after a dot."""
+    for end, number in patterns.items():
+        if base == end or base.endswith(f".{end}"):
+            return number
+    return default
+
+
+def _wrong(header: Header, key: str, fault: str) -> UnsupportedCheckpointError:
+    return UnsupportedCheckpointError(
+        header.path, f"its metadata {plain(key)} is wrong: {fault}; its strength is unknown, so fetch it again"
+    )
