@@ -14,10 +14,11 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
-from ...op4ksr_core.errors import OptionError
+from ...op4ksr_core.errors import OptionError, UnsupportedCheckpointError
+from ...op4ksr_core.machine import is_out_of_memory
 from ...op4ksr_core.models.flux import Flux, FluxParams, OneStepSettings
 from ...op4ksr_core.models.rope import FLUX_THETA, RescaledEmbedND
-from ...op4ksr_core.plain_text import plain_logger
+from ...op4ksr_core.plain_text import plain, plain_logger
 from ...op4ksr_core.weights.checkpoint import check_tensors, read_state
 from ...op4ksr_core.weights.description import Description, describe_flux, settings_with_prompt
 from .positions import own_theta_is
@@ -33,8 +34,7 @@ def load_model(path: Path, weight_dtype: str) -> Any:
     """A native MODEL with the file's theta and one-step settings. Raises UnsupportedCheckpointError."""
     found = describe_flux(path)
     assert isinstance(found.params, FluxParams)
-    if not found.quantized:
-        check_tensors(Flux(found.params, device="meta"), found.header, found.header.layout())
+    check_tensors(Flux(found.params, device="meta"), found.header, found.header.layout(), found.quantized)
     patcher = _flux_patcher(path, weight_dtype)
     patcher.cached_patcher_init = (_flux_patcher, (path, weight_dtype))
     patcher.set_attachments(ATTACHMENT, settings_with_prompt(found))
@@ -67,12 +67,27 @@ def _host_flux(path: Path, found: Description, weight_dtype: str, disable_dynami
     assert isinstance(found.params, FluxParams)
     options = dict(chosen("weight_dtype", weight_dtype, _WEIGHT_DTYPES))
     extra = {"disable_dynamic": True} if disable_dynamic else {}
-    if found.quantized:  # the scales are the host's own business
-        return comfy.sd.load_diffusion_model(str(path), model_options=options, **extra)
+    if found.quantized:
+        return _host_quantized(path, options, extra)
     state = read_state(found.header)
     if _host_detects(state, found.params):
         return comfy.sd.load_diffusion_model_state_dict(state, model_options=options, **extra)
     return _build_flux(state, found.params, options)
+
+
+def _host_quantized(path: Path, options: dict[str, Any], extra: dict[str, Any]) -> Any:
+    """A file with scales, which are the host's own business. UnsupportedCheckpointError where it cannot load it."""
+    try:
+        patcher = comfy.sd.load_diffusion_model(str(path), model_options=options, **extra)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # what its parsers raise
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedCheckpointError(
+            path, f"is quantized in a way that ComfyUI cannot load ({plain(error)}); take the bf16 file"
+        ) from error
+    if patcher is None:
+        raise UnsupportedCheckpointError(path, "is quantized in a way that ComfyUI does not know; take the bf16 file")
+    return patcher
 
 
 def _host_detects(state: dict[str, Tensor], params: FluxParams) -> bool:

@@ -17,7 +17,7 @@ from ..models.flux import Flux, FluxParams
 from ..plain_text import plain_logger
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .description import Description, describe_autoencoder, describe_flux, settings_with_prompt
-from .header import OUR_FORMAT, PROMPT_KEYS, Header, read_tensors
+from .header import FLOATS, OUR_FORMAT, PROMPT_KEYS, Header, read_tensors
 from .layouts import Layout
 from .shards import some_names
 
@@ -166,16 +166,20 @@ def read_state(header: Header) -> dict[str, Tensor]:
     return {name: recipe.make(tensors.__getitem__) for name, recipe in header.layout().items()}
 
 
-def check_tensors(model: nn.Module, header: Header, layout: Layout) -> None:
-    """Raise UnsupportedCheckpointError unless the file holds exactly this model's tensors."""
+def check_tensors(model: nn.Module, header: Header, layout: Layout, quantized: bool = False) -> None:
+    """Raise UnsupportedCheckpointError unless the file holds exactly this model's tensors.
+
+    quantized: it holds others beside them, and packed weights have shapes of their own.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: recipe.shape(header.shape) for name, recipe in layout.items()}
     problems: list[str] = []
     if missing := sorted(expected.keys() - found.keys()):
         problems.append(f"{len(missing)} missing ({some_names(missing)})")
-    if unexpected := sorted(found.keys() - expected.keys()):
+    if (unexpected := sorted(found.keys() - expected.keys())) and not quantized:
         problems.append(f"{len(unexpected)} unexpected ({some_names(unexpected)})")
-    wrong = [n for n in sorted(expected.keys() & found.keys()) if expected[n] != found[n]]
+    packed = {n for n, recipe in layout.items() if any(header.dtype_of(name) not in FLOATS for name in recipe.sources)}
+    wrong = [n for n in sorted(expected.keys() & found.keys() - packed) if expected[n] != found[n]]
     if wrong:
         name = wrong[0]
         problems.append(f"{len(wrong)} of another shape ({name}: expected {expected[name]}, got {found[name]})")

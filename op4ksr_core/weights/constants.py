@@ -93,7 +93,7 @@ def settings_of(header: Header, sigma: float | None, why: dict[str, str]) -> One
 def number(header: Header, key: str, text: str, kind: type[Any]) -> Any:
     """``kind`` (int or float) of a text that the metadata or the config states. UnsupportedCheckpointError if none."""
     try:
-        return kind(text)
+        return kind(text.encode("ascii"))  # no digits of other scripts
     except (ValueError, OverflowError) as error:
         raise UnsupportedCheckpointError(
             header.path, f"its metadata is wrong: {key} is no number: '{plain(text)}'; correct it, or fetch it again"

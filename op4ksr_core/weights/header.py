@@ -130,6 +130,10 @@ class Header:
         """Of a tensor, by its name without the prefix."""
         return self.shapes[self.prefix + name]
 
+    def dtype_of(self, name: str) -> str:
+        """Of a tensor, by its name without the prefix, as safetensors spells it."""
+        return self.dtypes[self.prefix + name]
+
 
 def read_header(path: str | Path) -> Header:
     """Header of a safetensors file, of a shard index, or of a folder that holds one model.

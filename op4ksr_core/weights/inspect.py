@@ -85,8 +85,7 @@ def _enlarger(header: Header) -> dict[str, Any]:
 def _geometry(header: Header) -> dict[str, Any]:
     found = describe_flux(header) if header.kind == "transformer" else describe_autoencoder(header)
     if isinstance(found.params, FluxParams):
-        if not found.quantized:  # the host's own business
-            check_tensors(Flux(found.params, device="meta"), header, header.layout())
+        check_tensors(Flux(found.params, device="meta"), header, header.layout(), found.quantized)
         settings = found.settings
         assert settings is not None
         extra = {

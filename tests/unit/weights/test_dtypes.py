@@ -101,6 +101,21 @@ def test_a_prompt_of_integers_is_refused_in_a_quantized_file_too(files: dict[str
     assert "op4ksr.txt: expected" in refusal(lambda: describe_flux(path))
 
 
+def test_a_quantized_file_holds_all_weights_and_those_of_floats_have_their_shapes(files: dict[str, Path]) -> None:
+    path, weight = files["flux"], "double_blocks.0.img_attn.qkv.weight"
+    change(path, weight.replace("weight", "scale_weight"), torch.ones(1))
+    change(path, "scaled_fp8", torch.zeros(0).to(torch.float8_e4m3fn))
+    change(path, weight, torch.zeros(192, 64).to(torch.float8_e4m3fn))
+    assert "in ComfyUI alone" in inspect_file(path)["usable"]
+    change(path, weight, torch.zeros(192, 32, dtype=torch.uint8))  # two numbers in one
+    assert "in ComfyUI alone" in inspect_file(path)["usable"]
+    change(path, weight, torch.zeros(192, 32))
+    assert f"1 of another shape ({weight}: expected (192, 64), got (192, 32))" in refusal(lambda: inspect_file(path))
+    other = "double_blocks.0.img_attn.proj.weight"
+    save_file({name: tensor for name, tensor in load_file(path).items() if name != other}, path)
+    assert f"1 missing ({other})" in refusal(lambda: inspect_file(path))
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int32, torch.complex64], ids=str)
 def test_a_quantized_file_holds_no_integers_that_no_format_packs(files: dict[str, Path], dtype: torch.dtype) -> None:
     path = files["flux"]
