@@ -12,7 +12,7 @@ from ..errors import OptionError, UnsupportedCheckpointError
 from ..models.flux import DEFAULT_GUIDANCE, DEFAULT_SIGMA, OneStepSettings, check_sigma
 from ..models.rope import FLUX_THETA, parse_theta
 from ..plain_text import plain
-from .header import PROMPT_KEYS, Header, read_tensors
+from .header import PROMPT_KEYS, Header, check_finite, read_tensors
 
 
 def constants(header: Header) -> tuple[tuple[float, float], OneStepSettings, dict[str, str]]:
@@ -22,8 +22,13 @@ def constants(header: Header) -> tuple[tuple[float, float], OneStepSettings, dic
 
 
 def with_prompt(header: Header, settings: OneStepSettings) -> OneStepSettings:
-    """The settings with the prompt embedding that the file carries, float32; None where it carries none."""
+    """The settings with the prompt embedding that the file carries, float32; None where it carries none.
+
+    Raises UnsupportedCheckpointError where it holds NaN or infinite numbers.
+    """
     tensors = read_tensors(header, set(PROMPT_KEYS))
+    for name, tensor in tensors.items():
+        check_finite(header, name, tensor)
     txt, vec = (tensors.get(key) for key in PROMPT_KEYS)
     return replace(settings, txt=None if txt is None else txt.float(), vec=None if vec is None else vec.float())
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -186,6 +187,14 @@ def check_dtypes(
                 header.path,
                 f"{some_names([name])}: expected one of the dtypes {', '.join(dtypes)}, got {got}; take another file",
             )
+
+
+def check_finite(header: Header, name: str, tensor: Tensor) -> None:
+    """Raise UnsupportedCheckpointError where the tensor holds NaN or infinite numbers."""
+    if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+        raise UnsupportedCheckpointError(
+            header.path, f"{plain(name)} holds NaN or infinite numbers; its training went wrong: take another file"
+        )
 
 
 def read_tensors(header: Header, names: set[str] | None = None) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedCheckpointError
 from ..plain_text import plain
-from .header import FLOATS, INTEGERS, PROMPT_KEYS, Header, check_dtypes, read_tensors
+from .header import FLOATS, INTEGERS, PROMPT_KEYS, Header, check_dtypes, check_finite, read_tensors
 from .layouts import Shape
 from .lora_names import COMPUTED, canonical_name, is_text_encoders, parse_name
 from .lora_scale import stated_scale
@@ -149,14 +149,6 @@ def target_of(contents: LoraContents) -> str:
     if count == len(contents.modules):
         return "a Flux transformer"
     return f"a Flux transformer, and {len(contents.modules) - count} modules of something else" if count else "unknown"
-
-
-def check_finite(header: Header, name: str, tensor: Tensor) -> None:
-    """Raise UnsupportedCheckpointError where the tensor holds NaN or infinite numbers."""
-    if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-        raise UnsupportedCheckpointError(
-            header.path, f"{plain(name)} holds NaN or infinite numbers; its training went wrong: take another file"
-        )
 
 
 def lora_contents(header: Header) -> LoraContents:

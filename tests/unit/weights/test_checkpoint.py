@@ -662,6 +662,13 @@ def test_a_prompt_of_another_model_is_refused(
     )
 
 
+def test_a_prompt_of_nan_is_refused(flux_file: Path) -> None:
+    def spoil(tensors: Tensors) -> None:
+        tensors["op4ksr.txt"] = torch.full((3, 24), float("nan"))
+
+    assert "op4ksr.txt holds NaN or infinite numbers" in refusal(load_flux, rewrite(flux_file, spoil))
+
+
 # --- read once --------------------------------------------------------------------------------
 
 
