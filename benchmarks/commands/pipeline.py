@@ -39,9 +39,7 @@ def add_benchmark(kinds: Any) -> None:
     pipeline.add_argument("--f8", choices=_RANDOM, help="random VAEs of that width; default: full on a GPU")
     by_size = kinds.add_parser("scaling", help="seconds and bytes by the output's side, and their exponents")
     by_size.set_defaults(command=run_scaling)
-    by_size.add_argument(
-        "--sides", nargs="+", type=whole, metavar="PX", help="default: 512 to 8192; CPU: to 4096"
-    )
+    by_size.add_argument("--sides", nargs="+", type=whole, metavar="PX", help="default: 512 to 8192; CPU: to 4096")
     for kind in (pipeline, by_size):
         add_models(kind)
         kind.add_argument("--repeats", type=whole, choices=range(1, 100), default=3, metavar="N", help="default: 3")

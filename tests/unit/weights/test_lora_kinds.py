@@ -13,8 +13,9 @@ from lora_merge import merge
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from op4ksr_core import Flux, UnsupportedCheckpointError, save_flux
+from op4ksr_core import Flux, OptionError, UnsupportedCheckpointError, save_flux
 from op4ksr_core.cli.main import main
+from op4ksr_core.weights.convert import Conversion, convert
 from op4ksr_core.weights.inspect import inspect_file
 
 MakeFlux = Callable[..., Flux]
@@ -240,7 +241,10 @@ def test_a_strength_that_is_no_number_is_refused(
     save_file(pair(), path)
     arguments = ["convert", str(path.with_name("flux.safetensors")), "-o", str(path.with_name("out.safetensors"))]
     assert main([*arguments, "--merge-lora", f"{path}:{strength}"]) == 1
-    assert "--merge-lora: expected a strength that is a number" in capsys.readouterr().err
+    assert "expected a number" in capsys.readouterr().err
+    source, out = path.with_name("flux.safetensors"), path.with_name("out.safetensors")
+    with pytest.raises(OptionError, match="expected a strength that is a number"):
+        convert(source, out, Conversion(loras=((path, float(strength)),)))
 
 
 def test_inspect_tells_what_a_lora_is(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
