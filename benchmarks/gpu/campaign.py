@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(words)
     if importlib.util.find_spec("torch") is None:
-        print(f"error: torch is not installed for {sys.executable}; set PYTHON to one that has it", file=sys.stderr)
+        print(f"error: torch is not installed for {sys.executable}; set PYTHON to one that has it", file=sys.stderr)  # noqa: T201
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step that runs is ended too
     campaign = Campaign(options, [s for s in STEPS if not options.only or s.name in options.only], words)
