@@ -9,8 +9,19 @@ from typing import Any, ClassVar, Literal
 
 from ..errors import OptionError
 from ..models.latent import PATCH
-from .config_limits import Natural
-from .config_sections import DataConfig, EnlargerConfig, LoopConfig, LossConfig, ModelConfig, OutputConfig, RfrConfig
+from ..plain_text import plain
+from .config_limits import Seed
+from .config_paths import fault_of_path
+from .config_sections import (
+    BUNDLED,
+    DataConfig,
+    EnlargerConfig,
+    LoopConfig,
+    LossConfig,
+    ModelConfig,
+    OutputConfig,
+    RfrConfig,
+)
 from .data.degradation import CLEAN, Degradation
 
 Kind = Literal["autoencoder", "one_step", "lora", "enlarger"]
@@ -35,7 +46,7 @@ class TrainConfig:
 
     kind: Kind
     run: str
-    seed: Natural = 0
+    seed: Seed = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     enlarger: EnlargerConfig = field(default_factory=EnlargerConfig)
     rfr: RfrConfig = field(default_factory=RfrConfig)
@@ -66,8 +77,32 @@ class TrainConfig:
         return Path(self.data.cache) if self.data.cache else Path(self.run) / "cache"
 
     def __post_init__(self) -> None:
-        for conflict in (*_kind_conflicts(self), *_enlarger_conflicts(self), *_section_conflicts(self)):
+        for conflict in (
+            *_path_conflicts(self),
+            *_kind_conflicts(self),
+            *_enlarger_conflicts(self),
+            *_section_conflicts(self),
+        ):
             raise OptionError(conflict)
+
+
+def _path_conflicts(config: TrainConfig) -> Iterator[str]:
+    """Which texts are no paths on this machine: a recipe opens no address and starts no program."""
+    names = {
+        "run": config.run,
+        "model.start": config.model.start,
+        "model.autoencoder": config.model.autoencoder,
+        "data.path": config.data.path,
+        "data.cache": config.data.cache,
+        "output.sample_folder": config.output.sample_folder,
+    }
+    if not config.run:
+        yield "run: expected a folder's name, got nothing; name one"
+    if not config.model.autoencoder:
+        yield f'model.autoencoder: expected a file, got nothing; name one, or "{BUNDLED}"'
+    for key, value in names.items():
+        if (fault := fault_of_path(value)) is not None:
+            yield f"{key}: expected a path on this machine, got {plain(value)!r}, {fault}; change it"
 
 
 def _kind_conflicts(config: TrainConfig) -> Iterator[str]:
@@ -86,6 +121,12 @@ def _kind_conflicts(config: TrainConfig) -> Iterator[str]:
         )
     if kind == "autoencoder" and config.model.part == "decoder" and not config.model.start:
         yield 'model.part: "decoder" keeps an existing encoder; name its file as model.start'
+    levels, crop = len(config.model.widths), min(config.data.crops.values())
+    if kind == "autoencoder" and not config.model.start and 2 * 2**levels > crop:
+        yield (
+            f"model.widths: {levels} levels make one latent of {2**levels} px, and crops have {crop} px; "
+            "name fewer, or raise data.crop"
+        )
     if kind == "lora" and not config.model.start:
         yield 'model.start: kind "lora" needs the model that the LoRA is for; name its file'
 
@@ -95,8 +136,7 @@ def _enlarger_conflicts(config: TrainConfig) -> Iterator[str]:
     if config.kind != "enlarger":
         return
     data, largest = config.data, config.enlarger.factors[-1]
-    crops = {"crop": data.crop, **({"late_crop": data.late_crop} if data.late_from < 1 else {})}
-    for name, side in crops.items():
+    for name, side in data.crops.items():
         if side % largest:
             yield (
                 f"data.{name}: expected a multiple of {largest} px, the largest of enlarger.factors, "
@@ -126,3 +166,9 @@ def _section_conflicts(config: TrainConfig) -> Iterator[str]:
             f"train.grid_tokens: {uneven[0]} tokens are no whole number of pictures "
             f"of {data.picture_side} px; change one of the two"
         )
+    for name, side in data.crops.items():
+        if data.source == "procedural" and data.pictures and side > data.picture_side:
+            yield (
+                f"data.{name}: expected at most data.picture_side ({data.picture_side} px), got {side}; "
+                "change one of the two"
+            )

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import OptionError
+from ..files import regular_file
+from ..plain_text import plain
 from .config import TrainConfig
+
+#: The largest file that is read as a recipe, bytes.
+LARGEST = 2**20
 
 #: What was expected, by pydantic's names of errors; its own words stand for the rest.
 _EXPECTED = {
@@ -28,6 +33,7 @@ _EXPECTED = {
     "string_type": "text in quotes",
     "bool_type": "true or false",
     "tuple_type": "a list in square brackets",
+    "int_parsing_size": "a whole number of fewer digits",
     "too_long": "at most {max_length} values",
     "too_short": "at least {min_length} values",
     "literal_error": "one of {expected}",
@@ -45,8 +51,14 @@ def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
 
 def read_text(path: str | Path) -> str:
     """A config file's text. Raises OptionError."""
+    if (other := regular_file(Path(path))) is not None:
+        raise OptionError(f"{path}: cannot be read: it is {other}; name a TOML file")
     try:
-        return Path(path).read_text("utf-8")
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise OptionError(f"{path}: is larger than {LARGEST:,} bytes, which no recipe is; name a TOML file")
+        return content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{path}: cannot be read ({error}); name a TOML file") from error
 
@@ -72,8 +84,10 @@ def _table(text: str, name: str) -> dict[str, Any]:
     toml = _toml()
     try:
         return toml.loads(text)
-    except toml.TOMLDecodeError as error:
-        raise OptionError(f"{name}: is no TOML ({error}); texts need quotes") from error
+    except RecursionError as error:
+        raise OptionError(f"{name}: is nested too deeply; a recipe has tables of values and lists") from error
+    except ValueError as error:  # TOMLDecodeError is one, and so is what a number of 5,000 digits raises
+        raise OptionError(f"{name}: is no TOML ({plain(error)}); texts need quotes") from error
 
 
 def _toml() -> Any:
@@ -97,6 +111,8 @@ def _checked(table: dict[str, Any]) -> TrainConfig:
         raise OptionError('training configs are checked with pydantic: pip install "op4ksr[train]"') from error
     try:
         return _adapter().validate_json(json.dumps(_with_lists(TrainConfig, table), default=str))
+    except RecursionError as error:
+        raise OptionError("it is nested too deeply; a recipe has tables of values and lists") from error
     except ValidationError as error:
         raise OptionError(_sentence(error.errors(include_url=False)[0])) from error
 
@@ -125,15 +141,25 @@ def _with_lists(section: type[Any], table: dict[str, Any]) -> dict[str, Any]:
 def _sentence(error: Any) -> str:
     """One of pydantic's errors: which key, what was expected, what was got, and the remedy."""
     place = [part for part in error["loc"] if isinstance(part, str)]
-    key, kind, value = ".".join(place), error["type"], error["input"]
+    key, kind, value = plain(".".join(place)), error["type"], error["input"]
+    if kind == "json_invalid":
+        return "it is nested too deeply, or holds a text that is no Unicode; change it"
     if kind == "unexpected_keyword_argument":
         return f"unknown key {key!r}{_nearest(place)}"
     if kind == "missing" and place == list(error["loc"]):
         return f"key {key!r} is missing; add it"
     if kind == "missing":
-        return f"{key}: expected more values, got {value!r}; add what is missing"
+        return f"{key}: expected more values, got {_shown(value)}; add what is missing"
     expected = _EXPECTED.get(kind, str(error["msg"])).format(key=key, **error.get("ctx", {}))
-    return f"{key}: expected {expected}, got {value!r}; {_remedy(place, kind, value)}"
+    return f"{key}: expected {expected}, got {_shown(value)}; {_remedy(place, kind, value)}"
+
+
+def _shown(value: Any) -> str:
+    """The value as it goes into a message: whole numbers may have too many digits to be written."""
+    try:
+        return plain(repr(value))
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _remedy(place: list[str], kind: str, value: Any) -> str:

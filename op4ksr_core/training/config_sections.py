@@ -8,7 +8,23 @@ from typing import Annotated, Literal
 from ..errors import OptionError
 from ..models.enlarger import EnlargerParams
 from ..models.rope import FLUX_TRAIN_TOKENS, Policy, Rfr
-from .config_limits import Amount, Count, Counts, Decay, Natural, Positive, Share, Side, TokenSide, Within
+from .config_limits import (
+    Amount,
+    AtOnce,
+    Count,
+    Decay,
+    Few,
+    FewOrNone,
+    Natural,
+    Positive,
+    Rate,
+    Share,
+    Side,
+    Tokens,
+    TokenSide,
+    Width,
+    Within,
+)
 from .tasks.frozen import Base
 
 #: In place of a file name: the weights that come with the pack.
@@ -28,23 +44,23 @@ class ModelConfig:
     autoencoder: str = BUNDLED
     #: Of an autoencoder: train all of it, or the decoder alone. A transformer trained for the old one fits that still.
     part: Literal["all", "decoder"] = "all"
-    widths: Counts = (24, 48, 96, 96)
-    norm_groups: Count = 6
-    layers_per_block: Count = 2
+    widths: Annotated[tuple[Width, ...], Within(min_length=1, max_length=8)] = (24, 48, 96, 96)
+    norm_groups: Width = 6
+    layers_per_block: Few = 2
     mid_attention: bool = False
-    hidden_size: Count = 256
-    num_heads: Count = 2
-    depth: Count = 1
-    depth_single_blocks: Natural = 2
-    context_in_dim: Count = 64
-    vec_in_dim: Count = 32
-    prompt_tokens: Count = 4
+    hidden_size: Width = 256
+    num_heads: Few = 2
+    depth: Few = 1
+    depth_single_blocks: FewOrNone = 2
+    context_in_dim: Width = 64
+    vec_in_dim: Width = 32
+    prompt_tokens: AtOnce = 4
     #: Noise level of the one step, in (0, 1]; None: the start file's, or 0.5.
-    sigma: float | None = None
+    sigma: Annotated[float, Within(gt=0, le=1)] | None = None
     #: Tokens per side that the model is trained for; written into its file, and larger pictures cause a warning.
-    train_tokens: Count = 128
-    lora_rank: Count = 16
-    lora_alpha: float = 16.0
+    train_tokens: Tokens = 128
+    lora_rank: Width = 16
+    lora_alpha: Annotated[float, Within(ge=-65_536, le=65_536)] = 16.0
     #: The blocks' linear layers that get an adapter, by the last word of their names.
     lora_targets: tuple[str, ...] = ("qkv", "proj", "0", "2", "linear1", "linear2")
 
@@ -66,10 +82,10 @@ class EnlargerConfig:
     """A new enlarger's geometry (with ``model.start`` the file has its own) and its batches, of one factor each."""
 
     #: Features per pixel, and residual blocks of two convolutions each.
-    width: Count = 48
-    blocks: Count = 8
+    width: Width = 48
+    blocks: Few = 8
     #: Whole numbers, ascending; and how often batches have each, as weights.
-    factors: Annotated[tuple[Annotated[int, Within(ge=2)], ...], Within(min_length=1)] = (2, 3, 4)
+    factors: Annotated[tuple[Annotated[int, Within(ge=2, le=16)], ...], Within(min_length=1)] = (2, 3, 4)
     often: tuple[Amount, ...] = (1.0, 1.0, 4.0)
     #: ``degradation.clean`` is the share of pictures that are only shrunk. Share, of the others, that get one round of
     #: damage after shrinking in place of the second-order scheme before it. ``degradation.factor`` has no say.
@@ -97,10 +113,10 @@ class RfrConfig:
 
     policy: Policy = "checkpoint"
     #: One number, or rows and columns (policy "theta").
-    theta: Annotated[tuple[float, ...], Within(max_length=2)] = ()
-    turns: float = 0.5
-    tokens: Annotated[tuple[int, ...], Within(min_length=1, max_length=2)] = (128,)
-    train_tokens: int = FLUX_TRAIN_TOKENS
+    theta: Annotated[tuple[Annotated[float, Within(gt=1, le=1e15)], ...], Within(max_length=2)] = ()
+    turns: Annotated[float, Within(ge=1e-6, le=1e6)] = 0.5
+    tokens: Annotated[tuple[Tokens, ...], Within(min_length=1, max_length=2)] = (128,)
+    train_tokens: Tokens = FLUX_TRAIN_TOKENS
 
     def rfr(self) -> Rfr:
         """The policy that ``rope`` takes. Raises OptionError for numbers that it refuses."""
@@ -127,13 +143,18 @@ class DataConfig:
     crop: TokenSide = 96
     late_from: Share = 1.0
     late_crop: TokenSide = 160
-    late_batch: Count = 4
+    late_batch: AtOnce = 4
     #: Share of the crops taken at twice the side and shrunk.
     shrunk: Share = 0.5
     #: Processes that make batches; 0: they are made by the training's own process.
-    workers: Natural = 0
+    workers: FewOrNone = 0
     #: Of a transformer: how many crops are made, damaged and encoded once and kept in the cache; 0: new ones each step.
     cached: Natural = 0
+
+    @property
+    def crops(self) -> dict[str, int]:
+        """The sides that crops have in a run, by their keys."""
+        return {"crop": self.crop, **({"late_crop": self.late_crop} if self.late_from < 1 else {})}
 
     def __post_init__(self) -> None:
         if self.cached and self.late_from < 1:
@@ -163,7 +184,7 @@ class LossConfig:
     projected: Share = 0.0
     #: L_AP's margin over chance, in standard errors; and the width of the border it leaves out, px, whole tokens.
     periodicity_margin: Amount = 0.0
-    periodicity_border: Natural = 32
+    periodicity_border: Annotated[int, Within(ge=0, le=16_384)] = 32
     perceptual: Amount = 0.0
     perceptual_kind: Perceptual = "gmsd"
     adversarial: Amount = 0.0
@@ -187,10 +208,10 @@ class LoopConfig:
     """The loop: steps and batches, the optimizer (AdamW, linear warm-up, fall), the machine, and special steps."""
 
     steps: Count = 1000
-    batch: Count = 8
+    batch: AtOnce = 8
     #: Batches whose gradients are added up for one step.
-    accumulate: Count = 1
-    rate: Amount = 1e-3
+    accumulate: AtOnce = 1
+    rate: Rate = 1e-3
     warmup: Natural = 100
     #: The rate at the last step, as a share of ``rate``.
     final: Amount = 0.01
@@ -210,7 +231,7 @@ class LoopConfig:
     #: "" is CUDA where there is one, else the CPU.
     device: str = ""
     #: CPU threads; 0 leaves torch's choice.
-    threads: Natural = 0
+    threads: FewOrNone = 0
     #: Several GPUs: ``accelerate launch -m op4ksr_core train CONFIG`` (extra: train).
     accelerate: bool = False
     #: Of an autoencoder: deviation of the noise added to processed latents, so that its decoder learns to bear errors.
@@ -218,7 +239,7 @@ class LoopConfig:
     #: Of a new autoencoder: how many steps at the beginning train only the linear map through its trunk (linear_start).
     linear_steps: Natural = 0
     #: The rate of those steps, with its own warm-up and cosine. Their only loss is the mean squared error.
-    linear_rate: Amount = 2e-3
+    linear_rate: Rate = 2e-3
     #: Of a new autoencoder: share of the run after which its latents are scaled to unit deviation. Where there are
     #: linear steps, that is done at the end.
     unit_at: Share = 0.7
@@ -227,9 +248,9 @@ class LoopConfig:
     #: Of a transformer: one step in so many is on a large grid of latents, put together from whole pictures; 0: none.
     grid_every: Natural = 0
     #: The grids' sides in tokens, taken in turn. 128 are 4096 px.
-    grid_tokens: Counts = (64, 128)
+    grid_tokens: Annotated[tuple[Tokens, ...], Within(min_length=1)] = (64, 128)
     #: How many pictures are encoded for grids and latent steps before the run.
-    grid_pictures: int = 64
+    grid_pictures: Annotated[int, Within(ge=0, le=65_536)] = 64
 
     def __post_init__(self) -> None:
         for name in ("linear_steps", "latent_steps"):
@@ -256,8 +277,8 @@ class OutputConfig:
     #: How many files of weights are kept in addition to the last.
     keep: Natural = 3
     sample_every: Natural = 200
-    samples: Natural = 3
-    sample_side: Side = 256
+    samples: FewOrNone = 3
+    sample_side: Annotated[int, Within(ge=32, le=8192)] = 256
     #: Folder of the pictures that are shown; "": procedural ones that are never trained on.
     sample_folder: str = ""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp16"

@@ -19,13 +19,19 @@ _LARGEST = 2**30
 class CsvLog:
     """log.csv: one row per interval. A resumed run's keeps the rows up to its state; the file is whole all the time.
 
-    step: the state's. Raises OutputError, and OptionError for a file that is no such log.
+    step: the state's; count: how many rows it says there are up to it, None where it does not say. Raises OutputError,
+    and OptionError for a file that is no such log.
     """
 
-    def __init__(self, path: Path, columns: list[str], step: int) -> None:
+    def __init__(self, path: Path, columns: list[str], step: int, count: int | None = None) -> None:
         self.path, self.columns = path, columns
         text = io.StringIO()
-        rows = _rows(path, step) if step and path.exists() else []
+        there = bool(step) and os.path.lexists(path)
+        rows = _rows(path, step) if there else []
+        if count is not None and there and len(rows) != count:
+            raise _no_log(path, f"it has {len(rows)} rows up to step {step}, and the run had {count}")
+        #: How many rows there are.
+        self.count = len(rows)
         writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -42,6 +48,7 @@ class CsvLog:
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerow(cells)
                 file.flush()
                 os.fsync(file.fileno())
+            self.count += 1
         except OSError as error:  # a full disk
             raise OutputError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another run folder"

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import OptionError, UnsupportedCheckpointError
 from ..files import regular_file
 from ..weights.checkpoint import save_tensors
+from .checksums import CHECKSUMS, checksums, damaged
 
 #: AdamW's tensors of one parameter: a count, and two means of the parameter's shape.
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
@@ -26,18 +27,23 @@ _MOST = 10**12
 
 @dataclass(frozen=True)
 class Facts:
-    """How far a run was: steps, seconds, steps that the running mean has seen; and whose run it is."""
+    """How far a run was: steps, seconds, steps that the running mean has seen; whose run it is; the log's rows.
+
+    rows is None in states that were saved before there was such a fact.
+    """
 
     step: int
     seconds: float
     ema_steps: int
     kind: str
     seed: int
+    rows: int | None = None
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], facts: Facts) -> None:
     """Write both; whole or not at all. Raises OutputError."""
-    save_tensors(path, tensors, {"op4ksr.kind": "state", "op4ksr.state": json.dumps(asdict(facts))})
+    metadata = {"op4ksr.kind": "state", "op4ksr.state": json.dumps(asdict(facts))}
+    save_tensors(path, tensors, {**metadata, CHECKSUMS: checksums(tensors)})
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], Facts]:
@@ -50,7 +56,11 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], Facts]:
     try:
         with safe_open(path, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no dict
-            return tensors, _facts(json.loads((opened.metadata() or {})["op4ksr.state"]))
+            metadata = opened.metadata() or {}
+        facts = _facts(json.loads(metadata["op4ksr.state"]))
+        if (name := damaged(tensors, metadata)) is not None:
+            raise ValueError(f"the bytes of {name} are not those that were saved")
+        return tensors, facts
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError, RuntimeError) as error:
         raise _no_state(path, f"{type(error).__name__}: {error}") from error
 
@@ -103,8 +113,10 @@ def _check(path: Path, tensors: dict[str, Tensor], name: str, like: Tensor) -> N
 
 def _facts(found: Any) -> Facts:
     """The facts in the file's metadata. Raises KeyError and ValueError."""
-    facts = Facts(*(found[name] for name in Facts.__dataclass_fields__))
-    counts = (facts.step, facts.ema_steps, facts.seed)
+    if not isinstance(found, dict):
+        raise ValueError("its facts are no table")
+    facts = Facts(*(found[name] for name in ("step", "seconds", "ema_steps", "kind", "seed")), rows=found.get("rows"))
+    counts = (facts.step, facts.ema_steps, facts.seed, *([] if facts.rows is None else [facts.rows]))
     if any(type(count) is not int or count < 0 for count in counts) or max(counts[:2]) > _MOST:
         raise ValueError("a count is no whole number from 0 up")
     if type(facts.seconds) not in (int, float) or not math.isfinite(facts.seconds) or facts.seconds < 0:

@@ -23,6 +23,7 @@ from .data.latent_cache import EncodedBatch
 from .data.loader import load_batches
 from .data.sources import ShardSource, Source, open_source
 from .engine import Accelerated, Engine, OneProcess
+from .needs import check_needs
 from .optimization import Ema, adamw, rate_at
 from .run_folder import RunFolder
 from .run_log import CsvLog
@@ -57,6 +58,7 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, text: str, resume: bool = False, on_step: OnStep | None = None) -> None:
+        check_needs(config)
         self.config, self.on_step = config, on_step
         train = config.train
         if train.threads:
@@ -72,11 +74,10 @@ class Trainer:
         self.ema = Ema(self.parameters, train.ema)
         self.judge, self.judge_optimizer = self._make_judge()
         self.step, self.seconds = 0, 0.0
-        if resuming:
-            self._load()
+        logged = self._load() if resuming else None
         self.net = self.engine.prepare(self.task)
         self.samples = open_samples(config.output) if self.main else []
-        self.log = CsvLog(self.folder.log, self.columns(), self.step) if self.main else None
+        self.log = CsvLog(self.folder.log, self.columns(), self.step, logged) if self.main else None
         self.board = self._open_board()
 
     @property
@@ -222,11 +223,14 @@ class Trainer:
     def _numbers(self, totals: dict[str, Tensor]) -> dict[str, float]:
         values = {name: float(value) for name, value in totals.items()}
         if not math.isfinite(values["loss"]):
-            raise Op4ksrError(
-                f"step {self.step}: the loss is not finite; lower train.rate, or set train.precision to fp32, "
-                "and resume with --resume"
-            )
+            raise self._not_finite("loss is")
         return values
+
+    def _not_finite(self, what: str) -> Op4ksrError:
+        return Op4ksrError(
+            f"step {self.step}: the {what} not finite; lower train.rate, or set train.precision to fp32, "
+            "and resume with --resume"
+        )
 
     def _judged(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The adversarial term; the judge takes its own step here."""
@@ -286,6 +290,8 @@ class Trainer:
         """Weights (the running mean's), then the state to resume from."""
         if not self.main:
             return
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values()):
+            raise self._not_finite("weights are")
         with self.ema.applied():
             self._save_weights()
         tensors = {f"model.{name}": p for name, p in self.parameters.items()}
@@ -294,7 +300,8 @@ class Trainer:
         if self.judge is not None and self.judge_optimizer is not None:
             tensors |= {f"judge.{name}": t for name, t in self.judge.state_dict().items()}
             tensors |= pack_optimizer(self.judge_optimizer, "judge_optimizer")
-        facts = Facts(self.step, self.seconds, self.ema.steps, self.config.kind, self.config.seed)
+        logged = self.log.count if self.log else 0
+        facts = Facts(self.step, self.seconds, self.ema.steps, self.config.kind, self.config.seed, logged)
         save_state(self.folder.state, tensors, facts)
         self.folder.prune(self.task.name, self.config.output.keep)
 
@@ -318,7 +325,8 @@ class Trainer:
             f"{config.train.batch * config.train.accumulate * self.engine.world}, losses {losses}, seed {config.seed}"
         )
 
-    def _load(self) -> None:
+    def _load(self) -> int | None:
+        """Take the state from its file; the number of the log's rows, where it says so."""
         path = self.folder.state
         tensors, facts = load_state(path)
         if (facts.kind, facts.seed) != (self.config.kind, self.config.seed):
@@ -340,3 +348,4 @@ class Trainer:
             self.judge.load_state_dict(judge)
             unpack_optimizer(self.judge_optimizer, tensors, "judge_optimizer")
         self.step, self.ema.steps, self.seconds = facts.step, facts.ema_steps, facts.seconds
+        return facts.rows

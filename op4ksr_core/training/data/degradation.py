@@ -45,7 +45,7 @@ class Degradation:
     blur_deviation: Ranges = ((0.2, 3.0), (0.2, 1.5))
     #: Share of anisotropic kernels among the Gaussian ones, and the largest kernel side (odd).
     anisotropic: Share = 0.4
-    kernel: Annotated[int, Within(ge=3)] = 21
+    kernel: Annotated[int, Within(ge=3, le=201)] = 21
     #: Share of sinc kernels among the blurs; their cut-off in radians per px.
     sinc: Share = 0.1
     sinc_cutoff: Range = (math.pi / 3, math.pi)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,11 +21,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import UnsupportedCheckpointError
-from ...files import make_folder
+from ...files import make_folder, regular_file
 from ...images.io import IMAGE_SUFFIXES
+from ...plain_text import plain
 from ...weights.checkpoint import save_tensors
+from ..checksums import CHECKSUMS, checksums, damaged
 from ..config import TrainConfig
 from ..config_sections import DataConfig
+from ..room import check_room
 from .shards import shard_files
 
 #: Batches in one file.
@@ -59,6 +63,7 @@ class LatentCache:
     def __init__(self, config: TrainConfig, autoencoder: Path) -> None:
         self.seed, self.folder = config.seed, config.cache_folder
         self.batches = -(-config.data.cached // config.train.batch)
+        self.batch, self.crop = config.train.batch, config.data.crop
         stat = autoencoder.stat()
         facts = {
             "version": VERSION,
@@ -85,13 +90,15 @@ class LatentCache:
     def missing(self) -> list[range]:
         """The batches that are not there yet, file by file."""
         files = map(self._file, range(0, self.batches, PER_FILE))
-        return [file for file in files if not self.path(file.start).exists()]
+        return [file for file in files if not os.path.lexists(self.path(file.start))]
 
     def write(self, first: int, batches: Sequence[EncodedBatch]) -> None:
         """The file that begins with batch ``first``; whole or not at all. Raises OutputError."""
         make_folder(self.folder)
+        one = sum(t.numel() * t.element_size() for t in vars(batches[0]).values())
+        check_room(self.path(first), one * (self.batches - first), "data.cached")
         tensors = {f"{k}.{first + i}": t for i, batch in enumerate(batches) for k, t in vars(batch).items()}
-        metadata = {"op4ksr.kind": "pairs", "op4ksr.pairs": json.dumps(self.facts)}
+        metadata = {"op4ksr.kind": "pairs", "op4ksr.pairs": json.dumps(self.facts), CHECKSUMS: checksums(tensors)}
         save_tensors(self.path(first), tensors, metadata)
 
     def read(self, index: int) -> EncodedBatch:
@@ -101,8 +108,28 @@ class LatentCache:
         return self._of(int(order[place]))
 
     def _of(self, batch: int) -> EncodedBatch:
-        with opened(self.path(batch)) as stored:
-            return EncodedBatch(*(stored.get_tensor(f"{name}.{batch}") for name in ("low", "high", "picture")))
+        path = self.path(batch)
+        with opened(path) as stored:
+            tensors = {f"{k}.{batch}": stored.get_tensor(f"{k}.{batch}") for k in ("low", "high", "picture")}
+            if (name := damaged(tensors, stored.metadata() or {})) is not None:
+                raise ValueError(f"the bytes of {name} are not those that were saved")
+        found = EncodedBatch(*tensors.values())
+        if (reason := self._fault(found)) is not None:
+            raise _damaged(path, f"batch {batch}: {reason}")
+        return found
+
+    def _fault(self, batch: EncodedBatch) -> str | None:
+        """What is wrong with what a file holds."""
+        count, side = len(batch.picture) if batch.picture.dim() else 0, self.crop
+        low, high = (tuple(t.shape) for t in (batch.low, batch.high))
+        dtypes = (batch.low.dtype, batch.high.dtype, batch.picture.dtype)
+        if dtypes != (torch.float32, torch.float32, torch.uint8):
+            return f"expected float32, float32 and uint8, got {', '.join(map(str, dtypes))}"
+        if tuple(batch.picture.shape) != (self.batch, 3, side, side) or low != high or low[:1] != (count,):
+            return f"expected {self.batch} pictures of {side} px, got {tuple(batch.picture.shape)}, {low} and {high}"
+        if not all(bool(torch.isfinite(latent).all()) for latent in (batch.low, batch.high)):
+            return "its numbers are not finite"
+        return None
 
 
 def _state_of(data: DataConfig) -> str:
@@ -112,7 +139,7 @@ def _state_of(data: DataConfig) -> str:
     if data.source == "shards":
         files = shard_files(data.path)
     else:
-        files = [file for file in Path(data.path).rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
+        files = [p for p in Path(data.path).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
     facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -120,10 +147,16 @@ def _state_of(data: DataConfig) -> str:
 @contextmanager
 def opened(path: Path) -> Generator[Any, None, None]:
     """A file of the cache. Raises UnsupportedCheckpointError where it is none, or lacks what is read from it."""
+    if (other := regular_file(path)) is not None:
+        raise _damaged(path, other)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (SafetensorError, OSError) as error:
-        raise UnsupportedCheckpointError(
-            path, f"is no file of encoded pictures ({error}); delete it, and it is made again"
-        ) from error
+    except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, reason: str) -> UnsupportedCheckpointError:
+    return UnsupportedCheckpointError(
+        path, f"is no file of encoded pictures ({plain(reason)}); delete it, and it is made again"
+    )

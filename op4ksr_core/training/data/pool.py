@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ...errors import OutputError
-from ...files import written_whole
+from ...errors import OptionError, OutputError
+from ...files import regular_file, written_whole
 from ...models.flux import OnProgress
+from ...plain_text import plain
 from ..config_sections import DataConfig
+from ..room import check_room
 from ..stopping import deferred_signals, killed_worker, leave_signals_to_the_run, signals_blocked, stop_if
 from . import leaves
 
@@ -63,15 +66,34 @@ def procedural_pool(data: DataConfig, seed: int, cache: Path, on_progress: OnPro
     Raises Op4ksrError where a process that makes pictures was killed.
     """
     path = cache / f"leaves{leaves.VERSION}_{seed}_{data.pictures}x{data.picture_side}.npy"
-    if not path.exists():
+    if not os.path.lexists(path):
         try:
             cache.mkdir(parents=True, exist_ok=True)
+            check_room(path, data.pictures * data.picture_side**2 * 3, "data.pictures")
             with written_whole(path, ".part.npy") as part:
                 _make_pool(part, data, seed, on_progress)
         except OSError as error:
-            if not path.exists():  # else another run has just made it, and Windows keeps what is mapped
+            if not os.path.lexists(path):  # else another run has just made it, and Windows keeps what is mapped
                 raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
     return path
+
+
+def open_pool(path: Path, data: DataConfig) -> NDArray[np.uint8]:
+    """What ``procedural_pool`` made, mapped: (pictures, side, side, 3). Raises OptionError for a damaged file."""
+    if (other := regular_file(path)) is not None:
+        raise _damaged(path, other)
+    try:
+        pool: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # never unpickles
+    except Exception as error:  # a header is Python's words, and broken in as many ways
+        raise _damaged(path, str(error)) from error
+    expected = (data.pictures, data.picture_side, data.picture_side, 3)
+    if (pool.shape, pool.dtype, pool.flags.c_contiguous) != (expected, np.uint8, True):
+        raise _damaged(path, f"{pool.shape} {pool.dtype}, expected {expected} uint8")
+    return pool
+
+
+def _damaged(path: Path, reason: str) -> OptionError:
+    return OptionError(f"{path}: is no file of pictures made beforehand ({plain(reason)}); delete it to have it made")
 
 
 def _make_pool(path: Path, data: DataConfig, seed: int, on_progress: OnProgress | None) -> None:

@@ -18,7 +18,8 @@ from PIL import Image
 
 from ...errors import OptionError
 from ...images.io import BROKEN, IMAGE_SUFFIXES, Picture, from_pil, to_pil
-from ...plain_text import plain_logger
+from ...plain_text import plain, plain_logger
+from ..config_paths import SCHEME
 
 log = plain_logger(__name__)
 
@@ -27,8 +28,11 @@ Pixels = NDArray[np.uint8]
 #: A range of numbers or a choice, in braces that hold no others.
 _BRACES = re.compile(r"\{(?:([0-9]{1,9})\.\.([0-9]{1,9})|([^{}]*,[^{}]*))\}")
 
-#: http:, pipe:, s3: and the like. One letter before the colon is a drive's.
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+#: Shards that one path may name, pairs of braces in it, and the largest picture file in a shard, bytes. Our choice.
+MOST_SHARDS, MOST_BRACES, LARGEST = 1_000_000, 16, 2**28
+
+#: What a tar header may hold in addition to a file: names and a few facts, bytes.
+_LARGEST_NOTE = 2**20
 
 
 def shard_files(path: str) -> list[Path]:
@@ -37,8 +41,12 @@ def shard_files(path: str) -> list[Path]:
     Raises OptionError for anything but a local path, and for a file that is not there.
     """
     found: list[Path] = []
+    if path.count("{") > MOST_BRACES:
+        raise OptionError(f"data.path: expected at most {MOST_BRACES} pairs of braces in {plain(path)!r}; name fewer")
     for name in _expanded(path):
-        if _SCHEME.match(name) or "::" in name:
+        if len(found) == MOST_SHARDS:
+            raise OptionError(f"data.path: {plain(path)!r} names more than {MOST_SHARDS:,} shards; name fewer")
+        if SCHEME.match(name) or "::" in name:
             raise OptionError(
                 f"data.path: expected local files, such as shards/{{000..009}}.tar, got {name!r}; "
                 "copy the shards to this machine and name them there"
@@ -67,14 +75,38 @@ def shard_pictures(files: Sequence[Path]) -> Iterator[Pixels]:
     """
     for file in files:
         try:
-            with tarfile.open(file, "r|*") as tar:
+            with tarfile.open(file, "r|*", tarinfo=_Member) as tar:
                 for _, members in groupby((m for m in tar if m.isfile()), key=_sample):
                     if (picture := _first_picture(tar, members, file)) is not None:
                         yield picture
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
             raise OptionError(
                 f"data.path: {file}: cannot be read as a tar file ({error}); replace it, or leave it out"
             ) from error
+
+
+class _Member(tarfile.TarInfo):
+    """A header that is read strictly: ``tarfile`` takes a damaged one behind the first for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Any:
+        empty = len(buf) == 0 or buf.count(tarfile.NUL) == len(buf) == tarfile.BLOCKSIZE
+        try:
+            found = super().frombuf(buf, encoding, errors)
+        except tarfile.TarError as error:
+            if empty:  # its end
+                raise
+            raise tarfile.ReadError(f"a damaged header: {error}") from error
+        if found.size < 0 or (found.type in _NOTES and found.size > _LARGEST_NOTE):
+            raise tarfile.ReadError(f"a header that says {found.size:,} bytes")
+        return found
+
+
+#: Headers whose content belongs to the file after them, and is read at once.
+_NOTES = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 
 
 def _sample(member: tarfile.TarInfo) -> str:
@@ -90,7 +122,11 @@ def _first_picture(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo], fil
     for member in members:
         if seen or not member.name.lower().endswith(IMAGE_SUFFIXES):
             continue
-        seen, opened = True, tar.extractfile(member)
+        seen = True
+        if member.size > LARGEST or member.issparse():
+            log.warning("left out: %s in %s (%s bytes, or with holes)", member.name, file, f"{member.size:,}")
+            continue
+        opened = tar.extractfile(member)
         assert opened is not None  # it is a file
         content = opened.read()
         try:

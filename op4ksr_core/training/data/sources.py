@@ -22,7 +22,7 @@ from ...models.flux import OnProgress
 from ...plain_text import plain_logger
 from ..config import DataConfig
 from . import leaves
-from .pool import procedural_pool
+from .pool import open_pool, procedural_pool
 from .shards import Pixels, pixels_of, shard_files, shard_pictures
 
 log = plain_logger(__name__)
@@ -94,6 +94,8 @@ class ProceduralSource:
         self.data, self.seed = data, seed
         self.pool: Pixels | None = None
         self.path = procedural_pool(data, seed, cache, on_progress) if data.pictures else None
+        if self.path is not None:
+            self.pool = open_pool(self.path, data)
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process maps the file itself, instead of being sent what is in it."""
@@ -101,7 +103,7 @@ class ProceduralSource:
 
     def crops(self, seed: tuple[int, ...], count: int, side: int) -> Tensor:
         if self.pool is None and self.path is not None:
-            self.pool = np.load(self.path, mmap_mode="r")
+            self.pool = open_pool(self.path, self.data)
         found: list[Tensor] = []
         for i in range(count):
             rng = np.random.default_rng((*seed, i))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from op4ksr_core import OptionError
+from op4ksr_core.errors import OutOfMemoryError
 from op4ksr_core.training.config import TrainConfig
 from op4ksr_core.training.config_file import parse_config, read_config
+from op4ksr_core.training.needs import check_needs
 
 CONFIGS = sorted((Path(__file__).resolve().parents[3] / "configs").glob("*.toml"))
 START = 'kind = "one_step"\nrun = "r"\n'
@@ -96,6 +99,28 @@ def test_values_are_what_the_file_says() -> None:
         ("[train]\naccelerate = 1", "train.accelerate: expected true or false, got 1"),
         ("[train]\nprecision = 2026-01-01", "train.precision: expected one of 'fp32' or 'bf16', got '2026-01-01'"),
         ("[train", "is no TOML"),
+        ("[train]\nrate = 1e308", "train.rate: expected at most 10, got 1e.308"),
+        ("[train]\nrate = 1e400", "train.rate: expected a finite number, got inf"),
+        ("[train]\nsteps = 1180591620717411303424", "train.steps: expected .*got 1180591620717411303424"),
+        ("[train]\naccumulate = 1000000000000", "train.accumulate: expected at most 65536"),
+        ("[train]\nbatch = 1000000000", "train.batch: expected at most 65536"),
+        ("[train]\nsteps = " + "9" * 5000, "is no TOML .*digits"),
+        ("[train]\nsteps = " + "9" * 4000, "train.steps: expected"),
+        ("seed = 36893488147419103232", "seed: expected"),
+        ("[train]\nsteps = " + "[" * 2000 + "]" * 2000, "is nested too deeply"),
+        ("[train]\nsteps = " + "[" * 250 + "]" * 250, "nested too deeply"),
+        ("a" + ".a" * 3000 + " = 1", "nested too deeply"),
+        ("[data]\npath = 'pipe:ls'", "data.path: expected a path on this machine, got 'pipe:ls', an address"),
+        ("[data]\ncache = 'http://a/b'", "data.cache: expected a path on this machine"),
+        ("[data]\ncache = 'a::b'", "data.cache: expected a path on this machine"),
+        ("[model]\nstart = 's3://a'", "model.start: expected a path on this machine"),
+        ("[output]\nsample_folder = '\\\\host\\share'", "output.sample_folder: .*another machine's folder"),
+        ('[model]\nautoencoder = "a\\u0000"', "model.autoencoder: .*a NUL"),
+        ("[model]\nautoencoder = ''", "model.autoencoder: expected a file, got nothing"),
+        ("[model]\nstart = '" + "a" * 300 + "'", "model.start: .*too long for a path"),
+        ("[data]\npictures = 5\npicture_side = 64", r"data.crop: expected at most data.picture_side \(64 px\), got 96"),
+        ("[model]\nsigma = 0", "model.sigma: expected above 0"),
+        ("[rfr]\nturns = 1e-300", "rfr.turns: expected at least 1e-06"),
     ],
 )
 def test_wrong_configs_are_refused_by_name(text: str, told: str) -> None:
@@ -156,3 +181,30 @@ def test_changes_win_over_the_file() -> None:
 def test_a_decoder_alone_needs_an_encoder() -> None:
     with pytest.raises(OptionError, match="name its file as model.start"):
         parse_config('kind = "autoencoder"\nrun = "r"\n[model]\npart = "decoder"')
+
+
+def test_files_that_are_no_recipes_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + START.encode())
+    assert read_config(path).run == "r"
+    path.write_bytes(b"kind = '\xff'")
+    with pytest.raises(OptionError, match="a.toml: cannot be read"):
+        read_config(path)
+    path.write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(OptionError, match="is larger than 1,048,576 bytes, which no recipe is"):
+        read_config(path)
+    with pytest.raises(OptionError, match="cannot be read: it is a folder; name a TOML file"):
+        read_config(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(OptionError, match="cannot be read: it is a named pipe"):
+            read_config(tmp_path / "pipe")
+
+
+def test_what_no_memory_holds_is_refused_before_it_is_made() -> None:
+    for more in (
+        "[train]\nbatch = 65536\n[data]\ncrop = 16384\npicture_side = 16384",
+        "[model]\nhidden_size = 65536\ndepth = 1024",
+    ):
+        with pytest.raises(OutOfMemoryError, match="needs [0-9,.]+ GB of memory at least, and .* free; lower it"):
+            check_needs(parse_config(START + more))

@@ -296,3 +296,78 @@ def test_a_full_disk_while_pictures_are_made_is_one_sentence(tmp_path: Path, wor
 def test_a_range_of_numbers_too_long_to_be_read(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no such shard; check the path and the numbers in braces"):
         shard_files(str(tmp_path / f"a-{{0..{'9' * 5000}}}.tar"))
+
+
+def test_a_damaged_pool_is_named_and_never_unpickled(tmp_path: Path) -> None:
+    data = DataConfig(pictures=2, picture_side=32)
+    path = procedural_pool(data, 0, tmp_path)
+    good = path.read_bytes()
+    objects = io.BytesIO()
+    np.save(objects, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    floats = io.BytesIO()
+    np.save(floats, np.zeros((2, 32, 32, 3), np.float32))
+    deep = b"\x93NUMPY\x01\x00" + (60_000).to_bytes(2, "little") + b"(" * 60_000
+    for content in (b"", good[:-1], b"\0" * len(good), objects.getvalue(), floats.getvalue(), deep):
+        path.write_bytes(content)
+        with pytest.raises(OptionError, match=r"2x32\.npy: is no file of pictures made beforehand \(.*\); delete it"):
+            open_source(data, 0, tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OptionError, match=r"beforehand \(a folder\); delete it"):
+        open_source(data, 0, tmp_path)
+
+
+def test_a_pool_larger_than_the_disk_is_refused_before_it_is_begun(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="needs 805,306.4 GB, and the disk has .* left; lower data.pictures"):
+        procedural_pool(DataConfig(pictures=10**6, picture_side=16384), 0, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for info, content in members:
+            info.size = info.size or len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return made.getvalue()
+
+
+def test_shards_of_all_kinds_give_their_pictures_or_one_sentence(tmp_path: Path) -> None:
+    """Nothing in one is written anywhere; devices and links are no pictures; a damaged header is no end."""
+    shard, picture_file = tmp_path / "a.tar", io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(picture_file, "PNG")
+    links = [tarfile.TarInfo(name) for name in ("l.png", "d.png", "f.png")]
+    for info, kind in zip(links, (tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE), strict=True):
+        info.type, info.linkname = kind, "/etc/passwd"
+    climbing = tarfile.TarInfo("../../../climbs.png")
+    good = tar_of(*[(info, b"") for info in links], (climbing, picture_file.getvalue()))
+    shard.write_bytes(good)
+    assert len(list(shard_pictures([shard]))) == 1 and list(tmp_path.iterdir()) == [shard]
+    two = bytearray(tar_of(*[(tarfile.TarInfo(f"{i}.png"), picture_file.getvalue()) for i in range(2)]))
+    two[1024] ^= 1  # the second header's name
+    shard.write_bytes(two)
+    with pytest.raises(OptionError, match=r"a\.tar: cannot be read as a tar file \(a damaged header"):
+        list(shard_pictures([shard]))
+
+
+def test_a_huge_member_is_left_out_and_a_huge_header_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard = tmp_path / "a.tar"
+    monkeypatch.setattr("op4ksr_core.training.data.shards.LARGEST", 100)
+    shard.write_bytes(tar_of((tarfile.TarInfo("a.png"), b"0" * 1000)))
+    assert not list(shard_pictures([shard])) and "left out: a.png in" in caplog.text
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 2**30
+    shard.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024)
+    with pytest.raises(OptionError, match="a header that says 1,073,741,824 bytes"):
+        list(shard_pictures([shard]))
+
+
+def test_braces_that_never_end_are_refused(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    shard.touch()
+    many, repeated = "{,}" * 40, "{,,,}" * 15
+    for braces, told in ((many, "at most 16 pairs of braces"), (repeated, "names more than 1,000,000 shards")):
+        with pytest.raises(OptionError, match=told):
+            shard_files(str(shard) + braces)
