@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from random import Random
@@ -117,7 +118,7 @@ def tried(recipe: Path) -> Run:
                 found = read_config(recipe, [short[0], *(s.replace("=2", "=1") for s in short[1:])])
             Trainer(found, "").run()
         except Op4ksrError as error:
-            print(f"error: {error}", file=__import__("sys").stderr)
+            print(f"error: {error}", file=sys.stderr)
             return 1
         return 0
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,12 @@ from . import leaves
 
 #: Seconds after which a run that waits for a picture looks whether it was asked to stop.
 WAKE = 0.5
+
+#: What reading an array's header raises, which is Python's words, and broken in as many ways.
+_HEADER_ERRORS = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, OverflowError),
+    *(SyntaxError, TokenError, RecursionError, MemoryError),
+)
 
 #: The end of each process's pipe that is read (which has another type on Windows), and the process.
 Processes = dict[Any, BaseProcess]
@@ -84,7 +91,7 @@ def open_pool(path: Path, data: DataConfig) -> NDArray[np.uint8]:
         raise _damaged(path, other)
     try:
         pool: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # never unpickles
-    except Exception as error:  # a header is Python's words, and broken in as many ways
+    except _HEADER_ERRORS as error:
         raise _damaged(path, str(error)) from error
     expected = (data.pictures, data.picture_side, data.picture_side, 3)
     if (pool.shape, pool.dtype, pool.flags.c_contiguous) != (expected, np.uint8, True):
