@@ -11,9 +11,10 @@ from comfy_api.latest import io
 from ..op4ksr_core.models.flux_schedule import BASE_SHIFT, MAX_SHIFT, ULTRAFLUX_SHIFT, mu_of_shift, mu_of_tokens
 from ..op4ksr_core.models.latent import PATCH
 from ..op4ksr_core.plain_text import plain_logger
+from .host.inputs import checked
 from .host.model import check_flow
 from .host.schema import advanced, schema
-from .host.widgets import RATIO, check_choice, side_widgets
+from .host.widgets import RATIO, side_widgets
 
 log = plain_logger(__name__)
 
@@ -81,6 +82,7 @@ class FluxShift16x(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -91,7 +93,6 @@ class FluxShift16x(io.ComfyNode):
         base_shift: float = BASE_SHIFT,
         max_shift: float = MAX_SHIFT,
     ) -> io.NodeOutput:
-        check_choice("mode", mode, _MODES)
         check_flow(model)
         if mode == _MODES[0]:
             mu, why = mu_of_shift(shift), "fixed"

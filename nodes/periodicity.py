@@ -18,6 +18,7 @@ from ..op4ksr_core.periodicity.report_picture import draw_report
 from ..op4ksr_core.periodicity.suppress import for_8_bit, suppress_with_report
 from ..op4ksr_core.periodicity.thresholds import ALARM_RATE
 from ..op4ksr_core.plain_text import plain_logger
+from .host.inputs import checked
 from .host.schema import advanced, schema
 from .host.stages import image_to_core, image_to_host
 
@@ -84,6 +85,7 @@ class PeriodicityDiagnostic(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, image: Tensor, token_size: int = 32, reference: Tensor | None = None, alarm_rate: float = ALARM_RATE
     ) -> io.NodeOutput:
@@ -131,6 +133,7 @@ class SuppressPeriodicity(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, image: Tensor, strength: float = 1.0, reference: Tensor | None = None, alarm_rate: float = ALARM_RATE
     ) -> io.NodeOutput:

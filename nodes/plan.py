@@ -15,6 +15,7 @@ from ..op4ksr_core.plain_text import plain_logger
 from ..op4ksr_core.planning.make import Models, make_plan
 from ..op4ksr_core.planning.plan import Machine, Plan, Weights
 from .host.exact_vae import ExactVAE, usable_memory
+from .host.inputs import checked
 from .host.model import settings_of
 from .host.schema import schema
 from .host.stages import HostStages
@@ -137,6 +138,7 @@ class PlanRun(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 #: The names, read without PyTorch.
-ODD_VALUES = re.findall(r'^    "(\w+)": ', (Path(__file__).parent / "odd_pack" / "__init__.py").read_text("utf-8"), re.M)
+ODD_VALUES = re.findall(
+    r'^    "(\w+)": ', (Path(__file__).parent / "odd_pack" / "__init__.py").read_text("utf-8"), re.M
+)
 
 _TEXTS = {"empty_text", "text", "number_as_text", "surrogate", "escape", "nul", "long_text"}
 _PICTURES = {"image", "image_half", "image_grey", "image_rgba", "image_of_one_pixel", "image_below_zero", "image_255"}

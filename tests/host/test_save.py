@@ -70,7 +70,7 @@ def test_compression_is_a_setting(saved: Cases) -> None:
         ("bits", "OptionError", ("bits: expected one of 8, 16; got '12'",)),
         ("compression", "OptionError", ("compression: expected one of fast, 0", "got 'best'")),
         ("nan", "ImageError", ("holds NaN",)),
-        ("latent", "OptionError", ("IMAGE: expected (batch, height, width, 3)",)),
+        ("latent", "OptionError", ("images: expected (batch, height, width, 3)",)),
     ],
 )
 def test_what_cannot_be_saved_is_told(saved: Cases, case: str, kind: str, words: tuple[str, ...]) -> None:

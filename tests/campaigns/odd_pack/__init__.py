@@ -134,7 +134,7 @@ class OddValue:
     CATEGORY = "test"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {"required": {"name": ("STRING", {"default": "none"})}}
 
     def make(self, name: str) -> tuple[Any]:
@@ -150,7 +150,7 @@ class OddSink:
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {"required": {"value": (AnyType("*"),)}}
 
     def take(self, value: Any) -> dict[str, Any]:

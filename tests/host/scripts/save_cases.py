@@ -73,12 +73,17 @@ def batches() -> dict[str, Any]:
     return {"names": [str(path.relative_to(OUTPUT).as_posix()) for path in first + second]}
 
 
+def names_module() -> Any:
+    """Where the names are made; the host calls a pack's modules by its path."""
+    save_module = nodes.NODE_CLASS_MAPPINGS["OP4KSR_SavePicture"].__module__
+    return sys.modules[save_module.replace("nodes.save", "nodes.host.names")]
+
+
 def names() -> dict[str, Any]:
     """Dates as ComfyUI's page fills them in for Save Image alone; the number within the batch does not overwrite."""
-    module = sys.modules[nodes.NODE_CLASS_MAPPINGS["OP4KSR_SavePicture"].__module__]
     then = datetime(2026, 3, 9, 4, 5, 6)
     written = {
-        text: module.dated(text, then)
+        text: names_module().dated(text, then)
         for text in ("a_%date:yyyy-MM-dd%", "%date:yy/M/d%/b", "%date%", "%date:hhmmss%_%date:h.m.s%", "%width%_100%")
     }
     twice = [save(WAVE.expand(2, -1, -1, -1), "n%batch_num%") for _ in range(2)]
