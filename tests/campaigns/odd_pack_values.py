@@ -20,6 +20,6 @@ MAY_PASS: dict[str, frozenset[str]] = {
     "STRING": frozenset(_TEXTS),
     "BOOLEAN": frozenset({"true", "zero"}),
     "IMAGE": frozenset({*_PICTURES, "mask_last_channel"}),
-    "MASK": frozenset({"mask", "mask_2d", "mask_4d", "image_3d"}),
+    "MASK": frozenset({"mask", "mask_2d", "mask_4d", "image_3d", "image_of_one_pixel"}),
     "CONDITIONING": frozenset({"conditioning_guidance_none"}),
 }
