@@ -1,6 +1,7 @@
 """Odd prompts to one real ComfyUI server: each ends right or in one sentence, and the server goes on.
 
-Every node of the pack gets odd values typed and by links, odd names and odd metadata. $OP4KSR_ODD_PROMPTS: how many.
+Every node of the pack gets odd values typed and by links, odd names and odd metadata. $OP4KSR_ODD_PROMPTS: how many,
+$OP4KSR_ODD_SEED: which.
 """
 
 from __future__ import annotations
@@ -25,10 +26,7 @@ from PIL import Image
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 COUNT = int(os.environ.get("OP4KSR_ODD_PROMPTS", "1200"))
-SEED = 17
-
-#: $OP4KSR_ODD_LINKS=1: every value by a link to every input, and nothing else.
-EVERY_LINK = bool(os.environ.get("OP4KSR_ODD_LINKS"))
+SEED = int(os.environ.get("OP4KSR_ODD_SEED", "17"))
 
 #: Prompts that wait in the server's queue at a time; after so many comes one with a known result.
 BLOCK = 40
@@ -269,10 +267,14 @@ def named(prefix: str, extra: dict[str, Any], info: dict[str, Any]) -> Case:
 def cases(info: dict[str, Any], count: int) -> list[Case]:
     """Half of them values by links, the others typed values, names and metadata."""
     draw = random.Random(SEED)
-    inputs = [(node, name) for node in GOOD for name in input_specs(info[node]) if name in GOOD[node]]
+    taken = ("samples", "pixels", "latent_image", "sigmas")  # by the host's nodes, on to what is ours
+    inputs = [
+        (node, name)
+        for node, good in GOOD.items()
+        for name in good
+        if name in input_specs(info[node]) and (node.startswith("OP4KSR") or name in taken)
+    ]
     links = [linked(node, name, value, info) for node, name in inputs for value in ODD_VALUES]
-    if EVERY_LINK:
-        return links
     values = [typed(node, name, value, info) for node, name in inputs for value in TYPED]
     first = [named(piece, {}, info) for piece in PIECES] + [named("m", {"extra_pnginfo": m}, info) for m in METADATA]
     made = [named("".join(draw.choices(PIECES, k=draw.randint(2, 6))), {}, info) for _ in range(count // 8)]
