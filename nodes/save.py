@@ -78,7 +78,7 @@ class SavePicture(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
-        return True if filename_prefix is None else check_prefix(filename_prefix)
+        return check_prefix(filename_prefix)
 
     @classmethod
     @checked

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from functools import wraps
 from numbers import Integral, Real
@@ -13,8 +15,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...op4ksr_core.errors import OptionError
+from ...op4ksr_core.errors import Op4ksrError, OptionError
 from ...op4ksr_core.one_step import check_image
+from ...op4ksr_core.plain_text import plain_message
 from .stages import image_to_core
 from .values import check_finite, is_float_tensor, is_plain_tensor, refusal
 from .widgets import check_choice
@@ -24,7 +27,8 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
     """A node's ``execute`` (below ``@classmethod``), called only with what its schema allows.
 
     Numbers come as int or float, and an optional input that is given None is left out. Raises OptionError or
-    ImageError, which name the input, what was expected, what came and the remedy; raises and catches nothing else.
+    ImageError, which name the input, what was expected, what came and the remedy. What ``execute`` raises passes as it
+    is, if the host's log can write it.
     """
     signature = inspect.signature(execute)
 
@@ -39,9 +43,33 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
                 del given[declared.id]
             else:
                 given[declared.id] = _checked_value(cls, declared, given[declared.id])
-        return execute(**given)
+        try:
+            return execute(**given)
+        except Exception as error:
+            if _can_be_written(error):
+                raise
+            raise _plain_error(error) from None
 
     return run
+
+
+def _can_be_written(error: Exception) -> bool:
+    """Whether the error, with all that led to it, can be written to the host's log.
+
+    One that cannot ends the host's worker while it writes it, and with it every prompt to come: one with half a
+    surrogate pair, or with letters that a console of another code page lacks.
+    """
+    text = "".join(traceback.format_exception(error))
+    try:
+        text.encode(getattr(sys.stderr, "encoding", None) or "utf-8")
+    except UnicodeError:
+        return False
+    return True
+
+
+def _plain_error(error: Exception) -> Op4ksrError:
+    text = plain_message(error).encode("ascii", "backslashreplace").decode("ascii")
+    return Op4ksrError(text if isinstance(error, Op4ksrError) else f"{type(error).__name__}: {text}")
 
 
 def shown_name(declared: io.Input) -> str:

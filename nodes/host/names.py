@@ -112,8 +112,13 @@ def _safe_part(part: str, limit: int, windows: bool) -> str:
     return part.encode("utf-8")[:limit].decode("utf-8", "ignore")
 
 
-def check_prefix(prefix: str) -> bool | str:
-    """True, or the sentence that says what to do: for a node's ``validate_inputs``, before anything runs."""
+def check_prefix(prefix: object) -> bool | str:
+    """True, or the sentence that says what to do: for a node's ``validate_inputs``, before anything runs.
+
+    None, where another node will give it, and what is no text at all are left to what checks the node's inputs.
+    """
+    if not isinstance(prefix, str):
+        return True
     try:
         safe_prefix(dated(prefix, datetime.now()), folder_paths.get_output_directory())
     except OptionError as error:

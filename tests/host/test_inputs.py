@@ -68,5 +68,13 @@ def test_a_picture_far_below_zero_is_told(given: Cases) -> None:
     assert "image: has values down to -1; those below 0 become black" in warning
 
 
+def test_an_error_that_the_hosts_log_cannot_write_is_made_plain(given: Cases) -> None:
+    """The host's worker would end with it, and run no prompt any more."""
+    found = given["unwritable"]
+    assert_refused(found["raw"], "Op4ksrError", "ValueError: a\\ud800b")
+    assert found["cause"]["message"] == "option: its value; the remedy"
+    assert found["plain"]["classes"][0] == "ValueError"
+
+
 def test_the_hosts_own_exceptions_pass_through(given: Cases) -> None:
     assert given["interrupts"] == ["InterruptProcessingException", "OutOfMemoryError", "KeyboardInterrupt"]

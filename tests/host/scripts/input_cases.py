@@ -203,20 +203,51 @@ def words() -> list[str]:
     return log.warnings
 
 
+def sampler_node() -> Any:
+    return nodes.NODE_CLASS_MAPPINGS["OP4KSR_OneStepSampler"]
+
+
+def inputs_module() -> Any:
+    """What checks the inputs; the host calls a pack's modules by its path."""
+    return sys.modules[sampler_node().__module__.replace("nodes.one_step_sampler", "nodes.host.inputs")]
+
+
 def interrupts() -> list[str]:
     """The host's own exceptions pass through a node as they are."""
-    cls, raised = nodes.NODE_CLASS_MAPPINGS["OP4KSR_OneStepSampler"], list[str]()
-    checked = sys.modules[cls.__module__.replace("nodes.one_step_sampler", "nodes.host.inputs")].checked
+    checked, raised = inputs_module().checked, list[str]()
     for error in (comfy.model_management.InterruptProcessingException, torch.OutOfMemoryError, KeyboardInterrupt):
 
         def execute(cls: Any, model: Any, sigma: float, error: type[BaseException] = error) -> Any:
             raise error("as it is")
 
         try:
-            checked(execute)(cls, valid()["model"], 0.5)
+            checked(execute)(sampler_node(), valid()["model"], 0.5)
         except BaseException as came:
             raised.append(type(came).__name__)
     return raised
 
 
-CASES = (refused, every_node_checks, bounds, passing, too_large, latents, words, interrupts)
+def unwritable() -> dict[str, Any]:
+    """Errors that would end the host's worker when it logs them: as they come, and as the cause of one of ours."""
+    checked = inputs_module().checked
+
+    def raised(*errors: Exception) -> dict[str, Any]:
+        def execute(cls: Any, model: Any, sigma: float) -> Any:
+            try:
+                raise errors[-1]
+            except Exception as cause:
+                if errors[0] is cause:
+                    raise
+                raise errors[0] from cause
+
+        found = harness.refusal(lambda: checked(execute)(sampler_node(), valid()["model"], 0.5))
+        return found
+
+    return {
+        "raw": raised(ValueError("a\ud800b")),
+        "cause": raised(inputs_module().OptionError("option: its value; the remedy"), ValueError("a\ud800b")),
+        "plain": raised(ValueError("as it is")),
+    }
+
+
+CASES = (unwritable, refused, every_node_checks, bounds, passing, too_large, latents, words, interrupts)
