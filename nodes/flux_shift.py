@@ -8,6 +8,7 @@ from typing import Any
 import comfy.model_sampling
 from comfy_api.latest import io
 
+from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.models.flux_schedule import BASE_SHIFT, MAX_SHIFT, ULTRAFLUX_SHIFT, mu_of_shift, mu_of_tokens
 from ..op4ksr_core.models.latent import PATCH
 from ..op4ksr_core.plain_text import plain_logger
@@ -19,6 +20,9 @@ from .host.widgets import RATIO, side_widgets
 log = plain_logger(__name__)
 
 _MODES = ("fixed", "by tokens")
+
+#: mu at which all steps but the last are at full noise, or none. Our choice: float32 tells no sigma from 1 before.
+_MOST = 20
 
 
 class _FluxSampling(comfy.model_sampling.ModelSamplingFlux, comfy.model_sampling.CONST):
@@ -99,6 +103,11 @@ class FluxShift16x(io.ComfyNode):
         else:
             tokens = math.ceil(width / (RATIO * PATCH)) * math.ceil(height / (RATIO * PATCH))
             mu, why = mu_of_tokens(tokens, base_shift, max_shift), f"for {tokens:,} tokens"
+            if abs(mu) > _MOST:
+                raise OptionError(
+                    f"base_shift, max_shift: {base_shift:g} and {max_shift:g} give mu {mu:,.0f} for {tokens:,} tokens, "
+                    f"at most {_MOST} leaves any steps; bring them nearer to each other"
+                )
         sampling = _FluxSampling(model.model.model_config)
         sampling.set_parameters(shift=mu)
         clone = model.clone()

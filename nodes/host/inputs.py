@@ -19,7 +19,7 @@ from ...op4ksr_core.errors import Op4ksrError, OptionError
 from ...op4ksr_core.one_step import check_image
 from ...op4ksr_core.plain_text import plain_message
 from .stages import image_to_core
-from .values import check_finite, is_float_tensor, is_plain_tensor, refusal
+from .values import FLOATS, check_finite, is_float_tensor, is_plain_tensor, refusal
 from .widgets import check_choice
 
 
@@ -123,7 +123,8 @@ def _switch(name: str, value: Any) -> bool:
 
 
 def _model(name: str, value: Any) -> Any:
-    if not isinstance(value, comfy.model_patcher.ModelPatcher):
+    parts = ("diffusion_model", "model_config")  # which the patcher of a text encoder or VAE has not
+    if not isinstance(value, comfy.model_patcher.ModelPatcher) or not all(hasattr(value.model, part) for part in parts):
         raise refusal(name, "a MODEL", value)
     return value
 
@@ -138,7 +139,11 @@ def _vae(name: str, value: Any) -> Any:
 def _image(name: str, value: Any) -> Tensor:
     if not is_plain_tensor(value):
         raise refusal(name, "an IMAGE", value)
+    if value.is_floating_point() and value.dtype not in FLOATS:
+        raise refusal(name, "an IMAGE of float32", value)
     check_image(image_to_core(value, name), name)
+    if value.shape[-1] == 4:
+        check_finite(f"{name}, transparency", value[..., 3])
     return value
 
 

@@ -137,13 +137,21 @@ def choose_place(prefix: str, width: int, height: int) -> Place:
     if safe != wanted:
         log.warning("filename_prefix: '%s' is saved as '%s'", plain(wanted, 80), plain(safe))
     folder = os.path.join(output, os.path.dirname(safe))
-    if not folder_paths.is_within_directory(output, folder):  # through a symbolic link
+    if not _is_inside(folder, output):  # through a symbolic link
         raise OptionError(f"filename_prefix: {plain(safe)} leads outside the output folder; choose another folder")
     try:
         folder, start, counter, subfolder, _ = folder_paths.get_save_image_path(safe, output, width, height)
     except OSError as error:
         raise _not_writable(folder, error) from error
     return Place(Path(folder), subfolder, start, counter)
+
+
+def _is_inside(folder: str, output: str) -> bool:
+    real = os.path.realpath(output)
+    try:
+        return os.path.commonpath([real, os.path.realpath(folder)]) == real
+    except ValueError:  # on another drive of Windows
+        return False
 
 
 def claim(place: Path, start: str, counter: int) -> tuple[Path, int]:

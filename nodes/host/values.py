@@ -15,7 +15,7 @@ from ...op4ksr_core.plain_text import plain
 SHOWN = 80
 
 #: Those of pictures, masks, latents and embeddings.
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def told(value: object) -> str:
@@ -41,7 +41,7 @@ def is_plain_tensor(value: Any) -> bool:
 
 def is_float_tensor(value: Any) -> bool:
     """Whether it is plain, of numbers to compute with, and not empty."""
-    return is_plain_tensor(value) and value.dtype in _FLOATS and value.numel() > 0
+    return is_plain_tensor(value) and value.dtype in FLOATS and value.numel() > 0
 
 
 def check_finite(name: str, value: Tensor) -> None:

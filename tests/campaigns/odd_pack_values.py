@@ -11,7 +11,17 @@ ODD_VALUES = re.findall(
 )
 
 _TEXTS = {"empty_text", "text", "number_as_text", "surrogate", "escape", "nul", "long_text"}
-_PICTURES = {"image", "image_half", "image_grey", "image_rgba", "image_of_one_pixel", "image_below_zero", "image_255"}
+_PICTURES = {
+    "image",
+    "image_half",
+    "image_grey",
+    "image_rgba",
+    "image_of_one_pixel",
+    "image_below_zero",
+    "image_255",
+    "image_double",
+    "image_transposed",
+}
 
 #: An input's type -> values that may pass, where its range and its use allow them; all others must be refused.
 MAY_PASS: dict[str, frozenset[str]] = {

@@ -48,6 +48,16 @@ def test_what_means_the_same_passes(given: Cases) -> None:
     assert found["nothing"] == [1, 16, 16, 3] and found["memory"] == "ExactVAE"
 
 
+def test_every_bound_runs_or_is_told(given: Cases) -> None:
+    """No bound of a number ends in an error of Python's."""
+    assert len(given["extremes"]) > 150
+    words = ("base_shift, max_shift: 0 and 100 give mu 27,300 for 1,048,576 tokens", "bring them nearer")
+    assert_refused(given["extremes"]["steep"], "OptionError", *words)
+    for case, found in given["extremes"].items():
+        told = "Op4ksrError" in found["classes"] or found["message"] == "nothing was refused"
+        assert told, (case, found)
+
+
 def test_a_terabyte_is_not_asked_for(given: Cases) -> None:
     words = ("batch_size: 4096 latents of 32768x32768 px", "1,099.5 GB", "ask for fewer")
     assert_refused(given["too_large"], "OptionError", *words)

@@ -60,6 +60,8 @@ NEARLY: dict[str, dict[str, Any]] = {
     "IMAGE": {
         **{"text": "a.png", "empty": torch.zeros(0, 4, 4, 3), "bytes": torch.zeros(1, 4, 4, 3).byte()},
         **{"nan": torch.full((1, 4, 4, 3), math.nan), "inf": torch.full((1, 4, 4, 3), math.inf)},
+        **{"float8": torch.zeros(1, 4, 4, 3).to(torch.float8_e4m3fn), "alpha": torch.full((1, 4, 4, 4), math.nan)},
+        **{"hidden_nan": torch.cat((torch.zeros(1, 4, 4, 3), torch.full((1, 4, 4, 1), math.nan)), -1)},
         **{"no_batch": torch.zeros(4, 4, 3), "two_channels": torch.zeros(1, 4, 4, 2)},
     },
     "MASK": {
@@ -148,6 +150,26 @@ def passing() -> dict[str, Any]:
         "nothing": list(harness.run("OP4KSR_SuppressPeriodicity", **grid)[0].shape),
         "memory": type(harness.run("OP4KSR_ExactVAE", valid()["vae"], None)[0]).__name__,
     }
+
+
+#: Nodes that compute no picture, of many numbers.
+_NUMERIC = ("OP4KSR_ApplyRFR", "OP4KSR_FluxShift16x", "OP4KSR_Plan")
+
+
+def extremes() -> dict[str, Any]:
+    """Every number at each of its bounds, alone and all together, with every choice: what became of it."""
+    found: dict[str, Any] = {}
+    for node in _NUMERIC:
+        mine = [one for (of, _), one in our_inputs().items() if of == node]
+        numbers = [one for one in mine if one.get_io_type() in ("INT", "FLOAT")]
+        bounds = [{one.id: value} for one in numbers for value in (one.min, one.max)]
+        bounds += [{one.id: one.min for one in numbers}, {one.id: one.max for one in numbers}]
+        choices = [{one.id: option} for one in mine if one.get_io_type() == "COMBO" for option in one.options]
+        for changes in [{**bound, **choice} for bound in bounds for choice in choices]:
+            inputs = taken(node, **changes)
+            found[f"{node} {changes}"] = harness.refusal(lambda node=node, inputs=inputs: harness.run(node, **inputs))
+    steep = taken("OP4KSR_FluxShift16x", mode="by tokens", width=32768, height=32768, base_shift=0.0, max_shift=100.0)
+    return {**found, "steep": harness.refusal(lambda: harness.run("OP4KSR_FluxShift16x", **steep))}
 
 
 def too_large() -> dict[str, Any]:
@@ -250,4 +272,4 @@ def unwritable() -> dict[str, Any]:
     }
 
 
-CASES = (unwritable, refused, every_node_checks, bounds, passing, too_large, latents, words, interrupts)
+CASES = (extremes, unwritable, refused, every_node_checks, bounds, passing, too_large, latents, words, interrupts)
