@@ -96,7 +96,8 @@ class PeriodicityDiagnostic(io.ComfyNode):
         coloured = torch.stack([_to_tensor(colours(one[0])) for one in heat])
         worst = max(reports, key=lambda report: report.score)
         verdict = "\n".join(report.verdict for report in reports)
-        log.info("%s", verdict)
+        for report in reports:
+            log.info("%s", report.verdict)
         shown = {**ui.PreviewImage(sheets, cls=cls).as_dict(), **ui.PreviewText(verdict).as_dict()}
         period = max((length for length in worst.period if length), default=0.0)
         return io.NodeOutput(sheets, coloured, heat[:, 0], worst.score, period, verdict, ui=shown)
@@ -139,7 +140,8 @@ class SuppressPeriodicity(io.ComfyNode):
     ) -> io.NodeOutput:
         before = None if reference is None else image_to_core(reference)
         done = suppress_with_report(image_to_core(image), before, strength, alarm_rate=alarm_rate)
-        log.info("%s", done.note)
+        for line in done.note.splitlines():
+            log.info("%s", line)
         cleaned = image_to_host(for_8_bit(done.image, image_to_core(image))) if done.acted else image[..., :3]
         if image.shape[-1] == 4:
             cleaned = torch.cat((cleaned, image[..., 3:]), dim=-1)

@@ -160,5 +160,6 @@ class PlanRun(io.ComfyNode):
         size = target_of(target, pixels, factor, megapixels, max_megapixels)
         plan = host_plan((height, width), size, model, exact, vae_only, batch)
         text = plan.text()
-        log.info("%s", text)
+        for line in text.splitlines():  # which a log makes visible within one message
+            log.info("%s", line)
         return io.NodeOutput(text, plan.output[1], plan.output[0], plan.fits is not False, ui=ui.PreviewText(text))

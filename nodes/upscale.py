@@ -142,7 +142,8 @@ def announce(low: torch.Tensor, options: OneStepOptions, stages: HostStages) -> 
         return None
     batch, _, height, width = low.shape
     plan = host_plan((height, width), options.target, stages.model, stages.vae, options.vae_only, batch)
-    log.info("%s", plan.text())
+    for line in plan.text().splitlines():  # which a log makes visible within one message
+        log.info("%s", line)
     for warning in plan.warnings:
         log.warning("%s", warning)
     plan.refuse_if_hopeless()
