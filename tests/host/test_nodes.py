@@ -327,6 +327,10 @@ def test_a_grey_picture_of_one_channel(one_step: Cases) -> None:
     assert one_step["grey"] == 0
 
 
+def test_colours_hidden_under_transparency_do_not_bleed(one_step: Cases) -> None:
+    assert one_step["hidden_colours"] == {"same": True, "masks": True}
+
+
 def test_a_files_name_may_come_from_another_node(loaders: Cases) -> None:
     assert [answer for answers in loaders["linked_files"].values() for answer in answers] == [True] * 6
 
