@@ -8,16 +8,21 @@ from typing import Any
 import comfy.model_sampling
 from comfy_api.latest import io
 
+from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.models.flux_schedule import BASE_SHIFT, MAX_SHIFT, ULTRAFLUX_SHIFT, mu_of_shift, mu_of_tokens
 from ..op4ksr_core.models.latent import PATCH
 from ..op4ksr_core.plain_text import plain_logger
+from .host.inputs import checked
 from .host.model import check_flow
 from .host.schema import advanced, schema
-from .host.widgets import RATIO, check_choice, side_widgets
+from .host.widgets import RATIO, side_widgets
 
 log = plain_logger(__name__)
 
 _MODES = ("fixed", "by tokens")
+
+#: mu at which all steps but the last are at full noise, or none. Our choice: float32 tells no sigma from 1 before.
+_MOST = 20
 
 
 class _FluxSampling(comfy.model_sampling.ModelSamplingFlux, comfy.model_sampling.CONST):
@@ -81,6 +86,7 @@ class FluxShift16x(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -91,13 +97,17 @@ class FluxShift16x(io.ComfyNode):
         base_shift: float = BASE_SHIFT,
         max_shift: float = MAX_SHIFT,
     ) -> io.NodeOutput:
-        check_choice("mode", mode, _MODES)
         check_flow(model)
         if mode == _MODES[0]:
             mu, why = mu_of_shift(shift), "fixed"
         else:
             tokens = math.ceil(width / (RATIO * PATCH)) * math.ceil(height / (RATIO * PATCH))
             mu, why = mu_of_tokens(tokens, base_shift, max_shift), f"for {tokens:,} tokens"
+            if abs(mu) > _MOST:
+                raise OptionError(
+                    f"base_shift, max_shift: {base_shift:g} and {max_shift:g} give mu {mu:,.0f} for {tokens:,} tokens, "
+                    f"at most {_MOST} leaves any steps; bring them nearer to each other"
+                )
         sampling = _FluxSampling(model.model.model_config)
         sampling.set_parameters(shift=mu)
         clone = model.clone()

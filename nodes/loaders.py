@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from .host.exact_vae import ExactVAE, memory_widget, strips_of
 from .host.files import check_file, file_options, file_path
+from .host.inputs import checked
 from .host.lora import load_lora
 from .host.model import WEIGHT_DTYPES, load_model, prompt_conditioning
 from .host.schema import advanced, schema
@@ -63,6 +64,7 @@ class LoadF16VAE(io.ComfyNode):
         return check_file("vae", vae_name)
 
     @classmethod
+    @checked
     def execute(
         cls, vae_name: str, compression: str = "auto", shift: str = "auto", memory: str = "auto"
     ) -> io.NodeOutput:
@@ -102,6 +104,7 @@ class ExactVAENode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, vae: Any, memory: str = "auto") -> io.NodeOutput:
         return io.NodeOutput(ExactVAE.of(vae, strips_of(memory)))
 
@@ -148,6 +151,7 @@ class LoadFluxSR(io.ComfyNode):
         return check_file("diffusion_models", model_name)
 
     @classmethod
+    @checked
     def execute(cls, model_name: str, weight_dtype: str = "default") -> io.NodeOutput:
         model = load_model(file_path("diffusion_models", model_name), weight_dtype)
         return io.NodeOutput(model, prompt_conditioning(model))
@@ -191,6 +195,7 @@ class LoadSRLoRA(io.ComfyNode):
         return check_file("loras", lora_name)
 
     @classmethod
+    @checked
     def execute(cls, model: Any, lora_name: str, strength: float = 1.0) -> io.NodeOutput:
         patched = load_lora(model, file_path("loras", lora_name), strength)
         return io.NodeOutput(patched, prompt_conditioning(patched))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import comfy.model_management
@@ -9,6 +10,8 @@ import torch
 from comfy_api.latest import io
 
 from ..op4ksr_core.models.flux import check_sigma
+from .host.inputs import checked
+from .host.memory import check_room
 from .host.model import check_flow, settings_of
 from .host.schema import schema
 from .host.stages import OneStepSampler
@@ -42,6 +45,7 @@ class OneStepSamplerNode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, sigma: float = 0.0) -> io.NodeOutput:
         check_flow(model)
         value = check_sigma(sigma) if sigma else settings_of(model).sigma
@@ -66,7 +70,10 @@ class EmptyLatent16x(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, width: int, height: int, batch_size: int = 1) -> io.NodeOutput:
         device = comfy.model_management.intermediate_device()
-        samples = torch.zeros(batch_size, CHANNELS, height // RATIO, width // RATIO, device=device)
+        shape = (batch_size, CHANNELS, height // RATIO, width // RATIO)
+        check_room(f"batch_size: {batch_size} latents of {width}x{height} px", 4 * math.prod(shape), device)
+        samples = torch.zeros(shape, device=device)
         return io.NodeOutput({"samples": samples})  # no downscale_ratio_spacial: the host would resize to Flux's 8x

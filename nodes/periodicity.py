@@ -18,6 +18,7 @@ from ..op4ksr_core.periodicity.report_picture import draw_report
 from ..op4ksr_core.periodicity.suppress import for_8_bit, suppress_with_report
 from ..op4ksr_core.periodicity.thresholds import ALARM_RATE
 from ..op4ksr_core.plain_text import plain_logger
+from .host.inputs import checked
 from .host.schema import advanced, schema
 from .host.stages import image_to_core, image_to_host
 
@@ -84,6 +85,7 @@ class PeriodicityDiagnostic(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, image: Tensor, token_size: int = 32, reference: Tensor | None = None, alarm_rate: float = ALARM_RATE
     ) -> io.NodeOutput:
@@ -94,7 +96,8 @@ class PeriodicityDiagnostic(io.ComfyNode):
         coloured = torch.stack([_to_tensor(colours(one[0])) for one in heat])
         worst = max(reports, key=lambda report: report.score)
         verdict = "\n".join(report.verdict for report in reports)
-        log.info("%s", verdict)
+        for report in reports:
+            log.info("%s", report.verdict)
         shown = {**ui.PreviewImage(sheets, cls=cls).as_dict(), **ui.PreviewText(verdict).as_dict()}
         period = max((length for length in worst.period if length), default=0.0)
         return io.NodeOutput(sheets, coloured, heat[:, 0], worst.score, period, verdict, ui=shown)
@@ -131,12 +134,14 @@ class SuppressPeriodicity(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, image: Tensor, strength: float = 1.0, reference: Tensor | None = None, alarm_rate: float = ALARM_RATE
     ) -> io.NodeOutput:
         before = None if reference is None else image_to_core(reference)
         done = suppress_with_report(image_to_core(image), before, strength, alarm_rate=alarm_rate)
-        log.info("%s", done.note)
+        for line in done.note.splitlines():
+            log.info("%s", line)
         cleaned = image_to_host(for_8_bit(done.image, image_to_core(image))) if done.acted else image[..., :3]
         if image.shape[-1] == 4:
             cleaned = torch.cat((cleaned, image[..., 3:]), dim=-1)

@@ -15,6 +15,7 @@ from ..op4ksr_core.plain_text import plain_logger
 from ..op4ksr_core.planning.make import Models, make_plan
 from ..op4ksr_core.planning.plan import Machine, Plan, Weights
 from .host.exact_vae import ExactVAE, usable_memory
+from .host.inputs import checked
 from .host.model import settings_of
 from .host.schema import schema
 from .host.stages import HostStages
@@ -137,6 +138,7 @@ class PlanRun(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -158,5 +160,6 @@ class PlanRun(io.ComfyNode):
         size = target_of(target, pixels, factor, megapixels, max_megapixels)
         plan = host_plan((height, width), size, model, exact, vae_only, batch)
         text = plan.text()
-        log.info("%s", text)
+        for line in text.splitlines():  # which a log makes visible within one message
+            log.info("%s", line)
         return io.NodeOutput(text, plan.output[1], plan.output[0], plan.fits is not False, ui=ui.PreviewText(text))

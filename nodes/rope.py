@@ -9,9 +9,9 @@ from comfy_api.latest import io, ui
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.models.rope import FLUX_TRAIN_TOKENS, POLICIES, RescaledEmbedND, Rfr
 from ..op4ksr_core.plain_text import plain_logger
+from .host.inputs import checked
 from .host.positions import describe, own_positions, patch_positions
 from .host.schema import advanced, schema
-from .host.widgets import check_choice
 
 log = plain_logger(__name__)
 
@@ -121,6 +121,7 @@ class ApplyRFR(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -132,7 +133,6 @@ class ApplyRFR(io.ComfyNode):
         tokens_columns: int = 128,
         train_tokens: int = FLUX_TRAIN_TOKENS,
     ) -> io.NodeOutput:
-        check_choice("policy", policy, POLICIES)
         theta = (theta_rows, theta_columns) if policy == "theta" else None
         rfr = Rfr(policy, theta, turns, (tokens_rows, tokens_columns), train_tokens)  # pyright: ignore
         patched, report = apply_rfr(model, rfr)

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..op4ksr_core.bundled import SAMPLES
 from ..op4ksr_core.images.io import load_image
+from .host.inputs import checked
 from .host.schema import schema
 from .host.stages import image_to_host
 from .host.widgets import chosen
@@ -26,5 +27,6 @@ class SamplePicture(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, picture: str) -> io.NodeOutput:
         return io.NodeOutput(image_to_host(load_image(chosen("picture", picture, SAMPLES)).image))

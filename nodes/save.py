@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import comfy.cli_args
 import comfy.model_management
-import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.images.io import Picture, save_image
-from ..op4ksr_core.one_step import check_image
+from ..op4ksr_core.plain_text import plain
+from .host.inputs import checked
+from .host.names import check_prefix, choose_place, claim
 from .host.schema import advanced, schema
 from .host.stages import image_to_core
-from .host.widgets import chosen
+from .host.values import refusal
 from .upscale import enlarge_mask, own_mask
 
 _BITS = {"8": 8, "16": 16}
@@ -77,42 +77,31 @@ class SavePicture(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        return check_prefix(filename_prefix)
+
+    @classmethod
+    @checked
     def execute(
         cls, images: Tensor, filename_prefix: str, bits: str, mask: Tensor | None = None, compression: str = "fast"
     ) -> io.NodeOutput:
-        depth, level = chosen("bits", bits, _BITS), chosen("compression", compression, _COMPRESSION)
-        colors = image_to_core(images)
-        check_image(colors)
-        mask = own_mask(images) if mask is None else mask
-        height, width = colors.shape[-2:]
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            dated(filename_prefix, datetime.now()), folder_paths.get_output_directory(), width, height
-        )
-        saved: list[Any] = []
         texts = _texts(cls.hidden)
-        for index, picture in enumerate(_pictures(colors, mask)):
+        mask = own_mask(images) if mask is None else mask
+        height, width = images.shape[1:3]
+        place = choose_place(filename_prefix, width, height)
+        counter, saved = place.counter, list[Any]()
+        for index, picture in enumerate(_pictures(image_to_core(images), mask)):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            start = name.replace("%batch_num%", str(index))
-            while (Path(folder) / (file := f"{start}_{counter + index:05}_.png")).exists():
-                counter += 1  # the host looks for names with %batch_num% as it is, and counts none
-            save_image(Path(folder) / file, picture, depth, level, texts)
-            saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
+            start = place.start.replace("%batch_num%", str(index))
+            path, number = claim(place.folder, start, counter + index)
+            counter = number - index
+            try:
+                save_image(path, picture, _BITS[bits], _COMPRESSION[compression], texts)
+            except BaseException:
+                path.unlink(missing_ok=True)  # the empty file that holds the name
+                raise
+            saved.append(ui.SavedResult(path.name, place.subfolder, io.FolderType.output))
         return io.NodeOutput(ui=ui.SavedImages(saved))
-
-
-#: %date:FORMAT%, or %date% alone; and what stands for a part of the date, as ComfyUI's page has it.
-_DATE, _PART = re.compile(r"%date(?::([^%]*))?%"), re.compile(r"yyyy|yy|MM?|dd?|hh?|mm?|ss?")
-
-
-def dated(prefix: str, now: datetime) -> str:
-    """The prefix with its dates filled in, which ComfyUI's page does for Save Image alone."""
-    values = {"y": now.year, "M": now.month, "d": now.day, "h": now.hour, "m": now.minute, "s": now.second}
-
-    def part(found: re.Match[str]) -> str:
-        word, value = found.group(), values[found.group()[0]]
-        return f"{value % 100:02}" if word == "yy" else f"{value:0{len(word)}}"
-
-    return _DATE.sub(lambda found: _PART.sub(part, found.group(1) or "yyyyMMddhhmmss"), prefix)
 
 
 def _pictures(colors: Tensor, mask: Tensor | None) -> Iterator[Picture]:
@@ -123,9 +112,43 @@ def _pictures(colors: Tensor, mask: Tensor | None) -> Iterator[Picture]:
         yield Picture(one, None if alpha is None or bool((alpha >= 1).all()) else alpha)
 
 
+#: Bytes of all texts in a file. Our choice: half of what Pillow, and with it ComfyUI, reads again.
+_TEXT_BYTES = 32_000_000
+
+#: What PNG takes for a keyword: 1 to 79 visible characters of Latin-1, no space around them and no two together.
+_KEYWORD = re.compile(r"(?=.{1,79}$)[!-~\xa1-\xff]+( [!-~\xa1-\xff]+)*")
+
+
 def _texts(hidden: Any) -> dict[str, str]:
-    """What Save Image writes into a file, so that it opens as a workflow; nothing with --disable-metadata."""
+    """What Save Image writes into a file, so that it opens as a workflow; nothing with --disable-metadata.
+
+    Raises OptionError for what a client sent in its place.
+    """
     if comfy.cli_args.args.disable_metadata or hidden is None:
         return {}
-    texts = {"prompt": hidden.prompt} if hidden.prompt else {}
-    return {key: json.dumps(value) for key, value in {**texts, **(hidden.extra_pnginfo or {})}.items()}
+    extra = hidden.extra_pnginfo or {}
+    if not isinstance(extra, dict):
+        raise refusal("extra_pnginfo", "an object of names and values, as ComfyUI's page sends it", extra)
+    values = {**({"prompt": hidden.prompt} if hidden.prompt else {}), **extra}
+    texts = {_keyword(key): _json(key, value) for key, value in values.items()}
+    if (size := sum(map(len, texts.values()))) > _TEXT_BYTES:
+        raise OptionError(
+            f"extra_pnginfo: {size:,} bytes with the prompt, at most {_TEXT_BYTES:,} are written into a file; "
+            "shorten the texts of the workflow, or start ComfyUI with --disable-metadata"
+        )
+    return texts
+
+
+def _keyword(key: Any) -> str:
+    if not isinstance(key, str) or not _KEYWORD.fullmatch(key):
+        raise refusal("extra_pnginfo", "names that a PNG takes (1 to 79 characters of Latin-1)", key)
+    return key
+
+
+def _json(key: str, value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:  # bytes, a circle, thousands of levels
+        raise OptionError(
+            f"extra_pnginfo: '{key}' cannot be written as JSON ({plain(error, 80)}); send another"
+        ) from error

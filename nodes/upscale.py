@@ -9,13 +9,14 @@ from comfy_api.latest import io
 
 from ..op4ksr_core.images.color import COLOR_FIXES
 from ..op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS
-from ..op4ksr_core.one_step import OneStepOptions, check_image, run, upscale_alpha
+from ..op4ksr_core.one_step import OneStepOptions, run, upscale_alpha
 from ..op4ksr_core.plain_text import plain_logger
 from ..op4ksr_core.planning.plan import Plan
 from .host.exact_vae import ExactVAE
+from .host.inputs import checked
 from .host.schema import advanced, schema
 from .host.stages import HostStages, image_to_core, image_to_host, progress_bar
-from .host.widgets import ceiling_widget, check_choice, sigma_widget, size_widgets, target_of
+from .host.widgets import ceiling_widget, sigma_widget, size_widgets, target_of
 from .plan import host_plan
 
 log = plain_logger(__name__)
@@ -97,6 +98,7 @@ class OneStepUpscale(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         image: torch.Tensor,
@@ -115,10 +117,8 @@ class OneStepUpscale(io.ComfyNode):
         guidance: float = -1.0,
         max_megapixels: float = DEFAULT_CEILING_MEGAPIXELS,
     ) -> io.NodeOutput:
-        check_choice("color_fix", color_fix, COLOR_FIXES)
         mask = own_mask(image) if mask is None else mask
         low = image_to_core(image)
-        check_image(low)
         options = OneStepOptions(
             target=target_of(target, pixels, factor, megapixels, max_megapixels),
             color=color_fix,  # pyright: ignore
@@ -142,7 +142,8 @@ def announce(low: torch.Tensor, options: OneStepOptions, stages: HostStages) -> 
         return None
     batch, _, height, width = low.shape
     plan = host_plan((height, width), options.target, stages.model, stages.vae, options.vae_only, batch)
-    log.info("%s", plan.text())
+    for line in plan.text().splitlines():  # which a log makes visible within one message
+        log.info("%s", line)
     for warning in plan.warnings:
         log.warning("%s", warning)
     plan.refuse_if_hopeless()
@@ -158,5 +159,4 @@ def enlarge_mask(mask: torch.Tensor | None, result: torch.Tensor) -> torch.Tenso
     """MASK (B, h, w) or None -> (B, H, W) of the result (B, 3, H, W)."""
     if mask is None:
         return result.new_zeros(len(result), *result.shape[-2:])
-    mask = mask.reshape(-1, 1, *mask.shape[-2:])  # (h, w) and (B, 1, h, w) too, as the host's own nodes take them
-    return upscale_alpha(mask, *result.shape[-2:])[:, 0]
+    return upscale_alpha(mask[:, None], *result.shape[-2:])[:, 0]

@@ -23,6 +23,7 @@ from ...op4ksr_core.vae.estimate import MARGIN, Stage, StripPlan, both, choose_s
 from ...op4ksr_core.vae.layers import AutoEncoderParams
 from ...op4ksr_core.vae.strips import MemoryMode, OnStrip, StripSettings
 from .schema import advanced
+from .values import check_latent, check_pixels
 from .widgets import chosen
 
 #: Share of the device's memory that strips are chosen for at most. Our choice.
@@ -79,9 +80,9 @@ def is_oom(error: BaseException) -> bool:
 
 
 def check_vae(vae: Any) -> None:
-    """Raise OptionError where a switch, or a checkpoint without one, hands on nothing; else the host's own error."""
-    if vae is None:
-        raise OptionError("VAE: is nothing; the checkpoint or switch it comes from has none, so choose one in a loader")
+    """Raise OptionError for a VAE that the host's loader made of a file without one; else the host's own error."""
+    if getattr(vae, "first_stage_model", vae) is None:
+        raise OptionError("VAE: the file it comes from has none that ComfyUI knows; choose another file in Load VAE")
     vae.throw_exception_if_invalid()
 
 
@@ -141,6 +142,14 @@ class WholeVAE(comfy.sd.VAE):
         ratio = self.spacial_compression_decode()
         with _set(_whole, f"VAE decode of {samples_in.shape[-1] * ratio}x{samples_in.shape[-2] * ratio} px"):
             return super().decode(samples_in, *args, **kwargs)
+
+    def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        check_pixels(pixel_samples)
+        return super().encode_tiled(pixel_samples, *args, **kwargs)
+
+    def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        check_latent(samples, self.latent_channels)
+        return super().decode_tiled(samples, *args, **kwargs)
 
     def encode_tiled_(self, *args: Any, **kwargs: Any) -> Tensor:
         self._refuse_as_fallback()
@@ -271,11 +280,13 @@ class ExactVAE(WholeVAE):
         return self.first_stage_model.bounded.params_of(stage)
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
+        check_pixels(pixel_samples)
         count, height, width = pixel_samples.shape[0], *pixel_samples.shape[-3:-1]
         with _set(_strips, self._chosen("encode", height, width, count)):
             return super().encode(pixel_samples)
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        check_latent(samples_in, self.latent_channels, (4, 5))  # of five dimensions the host takes the first picture
         ratio = self.spacial_compression_decode()
         count, height, width = samples_in.shape[0], *(length * ratio for length in samples_in.shape[-2:])
         with _set(_strips, self._chosen("decode", height, width, count)):

@@ -8,6 +8,8 @@ import folder_paths
 
 from ...op4ksr_core.bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX
 from ...op4ksr_core.errors import OptionError
+from ...op4ksr_core.plain_text import plain
+from .values import told
 
 BUNDLED: dict[str, dict[str, Path]] = {
     "loras": {},
@@ -30,17 +32,19 @@ def file_options(kind: str) -> list[str]:
 
 
 def file_path(kind: str, name: str) -> Path:
-    """The file behind a dropdown's name. Raises OptionError if it is gone."""
+    """The file behind a dropdown's name. Raises OptionError if it is gone, or no name at all."""
+    if not isinstance(name, str):  # a prompt may hold anything
+        raise OptionError(f"expected the name of a file in models/{kind}, got {told(name)}; choose one")
     if name in BUNDLED[kind]:
         return BUNDLED[kind][name]
     path = folder_paths.get_full_path(kind, name)
     if path is None and (source := SOURCES.get(name.replace("\\", "/"))):
         raise OptionError(
-            f"{name}: is not in ComfyUI's models/{kind} folder; fetch {source} into "
+            f"{plain(name)}: is not in ComfyUI's models/{kind} folder; fetch {source} into "
             f"models/{kind}/{Path(name).parent.name} and press R, or choose another"
         )
     if path is None:
-        raise OptionError(f"{name}: is not in ComfyUI's models/{kind} folder (any more); choose another")
+        raise OptionError(f"{plain(name)}: is not in ComfyUI's models/{kind} folder (any more); choose another")
     return Path(path)
 
 

@@ -145,11 +145,9 @@ def check_flow(model: Any) -> None:
 
 
 def check_conditioning(model: Any, conditioning: list[Any]) -> None:
-    """Raise OptionError for none, or another model's prompt embedding, before the host's matrices do."""
-    if not conditioning:
-        raise OptionError("CONDITIONING: is empty; connect a prompt's, or leave it open")
+    """Raise OptionError for another model's prompt embedding, before the host's matrices do."""
     config = model.model.model_config.unet_config
-    for txt, extra in conditioning:
+    for txt, extra, *_ in conditioning:
         pooled = extra.get("pooled_output")
         found = {"context_in_dim": txt, "vec_in_dim": pooled}
         for key, tensor in found.items():

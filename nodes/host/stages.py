@@ -15,9 +15,10 @@ from ...op4ksr_core.errors import OptionError
 from ...op4ksr_core.images.color import ColorFix
 from ...op4ksr_core.models.flux import OnProgress
 from ...op4ksr_core.one_step import PICTURES_AT_ONCE, Frame, Stages
-from ...op4ksr_core.plain_text import plain_logger
+from ...op4ksr_core.plain_text import plain, plain_logger
 from .exact_vae import ExactVAE, check_vae, is_oom, running
 from .model import check_conditioning, check_flow, prompt_conditioning, settings_of
+from .values import check_latent, refusal
 
 log = plain_logger(__name__)
 
@@ -25,11 +26,12 @@ log = plain_logger(__name__)
 _ROOM = 1.2
 
 
-def image_to_core(image: Tensor) -> Tensor:
-    """ComfyUI's IMAGE (B, H, W, 1, 3 or 4) -> (B, 3, H, W). Raises OptionError for another shape."""
+def image_to_core(image: Tensor, name: str = "IMAGE") -> Tensor:
+    """ComfyUI's IMAGE (B, H, W, 1, 3 or 4) -> (B, 3, H, W). Raises OptionError, with the name, for another shape."""
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         raise OptionError(
-            f"IMAGE: expected (batch, height, width, 3) or 4 channels, got {tuple(image.shape)}; check the node before"
+            f"{name}: expected (batch, height, width, 3) or 4 channels, got {plain(tuple(image.shape))}; "
+            "check the node before"
         )
     return image[..., :3].movedim(-1, 1).expand(-1, 3, -1, -1)
 
@@ -56,6 +58,10 @@ class OneStepSampler(comfy.samplers.Sampler):
         denoise_mask: Tensor | None = None,
         disable_pbar: bool = False,
     ) -> Tensor:
+        if sigmas.ndim != 1:
+            raise refusal("SIGMAS", "a row of numbers", sigmas)
+        latents = model_wrap.inner_model.latent_format
+        check_latent(latent_image, latents.latent_channels, (latents.latent_dimensions + 2,))
         result = model_wrap(latent_image, sigmas[0] * latent_image.new_ones(len(latent_image)), **extra_args)
         if denoise_mask is not None:
             result = torch.lerp(latent_image, result, denoise_mask.to(result.dtype))
@@ -87,7 +93,7 @@ class HostStages(Stages):
             check_conditioning(model, conditioning)
         given = prompt_conditioning(model) if conditioning is None else conditioning
         typed = {} if guidance is None else {"guidance": guidance}
-        self.conditioning = [[c, {"guidance": settings.guidance, **extra, **typed}] for c, extra in given]
+        self.conditioning = [[c, {"guidance": settings.guidance, **extra, **typed}] for c, extra, *_ in given]
         self.ratio = int(vae.spacial_compression_encode())
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:

@@ -10,7 +10,9 @@ from comfy_api.latest import io
 from ...op4ksr_core.errors import OptionError
 from ...op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ...op4ksr_core.models.latent import PATCH
+from ...op4ksr_core.plain_text import plain
 from .schema import advanced
+from .values import SHOWN
 
 #: Pixels per latent row or column of a 16x VAE.
 RATIO = 16
@@ -26,7 +28,7 @@ def check_choice(widget: str, value: str, options: Iterable[str]) -> None:
     The host checks only typed values, and 0.3 not even those: a string from another node comes through.
     """
     if value not in options:
-        raise OptionError(f"{widget}: expected one of {', '.join(options)}; got {value!r}")
+        raise OptionError(f"{widget}: expected one of {', '.join(options)}; got '{plain(value, SHOWN)}'")
 
 
 def chosen(widget: str, value: str, options: Mapping[str, Chosen]) -> Chosen:

@@ -327,6 +327,10 @@ def test_a_grey_picture_of_one_channel(one_step: Cases) -> None:
     assert one_step["grey"] == 0
 
 
+def test_colours_hidden_under_transparency_do_not_bleed(one_step: Cases) -> None:
+    assert one_step["hidden_colours"] == {"same": True, "masks": True}
+
+
 def test_a_files_name_may_come_from_another_node(loaders: Cases) -> None:
     assert [answer for answers in loaders["linked_files"].values() for answer in answers] == [True] * 6
 
@@ -342,9 +346,9 @@ def test_missing_files(loaders: Cases) -> None:
     [
         ("nan", "ImageError", ("NaN",)),
         ("empty", "ImageError", ("empty",)),
-        ("no_batch", "OptionError", ("IMAGE: expected (batch, height, width, 3)", "(48, 64, 3)")),
-        ("no_prompt", "OptionError", ("CONDITIONING: is empty", "leave it open")),
-        ("no_vae", "OptionError", ("VAE: is nothing", "choose one in a loader")),
+        ("no_batch", "OptionError", ("image: expected (batch, height, width, 3)", "(48, 64, 3)")),
+        ("no_prompt", "OptionError", ("conditioning: is empty", "leave it open")),
+        ("no_vae", "OptionError", ("vae: is nothing", "choose one in a loader")),
         ("ceiling", "OptionError", ("4096x3072", "ceiling of 0.5 MP")),
         ("four_channels", "OptionError", ("4 latent channels", "takes 16")),
         ("video", "OptionError", ("VAE: is a video VAE", "choose a Flux-type picture VAE")),

@@ -48,6 +48,64 @@ def test_dates_in_names_are_those_that_the_page_fills_in_for_save_image(saved: C
     }
 
 
+def test_names_are_made_safe(saved: Cases) -> None:
+    """What every system can write stays; Windows takes less."""
+    found = saved["safe_names"]
+    assert found["kept"] == ["a b/%width%_\u9ad8\U0001f600-(1)"] * 2
+    assert found["surrogate"] == ["a_b_"] * 2 and found["control"] == ["_a_[2J__b_c"] * 2
+    assert found["nothing"] == ["ComfyUI"] * 2 and found["dots"] == ["ComfyUI"] * 2
+    assert found["folders"] == ["sub/deep/name"] * 2 and found["inside"] == "a/b"
+    assert found["long"] == ["x" * 225] * 2 and found["long_letters"] == ["\u9ad8" * 85 + "/" + "\u9ad8" * 75] * 2
+    assert found["device"] == ["aux/con.txt/NUL", "_aux/_con.txt/_NUL"]
+    assert found["windows"] == ['a:b?/c. ./d"', "a_b_/c_/d_"]
+
+
+def test_names_that_cannot_be_written_are_changed_and_told(saved: Cases) -> None:
+    found = saved["odd_names"]
+    assert found["printable"] and found["most"] <= 255
+    assert all("filename_prefix: '" in line and "is saved as" in line and len(line) < 400 for line in found["log"])
+    assert len(found["log"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("climbing", "is outside the output folder"),
+        ("climbing_surrogate", "is outside the output folder"),
+        ("absolute", "is outside the output folder"),
+        ("deep", "has 5,000 folders, at most 50"),
+        ("many", "at most 50 are made; use fewer"),
+        ("path", "too long for a path; shorten them"),
+    ],
+)
+def test_refused_names_are_told_before_anything_is_computed(saved: Cases, case: str, words: str) -> None:
+    found = saved["refused_names"]
+    assert_refused(found["run"][case], "OptionError", "filename_prefix: ", words)
+    assert found["at_once"][case] == found["run"][case]["message"]
+    assert found["good"] == [True, True]
+
+
+def test_a_folder_that_is_a_file_or_leads_away(saved: Cases) -> None:
+    found = saved["refused_names"]["here"]
+    assert_refused(found["file"], "OutputError", "cannot be written", "choose another filename_prefix")
+    assert_refused(found["link"], "OptionError", "leads outside the output folder")
+
+
+def test_no_two_take_one_name_and_a_failure_leaves_none(saved: Cases) -> None:
+    found = saved["claims"]
+    assert found["files"] == 48 and found["whole"]
+    assert found["left"] == {"OutputError": [], "InterruptProcessingException": [], "OSError": []}
+
+
+def test_metadata_that_no_file_takes(saved: Cases) -> None:
+    found = saved["metadata"]
+    for case, refused in found["refused"].items():
+        assert_refused(refused, "OptionError", "extra_pnginfo: ")
+        assert refused["message"].isprintable(), case
+    assert found["nothing_left"] and found["none"] == 1
+    assert found["texts"]["workflow"] == '["\\ud800"]' and found["texts"]["\u00e9 a"] == "1"
+
+
 def test_the_number_within_a_batch_overwrites_nothing(saved: Cases) -> None:
     numbers = [(0, 1), (1, 2), (0, 2), (1, 3)]
     assert saved["names"]["twice"] == [f"n{index}_{counter:05}_.png" for index, counter in numbers]
@@ -70,7 +128,7 @@ def test_compression_is_a_setting(saved: Cases) -> None:
         ("bits", "OptionError", ("bits: expected one of 8, 16; got '12'",)),
         ("compression", "OptionError", ("compression: expected one of fast, 0", "got 'best'")),
         ("nan", "ImageError", ("holds NaN",)),
-        ("latent", "OptionError", ("IMAGE: expected (batch, height, width, 3)",)),
+        ("latent", "OptionError", ("images: expected (batch, height, width, 3)",)),
     ],
 )
 def test_what_cannot_be_saved_is_told(saved: Cases, case: str, kind: str, words: tuple[str, ...]) -> None:

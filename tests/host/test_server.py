@@ -105,6 +105,27 @@ def test_save_picture_shows_what_it_wrote_and_the_prompt_is_in_it(server: Server
     assert server.get_bytes(address)[24:26] == bytes([16, 2])  # of the header: bits, and RGB: nothing is transparent
 
 
+@pytest.mark.parametrize("prefix", ["a\ud800b", "../\ud800/a", "\0\x1b[2J/\udc80", "x" * 100_000, "d/" * 5000])
+def test_no_name_stops_the_server(server: Server, photo: str, prefix: str) -> None:
+    """ComfyUI's worker ends with an error that its log cannot write: then it would run no prompt any more."""
+    prompt = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": photo}},
+        "2": {
+            "class_type": "OP4KSR_SavePicture",
+            "inputs": {"images": ["1", 0], "filename_prefix": prefix, "bits": "8"},
+        },
+    }
+    answer = server.post("/prompt", json.dumps({"prompt": prompt}).encode())
+    if "prompt_id" in answer:
+        (shown,) = server.finish(answer["prompt_id"], 30).outputs["2"]["images"]
+        assert f"{shown['subfolder']}{shown['filename']}".isprintable() and len(shown["filename"]) <= 255
+    else:
+        (error,) = answer["node_errors"]["2"]["errors"]
+        assert error["details"].startswith("filename_prefix - filename_prefix: ") and error["details"].isprintable()
+    prompt["2"]["inputs"]["filename_prefix"] = "good"
+    finished(server, prompt)
+
+
 # --- what the browser is told -----------------------------------------------------------------
 
 

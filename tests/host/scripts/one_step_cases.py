@@ -227,6 +227,24 @@ def grey() -> float:
     return difference(one, three)
 
 
+def hidden_colours() -> dict[str, bool]:
+    """Whatever lies under the transparency, the picture is the same: by a MASK, and by an IMAGE of 4 channels."""
+    model, _, vae = host_models()
+    mask = torch.ones(1, 24, 32)
+    mask[:, 6:18, 8:24] = 0
+    results: list[tuple[Tensor, Tensor]] = []
+    for hidden in ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0)):
+        image = torch.where(mask[..., None] > 0.5, torch.tensor(hidden), torch.tensor(0.9)).expand(1, -1, -1, 3)
+        whole = {"color_fix": "wavelet", "fidelity": 1.0}
+        results.append(harness.upscale_node(image, model, vae, mask=mask, **whole))
+        results.append(harness.upscale_node(torch.cat((image, 1 - mask[..., None]), -1), model, vae, **whole))
+    first, alpha = results[0]
+    return {
+        "same": all(torch.equal(first, image) for image, _ in results),
+        "masks": all(torch.equal(alpha, mask) for _, mask in results),
+    }
+
+
 def refused() -> dict[str, Any]:
     model, _, vae = host_models()
     image = picture(48, 64)
@@ -283,6 +301,7 @@ CASES = (
     options,
     effects,
     masks,
+    hidden_colours,
     conditioning,
     native_f8_vae,
     progress,
