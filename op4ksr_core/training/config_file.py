@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import OptionError
+from ..files import regular_file
 from .config import TrainConfig
 
 #: What was expected, by pydantic's names of errors; its own words stand for the rest.
@@ -45,6 +46,8 @@ def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
 
 def read_text(path: str | Path) -> str:
     """A config file's text. Raises OptionError."""
+    if fault := regular_file(Path(path)):
+        raise OptionError(f"{path}: cannot be read (is {fault}); name a TOML file")
     try:
         return Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
