@@ -394,7 +394,7 @@ def test_signals(tmp_path: Path) -> None:
     """At many moments of a run that takes longer: reading models, computing, writing. Nothing half is left."""
     cases = Cases("signals", tmp_path)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)).save(tmp_path / "large.png")
-    moments = np.random.default_rng(17).uniform(0.01, 1.5, 24)
+    moments = np.random.default_rng(17).uniform(0.1, 1.5, 24)
     for index, moment in enumerate(moments):
         place = cases.place()
         number, code = list(ENDINGS.items())[index % 3]
