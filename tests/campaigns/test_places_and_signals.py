@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -58,6 +59,7 @@ def picture(path: Path, seed: int = 0) -> Path:
 def main(*arguments: str | Path) -> int:
     from op4ksr_core.cli.main import main
 
+    logging.getLogger().handlers.clear()  # pytest's, in the forked process
     return main([str(argument) for argument in arguments])
 
 
