@@ -2,7 +2,16 @@
 
 import sys
 
-from .cli.main import main
+from .signals import handle, leave_at_once
+
+
+def run() -> int:
+    """The command of this process; signals are handled before anything else is imported."""
+    handle(leave_at_once)
+    from .cli.main import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

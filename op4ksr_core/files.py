@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import stat
 import sys
 import time
@@ -55,7 +54,7 @@ def written_whole(path: Path, suffix: str = ".part") -> Generator[Path, None, No
     """
     target = link_target(path)
     replaced = _replaced(target)
-    temporary = target.parent / f".op4ksr-{secrets.token_hex(8)}{suffix}"
+    temporary = target.parent / f".op4ksr-{os.urandom(8).hex()}{suffix}"
     _unfinished.add(temporary)
     try:
         _create(temporary)

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -21,6 +22,9 @@ if sys.platform != "win32":
 
 #: Seconds that a command has for its own end; a signal after that ends the process at once. Our choice.
 GRACE = 1.0
+
+#: Seconds until an exception that was swallowed is raised again.
+_AGAIN = 0.005
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -45,7 +49,7 @@ def interruptible() -> Generator[None]:
     in any other thread nothing is changed.
     """
     first: list[float] = []
-    swallowed: list[bool] = []
+    swallowed: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if first and not swallowed:
@@ -58,10 +62,15 @@ def interruptible() -> Generator[None]:
 
     def on_unraisable(found: Any) -> None:
         if isinstance(found.exc_value, Interrupted):
-            swallowed.append(True)
-            signal.raise_signal(found.exc_value.number)
+            swallowed.append(found.exc_value.number)
+            start_new_thread(again, ())  # not here: it would be lost too
         else:
             hook(found)
+
+    def again() -> None:
+        time.sleep(_AGAIN)
+        for number in swallowed[:1]:
+            os.kill(os.getpid(), number)
 
     hook = sys.unraisablehook
     before = handle(on_signal)
@@ -69,6 +78,7 @@ def interruptible() -> Generator[None]:
     try:
         yield
     finally:
+        swallowed.clear()
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)

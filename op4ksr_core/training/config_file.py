@@ -52,7 +52,7 @@ def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
 def read_text(path: str | Path) -> str:
     """A config file's text. Raises OptionError."""
     if (other := regular_file(Path(path))) is not None:
-        raise OptionError(f"{path}: cannot be read: it is {other}; name a TOML file")
+        raise OptionError(f"{path}: cannot be read (is {other}); name a TOML file")
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)

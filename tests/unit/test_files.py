@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import stat
 from collections.abc import Callable
@@ -16,7 +17,16 @@ from torch import Tensor
 from benchmarks.page import write_text
 from benchmarks.tables import write_report
 from op4ksr_core import AutoEncoder, OutputError, save_autoencoder
-from op4ksr_core.files import make_folder, regular_file, write_whole, written_whole
+from op4ksr_core.files import (
+    claimed,
+    is_temporary,
+    make_folder,
+    regular_file,
+    remove_stale,
+    remove_unfinished,
+    write_whole,
+    written_whole,
+)
 from op4ksr_core.images.io import Picture, save_image
 from op4ksr_core.weights.streamed import Entry, write_safetensors
 
@@ -257,3 +267,55 @@ def test_a_file_without_rights_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "a.txt").touch()
     monkeypatch.setattr(os, "open", refuse)
     assert regular_file(tmp_path / "a.txt") == "not readable (Permission denied)"
+
+
+# --- what is not finished ---------------------------------------------------------------------
+
+
+def test_what_is_not_finished_is_hidden_and_of_a_length_that_fits(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".png")
+    with written_whole(path) as temporary:
+        assert is_temporary(temporary.name) and temporary.name.startswith(".") and len(temporary.name) < 40
+        assert temporary.suffix == ".part" and temporary.parent == tmp_path
+        temporary.write_text("new")
+    assert path.read_text() == "new" and not is_temporary(path.name) and not is_temporary("a.part")
+
+
+def test_the_end_of_a_process_leaves_nothing_unfinished(tmp_path: Path) -> None:
+    """As where a signal comes between the file's making and the block that deletes it."""
+    writing = written_whole(tmp_path / "a.txt")
+    temporary = writing.__enter__()
+    remove_unfinished()
+    assert not temporary.exists()
+    with pytest.raises(FileNotFoundError):
+        writing.__exit__(None, None, None)
+
+
+def test_what_a_killed_process_left_goes_when_it_is_a_day_old(tmp_path: Path) -> None:
+    old, fresh, other = (tmp_path / f".op4ksr-{digit * 16}.part" for digit in "abz")
+    for path in (old, fresh, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    remove_stale(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [fresh, other]
+    remove_stale(tmp_path / "none")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_place_is_one_processs_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with claimed(path):
+            os.write(writer, b"x")
+            signal.pause()
+    os.read(reader, 1)
+    with claimed(path) as ours, claimed(tmp_path / "b.png") as other:
+        assert not ours and other
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with claimed(path) as ours:
+        assert ours
+    assert not list(tmp_path.iterdir())

@@ -1,11 +1,13 @@
 """What happens when strips run out of memory: leaner ones, the same picture, and nothing held on to."""
 
+import errno
 import gc
 import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from op4ksr_core.errors import OutOfMemoryError
 from op4ksr_core.machine import AllocationTracker, explain_out_of_memory
@@ -179,3 +181,44 @@ def test_out_of_memory_elsewhere_is_told_in_one_sentence() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory("photo.png"):
         raise RuntimeError("shapes do not match")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("could not create a memory object"),
+        RuntimeError("unable to mmap 12 bytes from file <a.safetensors>: Cannot allocate memory (12)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("not enough memory: you tried to allocate 9 bytes."),
+        RuntimeError("std::bad_alloc"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        SafetensorError("Error while opening: Cannot allocate memory (os error 12)"),
+    ],
+    ids=repr,
+)
+def test_memory_runs_out_with_many_faces(error: Exception) -> None:
+    def run(settings: StripSettings) -> str:
+        if settings.mode == "fast":
+            raise error
+        return settings.mode
+
+    assert recovering(run, StripSettings(), "VAE decode") == "lean"
+    with pytest.raises(OutOfMemoryError, match=r"a\.png: out of memory"), explain_out_of_memory("a.png"):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("could not create a primitive descriptor for a convolution"),
+        RuntimeError("unable to mmap 12 bytes from file <a>: No such device (19)"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "out of memory.png"),
+        ValueError("out of memory"),
+    ],
+    ids=repr,
+)
+def test_what_is_something_else_is_not_taken_for_it(error: Exception) -> None:
+    with pytest.raises(type(error)), explain_out_of_memory("a.png"):
+        raise error
