@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import OptionError, OutOfMemoryError
-from ..images.io import load_image
+from ..images.read import open_picture
 from ..machine import default_dtype, dtype_name, free_memory
 from ..models.flux import Flux, FluxParams
 from ..one_step import check_pair
@@ -62,7 +62,7 @@ def _size_of(text: str) -> tuple[int, int]:
         if not (width and height):
             raise OptionError(f"{plain(text)}: expected a size above 0, of at most 9 digits a side, as 1024x768")
         return height, width
-    return load_image(Path(text)).size
+    return open_picture(Path(text)).size
 
 
 class Planner:

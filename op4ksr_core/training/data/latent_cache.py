@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...errors import UnsupportedCheckpointError
 from ...files import make_folder
-from ...images.io import IMAGE_SUFFIXES
+from ...images.formats import IMAGE_SUFFIXES
 from ...weights.checkpoint import save_tensors
 from ..config import TrainConfig
 from ..config_sections import DataConfig

@@ -1,0 +1,291 @@
+"""TIFF files: what Pillow reads rightly as it reads it, and every other kind of sample from the bytes it unpacks.
+
+For those the file is given to Pillow as a wide grey picture of its bytes: compression and tiles stay Pillow's, while
+predictors, byte order, planes, white-is-zero and transparency are undone here. Format: TIFF 6.0, its technical note 3
+(floating-point predictor), BigTIFF.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+from .content import Content, Deep, NotReadError, Pixels, Samples, check_claim, floats_in_range, integers_in_range
+from .tags import Directory, Header, content, count_directories, directory_at, header_of, numbers, orientation_of
+
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
+_STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR, _PALETTE = 273, 277, 278, 279, 284, 317, 320
+_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT = 322, 323, 324, 325, 338, 339
+_LEAST, _MOST, _JPEG_TABLES, _PROFILE = 340, 341, 347, 34675
+
+#: Tags that Pillow needs for the pixels; all others are left out.
+_KEPT = (
+    *(254, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES),
+    *(_PLANAR, 292, 293, _PREDICTOR, _PALETTE, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, 332, _EXTRA, _FORMAT),
+    *(_JPEG_TABLES, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),
+)
+
+#: Compressions of bytes, which do not look at what the bytes mean: none, LZW, deflate (two numbers), PackBits, LZMA,
+#: Zstandard.
+_OF_BYTES = (1, 5, 8, 32946, 32773, 34925, 50000)
+
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5
+
+#: Photometric interpretations whose samples are read here -> colours.
+_COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _CMYK: 4}
+
+#: What an extra sample is.
+_PREMULTIPLIED, _ALPHA = 1, 2
+
+#: Sample formats -> NumPy's letters.
+_LETTERS = {1: "u", 2: "i", 3: "f"}
+
+
+@dataclass
+class _Tiff:
+    data: bytes
+    head: Header
+    directory: Directory
+    told: list[str] = field(default_factory=list[str])
+
+    def values(self, tag: int, *default: int) -> tuple[Any, ...]:
+        return numbers(self.data, self.head, self.directory.get(tag)) or default
+
+    def one(self, tag: int, default: int) -> int:
+        return int(self.values(tag, default)[0])
+
+
+def open_tiff(data: bytes, name: str) -> Content:
+    """Raises ValueError, with what is wrong in words, NotReadError, and what Pillow raises."""
+    head = header_of(data)
+    directory, _ = directory_at(data, head, head.first)
+    tiff = _Tiff(data, head, directory)
+    width, height = tiff.one(_WIDTH, 0), tiff.one(_HEIGHT, 0)
+    if width <= 0 or height <= 0:
+        raise ValueError(f"its header says {width}x{height} px")
+    check_claim(name, (width, height))
+    return Content(
+        size=(width, height),
+        decode=lambda: _decode(tiff),
+        orientation=orientation_of(data, head, directory),
+        profile=content(data, directory.get(_PROFILE)) or None,
+        pages=count_directories(data, head, head.first),
+        told=tiff.told,
+    )
+
+
+def _decode(tiff: _Tiff) -> Pixels:
+    bits, samples = _bits_and_samples(tiff)
+    if not _is_ours(tiff, bits, samples):
+        picture = _pillow(
+            _with_directory(tiff, [tiff.directory[t].entry for t in sorted(_KEPT) if t in tiff.directory])
+        )
+        if bits == 12:  # as Pillow leaves it
+            values = np.asarray(picture).astype(np.uint32)
+            return Deep(((values * 65535 + 2047) // 4095).clip(0, 65535).astype(np.uint16)[..., None])
+        return picture
+    planes = _samples(tiff, bits // 8, samples)
+    return _meant(tiff, planes)
+
+
+def _bits_and_samples(tiff: _Tiff) -> tuple[int, int]:
+    """Bits of every sample, and samples of a pixel. Raises NotReadError for kinds that no picture program writes."""
+    kinds, samples = set(tiff.values(_BITS, 1)), tiff.one(_SAMPLES, 1)
+    formats = set(tiff.values(_FORMAT, 1))
+    bits = kinds.pop() if len(kinds) == 1 else 0
+    known = {1: (8, 16, 32, 64), 2: (8, 16, 32, 64), 3: (16, 32, 64)}
+    kind = formats.pop() if len(formats) == 1 else 0
+    small = bits in (1, 2, 4) or (bits == 12 and samples == 1)
+    if not 1 <= samples <= 64 or not (bits in known.get(kind, ()) or (kind in (1, 4) and small) or kind == 4):
+        raise NotReadError(
+            f"has samples of a kind that is not read ({bits or 'unequal'} bits, format {kind or 'unequal'}); "
+            "save it with 8 or 16 bits per colour"
+        )
+    return bits, samples
+
+
+def _is_ours(tiff: _Tiff, bits: int, samples: int) -> bool:
+    """Whether the samples are read here: what Pillow lacks, reduces, or takes for something else."""
+    photometric, fits = tiff.one(_PHOTOMETRIC, _BLACK_IS_ZERO), bits in (8, 16, 32, 64)
+    colors = _COLORS.get(photometric)
+    if not fits or colors is None or samples < colors or tiff.one(_COMPRESSION, 1) not in _OF_BYTES:
+        return False
+    plain = bits == 8 and photometric != _WHITE_IS_ZERO and samples == colors
+    return not (plain and tiff.one(_PLANAR, 1) == 1 and tiff.one(_FORMAT, 1) in (1, 4))
+
+
+def _pillow(data: bytes) -> Image.Image:
+    """The picture of these bytes, loaded. Not by ``Image.open``: its limit on pixels is for pixels, not bytes."""
+    picture = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+    picture.load()
+    return picture
+
+
+# --- directories that Pillow is given -------------------------------------------------------------
+
+
+def _with_directory(tiff: _Tiff, entries: Sequence[bytes]) -> bytes:
+    """The file with another first directory, and no other; what entries refer to stays where it is."""
+    head = tiff.head
+    body = tiff.data + bytes(len(tiff.data) % 2)
+    at, letter = len(body), head.offset_letter
+    if not head.big and at >= 2**32 - 2**16:
+        raise ValueError("it is larger than a TIFF can be")
+    start = body[:8] + struct.pack(head.order + "Q", at) if head.big else body[:4] + struct.pack(head.order + "I", at)
+    count = struct.pack(head.order + ("Q" if head.big else "H"), len(entries))
+    return b"".join((start, body[len(start) :], count, *entries, struct.pack(head.order + letter, 0)))
+
+
+def _entry(head: Header, tag: int, values: Sequence[int], body_end: int, tail: list[bytes]) -> bytes:
+    """An entry of whole numbers; more of them than fit into it are added to the file's tail."""
+    letter, kind = ("Q", 16) if head.big else ("I", 4)
+    packed = struct.pack(f"{head.order}{len(values)}{letter}", *values)
+    if len(values) > 1:
+        place = body_end + sum(map(len, tail))
+        tail.append(packed)
+        packed = struct.pack(head.order + letter, place)
+    return struct.pack(head.order + "HH" + letter, tag, kind, len(values)) + packed
+
+
+def _bytes_picture(tiff: _Tiff, width: int, tile: int | None, plane: slice) -> Samples:
+    """The bytes of the rows, (H, width) uint8, of the strips or tiles in ``plane``; tile: the bytes of its width."""
+    offsets, sizes = (_TILES, _TILE_BYTES) if tile else (_STRIPS, _STRIP_BYTES)
+    wanted: dict[int, Sequence[int]] = {
+        _WIDTH: (width,),
+        _HEIGHT: (tiff.one(_HEIGHT, 0),),
+        _BITS: (8,),
+        _COMPRESSION: (tiff.one(_COMPRESSION, 1),),
+        _PHOTOMETRIC: (_BLACK_IS_ZERO,),
+        _FILL_ORDER: (tiff.one(_FILL_ORDER, 1),),
+        _SAMPLES: (1,),
+        offsets: tiff.values(offsets)[plane],
+        sizes: tiff.values(sizes)[plane],
+    }
+    if tile:
+        wanted |= {_TILE_WIDTH: (tile,), _TILE_HEIGHT: (tiff.one(_TILE_HEIGHT, 0),)}
+    else:
+        wanted[_ROWS] = (min(tiff.one(_ROWS, 2**31), tiff.one(_HEIGHT, 0)),)
+    if not wanted[offsets]:
+        raise ValueError("it does not say where its pixels are")
+    end = len(tiff.data) + len(tiff.data) % 2
+    tail: list[bytes] = []
+    entries = [_entry(tiff.head, tag, values, end, tail) for tag, values in sorted(wanted.items()) if values]
+    longer = tiff.data + bytes(len(tiff.data) % 2) + b"".join(tail)
+    picture = _pillow(_with_directory(_Tiff(longer, tiff.head, {}), entries))
+    if picture.mode != "L":
+        raise ValueError(f"its bytes were unpacked as {picture.mode}")
+    return np.asarray(picture)
+
+
+# --- samples from bytes ----------------------------------------------------------------------------
+
+
+def _samples(tiff: _Tiff, size: int, samples: int) -> Samples:
+    """(H, W, samples) in the machine's order, predictors undone; ``size``: bytes of each sample."""
+    width, height = tiff.one(_WIDTH, 0), tiff.one(_HEIGHT, 0)
+    tile = tiff.one(_TILE_WIDTH, 0) if _TILES in tiff.directory else 0
+    if tile < 0 or (tile and tile % 16):
+        raise ValueError(f"its tiles are {tile} px wide")
+    whole = -(-width // tile) * tile if tile else width  # with the last tile's rest, which predictors need
+    apart = tiff.one(_PLANAR, 1) == 2 and samples > 1
+    own = 1 if apart else samples
+    strips = len(tiff.values(_TILES if tile else _STRIPS))
+    count = samples if apart else 1
+    if strips % count:
+        raise ValueError(f"it has {strips} strips for {samples} planes")
+    kind = np.dtype(f"{tiff.head.order}{_LETTERS[max(1, tiff.one(_FORMAT, 1) % 4)]}{size}")
+    planes: list[Samples] = []
+    for index in range(count):
+        part = slice(index * strips // count, (index + 1) * strips // count)
+        rows = _bytes_picture(tiff, whole * own * size, tile * own * size or None, part)
+        planes.append(_unpredicted(rows, kind, own, tile or whole, tiff.one(_PREDICTOR, 1))[:, :width])
+    out = np.concatenate(planes, -1)
+    if out.shape != (height, width, samples):
+        raise ValueError(f"its pixels are {out.shape}, its header says {height, width, samples}")
+    return out.astype(kind.newbyteorder("="))
+
+
+def _unpredicted(rows: Samples, kind: np.dtype[Any], own: int, tile: int, predictor: int) -> Samples:
+    """Bytes of rows -> (H, W, own): differences along each tile's rows summed up, floats put together again."""
+    height = len(rows)
+    if predictor == 1:
+        return np.ascontiguousarray(rows).view(kind).reshape(height, -1, own)
+    tiles = rows.reshape(height, -1, tile * own * kind.itemsize)
+    if predictor == 2:
+        whole = kind if kind.kind != "f" else np.dtype(f"{kind.byteorder}u{kind.itemsize}")
+        steps = np.ascontiguousarray(tiles).view(whole).reshape(*tiles.shape[:2], tile, own)
+        unsigned = np.dtype(f"u{kind.itemsize}")
+        summed = np.cumsum(steps.astype(unsigned), axis=2, dtype=unsigned)
+        return summed.view(np.dtype(f"{kind.kind}{kind.itemsize}")).reshape(height, -1, own)
+    if predictor == 3 and kind.kind == "f":
+        steps = tiles.reshape(*tiles.shape[:2], -1, own)
+        summed = np.cumsum(steps, axis=2, dtype=np.uint8).reshape(*tiles.shape[:2], kind.itemsize, tile * own)
+        ordered = np.ascontiguousarray(summed.swapaxes(2, 3))  # the highest byte first, whatever the file's order
+        return ordered.view(f">f{kind.itemsize}").reshape(height, -1, own)
+    raise ValueError(f"its predictor {predictor} is not known")
+
+
+# --- what samples mean -----------------------------------------------------------------------------
+
+
+def _meant(tiff: _Tiff, planes: Samples) -> Pixels:
+    """Samples -> colours and transparency, as many bits as they have; CMYK in 8."""
+    photometric = tiff.one(_PHOTOMETRIC, _BLACK_IS_ZERO)
+    count, extra = _COLORS[photometric], _extra(tiff, planes.shape[2])
+    ranged = _ranged(planes[..., : count + bool(extra)], tiff)
+    colors, alpha = ranged[..., :count], ranged[..., count] if extra else None
+    if photometric == _CMYK:
+        return _cmyk(colors, alpha, tiff)
+    white = 1 if colors.dtype.kind == "f" else np.iinfo(colors.dtype).max
+    if alpha is not None and extra == _PREMULTIPLIED:
+        colors = _straight(colors, alpha, white)
+    if photometric == _WHITE_IS_ZERO:
+        colors = white - colors
+    if colors.dtype != np.uint8:
+        return Deep(colors, alpha)
+    bands = colors if alpha is None else np.dstack([colors, alpha])
+    return Image.fromarray(np.ascontiguousarray(bands[..., 0] if bands.shape[2] == 1 else bands))
+
+
+def _extra(tiff: _Tiff, samples: int) -> int:
+    """What the sample after the colours is: 0 for nothing that is known."""
+    if samples == _COLORS[tiff.one(_PHOTOMETRIC, _BLACK_IS_ZERO)]:
+        return 0
+    first = tiff.one(_EXTRA, _ALPHA if samples in (2, 4) else 0)
+    return first if first in (_PREMULTIPLIED, _ALPHA) else 0
+
+
+def _ranged(planes: Samples, tiff: _Tiff) -> Samples:
+    """Unsigned 8 and 16 bits as they are; all else float32 in [0, 1]."""
+    if planes.dtype.kind == "u" and planes.dtype.itemsize <= 2:
+        return planes
+    least, most = tiff.values(_LEAST), tiff.values(_MOST)
+    stated = (float(min(least)), float(max(most))) if least and most and min(least) < max(most) else None
+    take = floats_in_range if planes.dtype.kind == "f" else integers_in_range
+    return take(planes, stated, tiff.told)
+
+
+def _straight(colors: Samples, alpha: Samples, white: float) -> Samples:
+    """Premultiplied colours -> their own; black where nothing is seen. 16 bits become floats, which keep more."""
+    if colors.dtype == np.uint16:
+        colors, alpha = colors / np.float32(white), alpha / np.float32(white)
+        white = 1
+    weight = alpha[..., None].astype(np.float32)
+    own = np.where(weight > 0, colors * np.float32(white) / np.maximum(weight, 1e-9), 0).clip(0, white)
+    return own.round().astype(np.uint8) if colors.dtype == np.uint8 else own.astype(np.float32)
+
+
+def _cmyk(colors: Samples, alpha: Samples | None, tiff: _Tiff) -> Image.Image:
+    if colors.dtype != np.uint8:
+        top = 1.0 if colors.dtype.kind == "f" else 65535.0
+        tiff.told.append("has more than 8 bits per ink, of which 8 are read; save it as 16-bit RGB PNG to keep them")
+        colors = (colors * (255 / top)).round().astype(np.uint8)
+    if alpha is not None:
+        tiff.told.append("its transparency is left out: with inks it is not read")
+    return Image.fromarray(np.ascontiguousarray(colors), "CMYK")
