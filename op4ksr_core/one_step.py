@@ -307,24 +307,29 @@ def upscale_alpha(alpha: Tensor, height: int, width: int) -> Tensor:
     return resize(alpha.float(), height, width).clamp(0, 1)
 
 
-#: A picture with values beyond these is taken for one that is not in [0, 1]; a resize that overshoots stays within.
-_BLACK, _WHITE = -0.25, 2.0
+#: A picture with higher values is taken for one that is not in [0, 1]; a resize that overshoots stays below.
+_WHITE = 2.0
 
 
-def check_image(image: Tensor) -> None:
-    """Raise ImageError unless (B, 3, H, W), not empty, floating point and finite."""
+#: A picture with lower values is taken for one that is not in [0, 1], such as one in [-1, 1]; sharp resizes stay above.
+_BLACK = -0.25
+
+
+def check_image(image: Tensor, name: str = "image") -> None:
+    """Raise ImageError unless (B, 3, H, W), not empty, floating point and finite. name: of the input, for messages."""
     if image.ndim != 4 or image.shape[1] != 3:
-        raise ImageError(f"image: expected (B, 3, H, W), got {tuple(image.shape)}")
+        raise ImageError(f"{name}: expected (B, 3, H, W), got {tuple(image.shape)}")
     if image.numel() == 0:
-        raise ImageError(f"image: is empty, {tuple(image.shape)}; check what comes before it")
+        raise ImageError(f"{name}: is empty, {tuple(image.shape)}; check what comes before it")
     if not image.is_floating_point():
-        raise ImageError(f"image: expected floats from 0 to 1, got {image.dtype}; divide 8-bit values by 255")
+        raise ImageError(f"{name}: expected floats from 0 to 1, got {image.dtype}; divide 8-bit values by 255")
     if not is_finite(image):
-        raise ImageError("image: holds NaN or infinite values; check the model or node that made it")
-    if (largest := image.max().item()) > _WHITE:
-        log.warning("image: has values up to %g; those above 1 become white, so divide 8-bit values by 255", largest)
-    if (smallest := image.min().item()) < _BLACK:
-        log.warning("image: has values down to %g; those below 0 become black, so bring -1 to 1 into 0 to 1", smallest)
+        raise ImageError(f"{name}: holds NaN or infinite values; check the model or node that made it")
+    lowest, largest = (value.item() for value in image.aminmax())
+    if largest > _WHITE:
+        log.warning("%s: has values up to %g; those above 1 become white, so divide 8-bit values by 255", name, largest)
+    if lowest < _BLACK:
+        log.warning("%s: has values down to %g; those below 0 become black, so bring it to 0 to 1", name, lowest)
 
 
 def check_alpha(alpha: Tensor) -> None:

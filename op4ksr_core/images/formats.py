@@ -138,11 +138,11 @@ def can_be_read(found: Format) -> bool:
     return needs is None or bool(features.check(needs))
 
 
-def written_format(path: Path) -> tuple[str, Written]:
-    """Pillow's name of the format that the name's ending means, and what it holds. Raises OutputError."""
+def written_format(path: Path) -> tuple[Format, Written]:
+    """The format that the name's ending means, and what it holds. Raises OutputError."""
     for found in FORMATS:
         if found.written is not None and path.suffix.lower() in found.endings:
-            return found.kind, found.written
+            return found, found.written
     raise OutputError(f"{path}: unknown picture format {path.suffix!r}; end the name in .png, .jpg or .webp")
 
 
@@ -152,16 +152,16 @@ def check_writable_size(path: str | Path, height: int, width: int, channels: int
     height, width in px; channels: 4 with transparency; bits: per colour. To be asked before anything is computed.
     """
     path = Path(path)
-    kind, written = written_format(path)
+    found, written = written_format(path)
     if max(height, width) > written.side:
         raise OutputError(
-            f"{path}: {width}x{height} px, but {kind} holds at most {written.side} px on a side; "
+            f"{path}: {width}x{height} px, but {found.name} holds at most {written.side} px on a side; "
             "end the name in .png, or ask for less"
         )
     pixels = height * width * (channels if written.alpha else 3) * (bits // 8)
     if written.room is not None and pixels > written.room:
         raise OutputError(
-            f"{path}: {width}x{height} px are {pixels / 1e9:.1f} GB, but {kind} holds at most "
+            f"{path}: {width}x{height} px are {pixels / 1e9:.1f} GB, but {found.name} holds at most "
             f"{written.room / 1e9:.1f} GB; end the name in .png, or ask for less"
         )
     _check_room(path, int(pixels * _PACKED_SHARE) if written.packed else pixels)

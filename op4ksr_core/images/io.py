@@ -176,7 +176,7 @@ def save_image(
                 with temporary.open("wb") as file:
                     write_png(file, picture.size, channels_of(picture), bits, integer_rows(picture, bits), options)
             else:
-                to_pil(picture).save(temporary, kind, **_SAVE_OPTIONS.get(kind, {}))
+                to_pil(picture).save(temporary, **_SAVE_OPTIONS.get(kind, {}))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path}: cannot be written ({reason}); choose another folder or name") from error
@@ -189,12 +189,12 @@ def _zlib_choice(compression: int | None) -> tuple[int, int]:
 
 def check_bits(path: str | Path, bits: int) -> str:
     """Pillow's name of the file's format. Raises OutputError where it is unknown or cannot hold so many bits."""
-    kind, written = written_format(Path(path))
+    found, written = written_format(Path(path))
     if bits not in (8, 16):
         raise OutputError(f"{path}: expected 8 or 16 bits per colour, got {bits}; take one of the two")
     if bits not in written.bits:
         raise OutputError(f"{path}: 16 bits per colour are written as PNG only; end the name in .png, or take 8 bits")
-    return kind
+    return found.kind
 
 
 def check_output(path: str | Path) -> None:
