@@ -208,6 +208,6 @@ def _tensor(pixels: Samples, channels: int = 3) -> Tensor:
     height, width, own = pixels.shape
     out = torch.empty(1, channels, height, width)
     for index in range(channels):
-        plane = np.ascontiguousarray(pixels[..., min(index, own - 1)], np.float32)
+        plane = np.array(pixels[..., min(index, own - 1)], np.float32, order="C")  # a copy: never of negative strides
         out[0, index] = torch.from_numpy(plane).div_(_TOPS[pixels.dtype])
     return out

@@ -47,12 +47,11 @@ class Header:
 
 @dataclass(frozen=True)
 class Tag:
-    """kind: TIFF's type. entry: the directory's entry as it is. at: where the ``count`` values begin."""
+    """kind: TIFF's type. at: where the ``count`` values begin."""
 
     kind: int
     count: int
     at: int
-    entry: bytes
 
 
 Directory = dict[int, Tag]
@@ -88,11 +87,16 @@ def directory_at(data: bytes, head: Header, at: int) -> tuple[Directory, int]:
         offset = (
             place + value if inside else struct.unpack_from(head.order + head.offset_letter, data, place + value)[0]
         )
-        found.setdefault(tag, Tag(kind, number, offset, bytes(data[place : place + size])))
+        found.setdefault(tag, Tag(kind, number, offset))
     following = 0
     if end + struct.calcsize(head.order + head.offset_letter) <= len(data):
         (following,) = struct.unpack_from(head.order + head.offset_letter, data, end)
     return found, following
+
+
+def size_of(kind: int) -> int:
+    """Bytes of a value of TIFF's type ``kind``; 1 of an unknown one."""
+    return _SIZES.get(kind, 1)
 
 
 def numbers(data: bytes, head: Header, tag: Tag | None) -> tuple[Any, ...]:

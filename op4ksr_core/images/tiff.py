@@ -17,7 +17,17 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from .content import Content, Deep, NotReadError, Pixels, Samples, check_claim, floats_in_range, integers_in_range
-from .tags import Directory, Header, content, count_directories, directory_at, header_of, numbers, orientation_of
+from .tags import (
+    Directory,
+    Header,
+    content,
+    count_directories,
+    directory_at,
+    header_of,
+    numbers,
+    orientation_of,
+    size_of,
+)
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR, _PALETTE = 273, 277, 278, 279, 284, 317, 320
@@ -25,7 +35,7 @@ _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT = 322, 323, 324,
 _LEAST, _MOST, _JPEG_TABLES, _PROFILE = 340, 341, 347, 34675
 
 #: Tags that Pillow needs for the pixels; all others are left out.
-_KEPT = (
+_KEPT: tuple[int, ...] = (
     *(254, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES),
     *(_PLANAR, 292, 293, _PREDICTOR, _PALETTE, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, 332, _EXTRA, _FORMAT),
     *(_JPEG_TABLES, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),
@@ -83,9 +93,9 @@ def open_tiff(data: bytes, name: str) -> Content:
 def _decode(tiff: _Tiff) -> Pixels:
     bits, samples = _bits_and_samples(tiff)
     if not _is_ours(tiff, bits, samples):
-        picture = _pillow(
-            _with_directory(tiff, [tiff.directory[t].entry for t in sorted(_KEPT) if t in tiff.directory])
-        )
+        tail: list[bytes] = []
+        entries = _same_entries(tiff, tail)
+        picture = _pillow(_with_directory(_even(tiff.data) + b"".join(tail), tiff.head.order, entries))
         if bits == 12:  # as Pillow leaves it
             values = np.asarray(picture).astype(np.uint32)
             return Deep(((values * 65535 + 2047) // 4095).clip(0, 65535).astype(np.uint16)[..., None])
@@ -128,29 +138,56 @@ def _pillow(data: bytes) -> Image.Image:
 
 
 # --- directories that Pillow is given -------------------------------------------------------------
+#
+# Always classic ones: BigTIFF with the higher byte first is not opened by Pillow (seen in 13.0).
 
 
-def _with_directory(tiff: _Tiff, entries: Sequence[bytes]) -> bytes:
+def _with_directory(data: bytes, order: str, entries: Sequence[bytes]) -> bytes:
     """The file with another first directory, and no other; what entries refer to stays where it is."""
-    head = tiff.head
-    body = tiff.data + bytes(len(tiff.data) % 2)
-    at, letter = len(body), head.offset_letter
-    if not head.big and at >= 2**32 - 2**16:
-        raise ValueError("it is larger than a TIFF can be")
-    start = body[:8] + struct.pack(head.order + "Q", at) if head.big else body[:4] + struct.pack(head.order + "I", at)
-    count = struct.pack(head.order + ("Q" if head.big else "H"), len(entries))
-    return b"".join((start, body[len(start) :], count, *entries, struct.pack(head.order + letter, 0)))
+    body = _even(data)
+    if len(body) >= 2**32 - 2**16:
+        raise NotReadError("has more than 4 GB, which is not read; save it in a smaller size")
+    start = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, len(body))
+    count, following = struct.pack(order + "H", len(entries)), bytes(4)
+    return b"".join((start, body[len(start) :], count, *entries, following))
 
 
-def _entry(head: Header, tag: int, values: Sequence[int], body_end: int, tail: list[bytes]) -> bytes:
-    """An entry of whole numbers; more of them than fit into it are added to the file's tail."""
-    letter, kind = ("Q", 16) if head.big else ("I", 4)
-    packed = struct.pack(f"{head.order}{len(values)}{letter}", *values)
-    if len(values) > 1:
-        place = body_end + sum(map(len, tail))
-        tail.append(packed)
-        packed = struct.pack(head.order + letter, place)
-    return struct.pack(head.order + "HH" + letter, tag, kind, len(values)) + packed
+def _even(data: bytes) -> bytes:
+    return data + bytes(len(data) % 2)
+
+
+def _same_entries(tiff: _Tiff, tail: list[bytes]) -> list[bytes]:
+    """The entries that Pillow needs, as they are, but with offsets of 32 bits."""
+    end, entries = len(_even(tiff.data)), list[bytes]()
+    for number in _KEPT:
+        tag = tiff.directory.get(number)
+        if tag is None:
+            continue
+        if tag.kind in (16, 17):
+            entries.append(_entry(tiff.head, number, tiff.values(number), end, tail))
+        elif tag.count > 0 and tag.at + tag.count * size_of(tag.kind) <= len(tiff.data):
+            packed = bytes(tiff.data[tag.at : tag.at + tag.count * size_of(tag.kind)])
+            entries.append(_packed_entry(tiff.head, number, tag.kind, tag.count, packed, end, tail))
+    return entries
+
+
+def _entry(head: Header, number: int, values: Sequence[int], end: int, tail: list[bytes]) -> bytes:
+    """An entry of whole numbers of 32 bits. Raises ValueError for larger ones."""
+    if any(not 0 <= value < 2**32 for value in values):
+        raise ValueError(f"its tag {number} is out of range")
+    packed = struct.pack(f"{head.order}{len(values)}I", *values)
+    return _packed_entry(head, number, 4, len(values), packed, end, tail)
+
+
+def _packed_entry(
+    head: Header, number: int, kind: int, count: int, packed: bytes, end: int, tail: list[bytes]
+) -> bytes:
+    """An entry; values that do not fit into it are added to the file's tail, which begins at ``end``."""
+    if len(packed) > 4:
+        place = end + sum(map(len, tail))
+        tail.append(_even(packed))
+        packed = struct.pack(head.order + "I", place)
+    return struct.pack(head.order + "HHI", number, kind, count) + packed.ljust(4, b"\0")
 
 
 def _bytes_picture(tiff: _Tiff, width: int, tile: int | None, plane: slice) -> Samples:
@@ -173,11 +210,10 @@ def _bytes_picture(tiff: _Tiff, width: int, tile: int | None, plane: slice) -> S
         wanted[_ROWS] = (min(tiff.one(_ROWS, 2**31), tiff.one(_HEIGHT, 0)),)
     if not wanted[offsets]:
         raise ValueError("it does not say where its pixels are")
-    end = len(tiff.data) + len(tiff.data) % 2
     tail: list[bytes] = []
+    end = len(_even(tiff.data))
     entries = [_entry(tiff.head, tag, values, end, tail) for tag, values in sorted(wanted.items()) if values]
-    longer = tiff.data + bytes(len(tiff.data) % 2) + b"".join(tail)
-    picture = _pillow(_with_directory(_Tiff(longer, tiff.head, {}), entries))
+    picture = _pillow(_with_directory(_even(tiff.data) + b"".join(tail), tiff.head.order, entries))
     if picture.mode != "L":
         raise ValueError(f"its bytes were unpacked as {picture.mode}")
     return np.asarray(picture)
@@ -242,11 +278,10 @@ def _meant(tiff: _Tiff, planes: Samples) -> Pixels:
     colors, alpha = ranged[..., :count], ranged[..., count] if extra else None
     if photometric == _CMYK:
         return _cmyk(colors, alpha, tiff)
-    white = 1 if colors.dtype.kind == "f" else np.iinfo(colors.dtype).max
     if alpha is not None and extra == _PREMULTIPLIED:
-        colors = _straight(colors, alpha, white)
+        colors = _straight(colors, alpha)
     if photometric == _WHITE_IS_ZERO:
-        colors = white - colors
+        colors = _white(colors) - colors
     if colors.dtype != np.uint8:
         return Deep(colors, alpha)
     bands = colors if alpha is None else np.dstack([colors, alpha])
@@ -271,11 +306,15 @@ def _ranged(planes: Samples, tiff: _Tiff) -> Samples:
     return take(planes, stated, tiff.told)
 
 
-def _straight(colors: Samples, alpha: Samples, white: float) -> Samples:
+def _white(colors: Samples) -> Any:
+    return np.float32(1) if colors.dtype.kind == "f" else np.iinfo(colors.dtype).max
+
+
+def _straight(colors: Samples, alpha: Samples) -> Samples:
     """Premultiplied colours -> their own; black where nothing is seen. 16 bits become floats, which keep more."""
+    white = _white(colors)
     if colors.dtype == np.uint16:
-        colors, alpha = colors / np.float32(white), alpha / np.float32(white)
-        white = 1
+        colors, alpha, white = colors / np.float32(white), alpha / np.float32(white), np.float32(1)
     weight = alpha[..., None].astype(np.float32)
     own = np.where(weight > 0, colors * np.float32(white) / np.maximum(weight, 1e-9), 0).clip(0, white)
     return own.round().astype(np.uint8) if colors.dtype == np.uint8 else own.astype(np.float32)
