@@ -67,7 +67,7 @@ FORMATS = (
         alpha="no",
         written=Written(alpha=False, side=_JPEG_SIDE),
     ),
-    Format("MPO (JPEG of several pictures)", "JPEG", (".mpo",), (), alpha="no"),
+    Format("MPO (JPEG of several pictures)", "JPEG", (".mpo",), (b"\xff\xd8\xff",), alpha="no"),
     Format("WebP", "WEBP", (".webp",), (b"RIFF",), written=Written(side=_WEBP_SIDE)),
     Format(
         "TIFF",
