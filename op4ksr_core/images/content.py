@@ -36,7 +36,8 @@ class Content:
     """size: (width, height) as stored. orientation: 1 to 8, EXIF's. profile: ICC, if that is what states the colours.
 
     space: what else states them, where it is not sRGB. pages: pictures in the file, of which the first is read.
-    told: what the user should know, for the log. decode: called once, for the pixels.
+    told: what the user should know, for the log. decode: called once, for the pixels. cost: bytes for each pixel that
+    reading takes at its peak: what Pillow and NumPy hold, and four floats. As measured.
     """
 
     size: tuple[int, int]
@@ -46,6 +47,7 @@ class Content:
     space: Space | None = None
     pages: int = 1
     told: list[str] = field(default_factory=list[str])
+    cost: int = 32
 
 
 def check_claim(name: str, size: tuple[int, int]) -> None:

@@ -46,9 +46,6 @@ BROKEN = (
     zlib.error,
 )
 
-#: Bytes for each pixel while a picture is read: Pillow's own, as many integers, and four floats. As counted.
-_BYTES_PER_PIXEL = {8: 28, 16: 40}
-
 #: A decoder that runs out of memory for a picture of fewer bytes than this, where there are more free, was misled.
 _SMALL = 2**28
 
@@ -67,7 +64,7 @@ class PictureFile:
             self._content = _opened(data, name, ending)
         width, height = self._content.size
         self.size = upright_size((height, width), self._content.orientation)
-        self.need = width * height * _BYTES_PER_PIXEL[16] + len(data)
+        self.need = width * height * self._content.cost + len(data)
 
     def pixels(self) -> tuple[Tensor, Tensor | None]:
         """image (1, 3, H, W) and alpha (1, 1, H, W) or None, float32 in [0, 1], upright, sRGB. To be called once.

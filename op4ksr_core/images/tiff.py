@@ -86,8 +86,13 @@ def open_tiff(data: bytes, name: str) -> Content:
         orientation=orientation_of(data, head, directory),
         profile=content(data, directory.get(_PROFILE)) or None,
         pages=count_directories(data, head, head.first),
+        cost=28 + 4 * _bytes_per_pixel(tiff),
         told=tiff.told,
     )
+
+
+def _bytes_per_pixel(tiff: _Tiff) -> int:
+    return min(64, max(1, tiff.one(_SAMPLES, 1))) * max(1, min(64, tiff.one(_BITS, 1)) // 8)
 
 
 def _decode(tiff: _Tiff) -> Pixels:
@@ -190,33 +195,52 @@ def _packed_entry(
     return struct.pack(head.order + "HHI", number, kind, count) + packed.ljust(4, b"\0")
 
 
-def _bytes_picture(tiff: _Tiff, width: int, tile: int | None, plane: slice) -> Samples:
-    """The bytes of the rows, (H, width) uint8, of the strips or tiles in ``plane``; tile: the bytes of its width."""
+#: Bytes that Pillow unpacks at a time, where there are several strips: its limit on pixels stays far.
+_BAND = 2**26
+
+
+def _byte_rows(tiff: _Tiff, width: int, tile: int, plane: slice) -> Samples:
+    """The rows of the strips or tiles in ``plane``, (H, width) uint8; width, and tile (0 for none), in bytes."""
     offsets, sizes = (_TILES, _TILE_BYTES) if tile else (_STRIPS, _STRIP_BYTES)
-    wanted: dict[int, Sequence[int]] = {
-        _WIDTH: (width,),
-        _HEIGHT: (tiff.one(_HEIGHT, 0),),
-        _BITS: (8,),
+    places, lengths = tiff.values(offsets)[plane], tiff.values(sizes)[plane]
+    height, across = tiff.one(_HEIGHT, 0), width // tile if tile else 1
+    rows = tiff.one(_TILE_HEIGHT, 0) if tile else min(tiff.one(_ROWS, 2**31), height)
+    if not places or rows <= 0 or len(places) < -(-height // rows) * across:
+        raise ValueError("it does not say where all its pixels are")
+    out = np.empty((height, width), np.uint8)
+    at_once = max(1, _BAND // (rows * width))  # strips, or rows of tiles
+    for first in range(0, -(-height // rows), at_once):
+        part = slice(first * across, (first + at_once) * across)
+        band = out[first * rows : (first + at_once) * rows]
+        kind: dict[int, Sequence[int]] = {offsets: places[part], sizes: lengths[part]}
+        kind |= {_TILE_WIDTH: (tile,), _TILE_HEIGHT: (rows,)} if tile else {_ROWS: (rows,)}
+        band[:] = _unpacked(tiff, kind, *band.shape)
+    return out
+
+
+def _unpacked(tiff: _Tiff, kind: dict[int, Sequence[int]], height: int, width: int) -> Samples:
+    """(height, width) bytes, by Pillow, as a picture of 4, 2 or 1 bytes in a pixel; ``kind``: tags of its strips."""
+    tile, fill = kind.get(_TILE_WIDTH, (0,))[0], tiff.one(_FILL_ORDER, 1)
+    each = next(n for n in (4, 2, 1) if n == 1 or (width % n == 0 and tile % (16 * n) == 0 and fill == 1))
+    wanted = kind | {
+        _WIDTH: (width // each,),
+        _HEIGHT: (height,),
+        _BITS: (8,) * each,
         _COMPRESSION: (tiff.one(_COMPRESSION, 1),),
-        _PHOTOMETRIC: (_BLACK_IS_ZERO,),
-        _FILL_ORDER: (tiff.one(_FILL_ORDER, 1),),
-        _SAMPLES: (1,),
-        offsets: tiff.values(offsets)[plane],
-        sizes: tiff.values(sizes)[plane],
+        _PHOTOMETRIC: (_RGB if each == 4 else _BLACK_IS_ZERO,),
+        _FILL_ORDER: (fill,),
+        _SAMPLES: (each,),
+        _EXTRA: (_ALPHA,) if each > 1 else (),
     }
     if tile:
-        wanted |= {_TILE_WIDTH: (tile,), _TILE_HEIGHT: (tiff.one(_TILE_HEIGHT, 0),)}
-    else:
-        wanted[_ROWS] = (min(tiff.one(_ROWS, 2**31), tiff.one(_HEIGHT, 0)),)
-    if not wanted[offsets]:
-        raise ValueError("it does not say where its pixels are")
+        wanted[_TILE_WIDTH] = (tile // each,)
     tail: list[bytes] = []
     end = len(_even(tiff.data))
     entries = [_entry(tiff.head, tag, values, end, tail) for tag, values in sorted(wanted.items()) if values]
     picture = _pillow(_with_directory(_even(tiff.data) + b"".join(tail), tiff.head.order, entries))
-    if picture.mode != "L":
+    if picture.mode != {4: "RGBA", 2: "LA", 1: "L"}[each]:
         raise ValueError(f"its bytes were unpacked as {picture.mode}")
-    return np.asarray(picture)
+    return np.asarray(picture).reshape(height, width)
 
 
 # --- samples from bytes ----------------------------------------------------------------------------
@@ -239,7 +263,7 @@ def _samples(tiff: _Tiff, size: int, samples: int) -> Samples:
     planes: list[Samples] = []
     for index in range(count):
         part = slice(index * strips // count, (index + 1) * strips // count)
-        rows = _bytes_picture(tiff, whole * own * size, tile * own * size or None, part)
+        rows = _byte_rows(tiff, whole * own * size, tile * own * size, part)
         planes.append(_unpredicted(rows, kind, own, tile or whole, tiff.one(_PREDICTOR, 1))[:, :width])
     out = np.concatenate(planes, -1)
     if out.shape != (height, width, samples):
