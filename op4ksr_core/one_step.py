@@ -250,6 +250,8 @@ def run(
 
 def _as_seen(low: Tensor, alpha: Tensor, height: int, width: int) -> Tensor:
     """The colours that are seen under alpha (1, 1, h, w), of any size; where they will be shrunk, at that size."""
+    if bool((alpha >= 1).all()):
+        return low
     weight = upscale_alpha(alpha.to(low.device).clamp(0, 1), *low.shape[-2:])
     seen = visible_colors(low, weight)
     if seen is low or (height, width) == low.shape[-2:] or height > low.shape[-2] or width > low.shape[-1]:

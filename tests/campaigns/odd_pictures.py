@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from handmade_png import chunk, png
 from handmade_tiff import Tiff, exif
-from PIL import Image
+from PIL import Image, features
 
 Rng = np.random.Generator
 
@@ -353,6 +353,14 @@ def tiff_case(rng: Rng) -> Odd:
 # --- what Pillow writes ----------------------------------------------------------------------------
 
 
+#: Formats that this Pillow may lack: their cases are drawn as PNG.
+LACKING = {
+    ending: ".png"
+    for ending, name in ((".avif", "avif"), (".webp", "webp"), (".jp2", "jpg_2000"))
+    if name not in features.get_supported()
+}
+
+
 def pillow(values: np.ndarray, ending: str, **options: Any) -> bytes:
     """(H, W, 1 to 4) in [0, 1] -> a file of 8 bits."""
     array = np.round(values * 255).astype(np.uint8)
@@ -374,6 +382,7 @@ def pillow(values: np.ndarray, ending: str, **options: Any) -> bytes:
 
 def pillow_case(rng: Rng) -> Odd:
     ending = str(rng.choice([".jpg", ".webp", ".bmp", ".gif", ".avif", ".ppm", ".tga", ".jp2", ".mpo"]))
+    ending = LACKING.get(ending, ending)
     channels = 3
     if ending in (".webp", ".tga", ".avif", ".jp2") and rng.random() < 0.5:
         channels = 4
@@ -464,6 +473,7 @@ GOOD = (png_case, png_color_case, profile_case, tiff_case, pillow_case)
 def cut_case(rng: Rng) -> Odd:
     """A sound file of pixels that do not compress, cut short in them."""
     ending = str(rng.choice([".png", ".jpg", ".webp", ".tif", ".bmp", ".ppm", ".tga", ".gif", ".avif"]))
+    ending = LACKING.get(ending, ending)
     values = rng.random((40, 45, 3))
     content = pillow(values, ending)
     return Odd(f"cut {ending}", ending, content[: int(len(content) * rng.uniform(0.05, 0.7))], refused=True)
