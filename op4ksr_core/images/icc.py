@@ -17,6 +17,9 @@ log = plain_logger(__name__)
 #: Modes that a profile can be applied to as they are.
 _PROFILED = ("RGB", "L", "CMYK", "LAB")
 
+#: littlecms's flag for black point compensation, which Pillow names since 10.3.
+_BLACK_POINT = 0x2000
+
 #: Values that the integers of deep samples reach; floats reach 1.
 _TOP_16 = 65535
 
@@ -81,7 +84,7 @@ def _converted(base: Image.Image, profile: Any, cms: Any) -> Image.Image:
         cms.createProfile("sRGB"),
         renderingIntent=cms.Intent.RELATIVE_COLORIMETRIC,
         outputMode="RGB",
-        flags=cms.Flags.BLACKPOINTCOMPENSATION,
+        flags=_BLACK_POINT,
     )
     return found
 

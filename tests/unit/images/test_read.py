@@ -241,6 +241,11 @@ def test_which_of_several_pictures_was_taken_is_told(
     if ending == ".avif" and not read.can_be_read(read.format_of_content(b"\0\0\0\x1cftypavif", "")):
         pytest.skip("this Pillow has no AVIF")
     frames[0].save(path, save_all=True, append_images=frames[1:])
+    with Image.open(path) as opened:
+        try:
+            opened.load()
+        except OSError:
+            pytest.skip("this Pillow writes a broken one (MPO, in 10.1)")
     found = levels(path)
     assert np.abs(found - np.array([200, 0, 0])).max() <= 6
     assert "holds 3 pictures, of which the first is taken" in caplog.text
