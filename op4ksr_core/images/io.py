@@ -176,7 +176,7 @@ def save_image(
                 with temporary.open("wb") as file:
                     write_png(file, picture.size, channels_of(picture), bits, integer_rows(picture, bits), options)
             else:
-                to_pil(picture).save(temporary, **_SAVE_OPTIONS.get(kind, {}))
+                to_pil(picture).save(temporary, format=kind, **_SAVE_OPTIONS.get(kind, {}))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path}: cannot be written ({reason}); choose another folder or name") from error
