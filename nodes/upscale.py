@@ -129,7 +129,8 @@ class OneStepUpscale(io.ComfyNode):
         plan = announce(low, options, stages)
         if plan is not None:
             stages = stages.with_strips(plan.strips())
-        result = run(low, stages, options, progress_bar(), torch.channels_last)
+        alpha = None if mask is None else 1 - mask.reshape(-1, 1, *mask.shape[-2:])
+        result = run(low, stages, options, progress_bar(), torch.channels_last, alpha)
         return io.NodeOutput(image_to_host(result), enlarge_mask(mask, result))
 
 

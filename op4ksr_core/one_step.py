@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .errors import ImageError, Op4ksrError, OptionError
+from .images.alpha import shrink_visible, visible_colors
 from .images.color import BACK_PROJECTIONS, COLOR_FIXES, ColorFix, back_project, color_fix
-from .images.metrics import is_finite
+from .images.metrics import is_finite, luma
 from .images.resize import Target, mirror_frame, picture_bytes, resize
 from .models.flux import Flux, FluxParams, OnProgress, check_sigma
 from .models.latent import MARGIN, PATCH, process_in, process_out
@@ -189,6 +190,7 @@ def upscale(
     theta: float | str | tuple[float, float] | None = None,
     rfr: Rfr | None = None,
     strips: StripPlan | None = None,
+    alpha: Tensor | None = None,
     on_progress: OnProgress | None = None,
 ) -> Tensor:
     """(B, 3, H, W) float in [0, 1] -> (B, 3, H', W') float32 in [0, 1] on the image's device.
@@ -196,6 +198,9 @@ def upscale(
     One forward pass per picture, no patches. ``flux`` may be None with ``options.vae_only``.
     sigma and theta (or a whole ``rfr`` policy) override the model's own for this call. strips: how the autoencoder's
     passes are cut (``Plan.strips()``); a stage not named is decided by the free memory when it runs.
+    alpha: transparency, (B, 1, H, W) in [0, 1], or fewer, of which the last counts for the rest: colours that it hides
+    are replaced by the visible ones around, so that they are not seen at edges (``upscale_alpha`` enlarges it itself).
+    A grey picture comes out grey, R = G = B: the luma of what the model makes.
     ``on_progress(done, total)`` runs before each strip and after each block, and may raise to cancel.
     Raises ImageError (NaN, empty, wrong shape), OptionError (target beyond the ceiling, models that do
     not fit together), OutOfMemoryError (the VAE's leanest settings failed; torch's own may come from the
@@ -206,7 +211,7 @@ def upscale(
         raise OptionError("upscale needs a Flux model; pass one, or set vae_only")
     if theta is not None:
         rfr = Rfr("theta", theta=parse_theta(theta))
-    return run(image, CoreStages(flux, autoencoder, sigma, rfr, strips), options, on_progress)
+    return run(image, CoreStages(flux, autoencoder, sigma, rfr, strips), options, on_progress, alpha=alpha)
 
 
 def run(
@@ -215,6 +220,7 @@ def run(
     options: OneStepOptions,
     on_progress: OnProgress | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
+    alpha: Tensor | None = None,
 ) -> Tensor:
     """``upscale`` over any ``Stages``: the batch picture by picture, each at the size asked for.
 
@@ -222,12 +228,17 @@ def run(
     results of a batch lie in one block from the start, and no other copy of them is made.
     """
     check_image(image)
+    if alpha is not None:
+        check_alpha(alpha)
     height, width = options.target.size(*image.shape[-2:])
     frame = Frame(height, width, stages.ratio * PATCH, stages.ratio * MARGIN)
 
     def upscaled(index: int) -> Tensor:
         low = image[index : index + 1].float().clamp(0, 1)
-        return _one_picture(low, frame, stages, options, _Meter(on_progress, index, len(image), options))
+        factor = max(height / low.shape[-2], width / low.shape[-1])
+        if alpha is not None:
+            low = _as_seen(low, alpha[min(index, len(alpha) - 1)][None], height, width)
+        return _one_picture(low, frame, factor, stages, options, _Meter(on_progress, index, len(image), options))
 
     if len(image) == 1:
         return upscaled(0).contiguous(memory_format=memory_format)
@@ -237,7 +248,28 @@ def run(
     return results
 
 
-def _one_picture(low: Tensor, frame: Frame, stages: Stages, options: OneStepOptions, meter: _Meter) -> Tensor:
+def _as_seen(low: Tensor, alpha: Tensor, height: int, width: int) -> Tensor:
+    """The colours that are seen under alpha (1, 1, h, w), of any size; where they will be shrunk, at that size."""
+    if bool((alpha >= 1).all()):
+        return low
+    weight = upscale_alpha(alpha.to(low.device).clamp(0, 1), *low.shape[-2:])
+    seen = visible_colors(low, weight)
+    if seen is low or (height, width) == low.shape[-2:] or height > low.shape[-2] or width > low.shape[-1]:
+        return seen
+    return shrink_visible(low, seen, weight, height, width)
+
+
+#: Difference of the channels up to which a pixel is grey: less than one level of 16 bits.
+_GREY = 1e-5
+
+
+def _is_grey(image: Tensor) -> bool:
+    return all(bool((image[:, 0] - image[:, i]).abs().max() <= _GREY) for i in (1, 2))
+
+
+def _one_picture(
+    low: Tensor, frame: Frame, factor: float, stages: Stages, options: OneStepOptions, meter: _Meter
+) -> Tensor:
     enlarged = stages.enlarge(low, frame)
     raw = stages.encode(enlarged, meter.part("encode"))
     _check_finite("VAE", raw)
@@ -247,10 +279,14 @@ def _one_picture(low: Tensor, frame: Frame, stages: Stages, options: OneStepOpti
     decoded = stages.decode(raw, meter.part("decode")).to(low.device, torch.float32)
     del raw
     _check_finite("VAE", decoded)
-    factor = max(frame.height / low.shape[-2], frame.width / low.shape[-1])
     output = stages.fix_colors(decoded, enlarged, frame, options.color, factor)
     del decoded, enlarged
-    return stages.finish(output, low, frame, options.fidelity, meter.part("finish"))
+    if not _is_grey(low):
+        return stages.finish(output, low, frame, options.fidelity, meter.part("finish"))
+    output = luma(output).expand(-1, 3, -1, -1).contiguous()
+    result = stages.finish(output, low, frame, options.fidelity, meter.part("finish"))
+    result[:, 1:] = result[:, :1]
+    return result
 
 
 def _check_finite(part: str, output: Tensor) -> None:
@@ -296,6 +332,14 @@ def check_image(image: Tensor, name: str = "image") -> None:
         log.warning("%s: has values up to %g; those above 1 become white, so divide 8-bit values by 255", name, largest)
     if lowest < _BLACK:
         log.warning("%s: has values down to %g; those below 0 become black, so bring it to 0 to 1", name, lowest)
+
+
+def check_alpha(alpha: Tensor) -> None:
+    """Raise ImageError unless (B, 1, H, W), not empty and finite: a transparency, or a mask."""
+    if alpha.ndim != 4 or alpha.shape[1] != 1 or alpha.numel() == 0:
+        raise ImageError(f"mask: expected one plane per picture, got {tuple(alpha.shape)}; check what comes before it")
+    if not is_finite(alpha):
+        raise ImageError("mask: holds NaN or infinite values; check the node that made it")
 
 
 #: Share of each part in the progress, about as in time on a CPU; our choice.

@@ -69,3 +69,27 @@ def encoded(pixels: np.ndarray, kind: int = 0, extra: bytes = b"", adam7: bool =
 
 def planes(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.astype(np.float32) / 65535).permute(2, 0, 1)[None]
+
+
+def png(
+    samples: np.ndarray, bits: int, kind: int, extra: bytes = b"", after: bytes = b"", adam7: bool = False
+) -> bytes:
+    """(H, W, channels) whole numbers of ``bits`` -> an unfiltered PNG of colour type ``kind``; extra: before IDAT."""
+    height, width = samples.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, int(adam7))
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    parts = [samples[y::dy, x::dx] for y, x, dy, dx in passes] if adam7 else [samples]
+    lines = b"".join(b"\0" + packed(row, bits) for part in parts if part.size for row in part)
+    return (
+        SIGNATURE + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(lines)) + after + chunk(b"IEND", b"")
+    )
+
+
+def packed(row: np.ndarray, bits: int) -> bytes:
+    """One row (W, channels) -> its bytes."""
+    if bits == 16:
+        return row.astype(">u2").tobytes()
+    if bits == 8:
+        return row.astype(np.uint8).tobytes()
+    digits = row.reshape(-1).astype(np.uint8)[:, None] >> np.arange(bits - 1, -1, -1) & 1
+    return np.packbits(digits.reshape(-1)).tobytes()

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from ..errors import OptionError
-from ..images.io import Picture, from_pil, load_image, save_image
+from ..images.formats import check_writable_size
+from ..images.io import Picture, from_pil, load_image, load_pixels, save_image
 from ..images.metrics import luma
 from ..images.paths import Places, gather, is_named, output_paths
+from ..images.read import open_picture
 from ..machine import explain_out_of_memory
 from ..periodicity.meter import measure_periodicity
 from ..periodicity.report import PeriodicityReport, in_words
@@ -152,7 +154,9 @@ def run_suppress(options: argparse.Namespace) -> int:
 
 
 def _suppress_file(source: Path, output: Path, options: argparse.Namespace, texts: dict[str, str]) -> dict[str, Any]:
-    picture = load_image(source)
+    file = open_picture(source)
+    check_writable_size(output, *file.size)
+    picture = load_pixels(file)
     result = suppress_with_report(picture.image, _reference_of(source, options.reference), options.strength)
     cleaned = Picture(for_8_bit(result.image, picture.image), picture.alpha)
     save_image(output, cleaned, _bits(picture) if output.suffix.lower() == ".png" else 8, texts=texts)

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from ..errors import OptionError, OutOfMemoryError
-from ..images.io import load_image
+from ..images.read import open_picture
+from ..images.resize import picture_bytes
 from ..machine import default_dtype, dtype_name, free_memory
 from ..models.flux import Flux, FluxParams
 from ..one_step import check_pair
@@ -62,7 +63,7 @@ def _size_of(text: str) -> tuple[int, int]:
         if not (width and height):
             raise OptionError(f"{plain(text)}: expected a size above 0, of at most 9 digits a side, as 1024x768")
         return height, width
-    return load_image(Path(text)).size
+    return open_picture(Path(text)).size
 
 
 class Planner:
@@ -86,8 +87,14 @@ class Planner:
         return load_models(self.options, self.device, self.dtype, self.described)
 
     def plan(self, size: tuple[int, int]) -> Plan:
-        """The plan for a picture of ``size`` (height, width). Raises OptionError beyond the target's ceiling."""
-        return make_plan(size, self.target, self.models, self.machine)
+        """The plan for a picture of ``size`` (height, width). Raises OptionError beyond the target's ceiling.
+
+        What the input takes is no longer free; where that is less than a hundredth it is not counted (our choice).
+        """
+        machine, own = self.machine, picture_bytes(*size)
+        if machine.free is not None and own > machine.free // 100:
+            machine = replace(machine, free=max(0, machine.free - own))
+        return make_plan(size, self.target, self.models, machine)
 
     def check_weights(self) -> None:
         """Raise OutOfMemoryError, before they are read, where the weights alone do not fit."""

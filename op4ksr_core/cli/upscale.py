@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from ..images.color import COLOR_FIXES
-from ..images.io import Picture, check_bits, holds_alpha, levels, load_image, save_image
+from ..images.formats import check_writable_size
+from ..images.io import Picture, check_bits, holds_alpha, levels, load_pixels, save_image
 from ..images.paths import Places, gather, is_named, output_paths
+from ..images.read import open_picture
 from ..machine import dtype_name, explain_out_of_memory, peak_memory
 from ..models.flux import Flux
 from ..one_step import OneStepOptions, upscale, upscale_alpha
@@ -165,14 +167,16 @@ class _Run:
         began, options = time.perf_counter(), self.options
         with ExitStack() as held, explain_out_of_memory(str(source)):
             held.enter_context(self.places.reserved(output))
-            picture = load_image(source)
-            plan = self.planner.plan(picture.size)
+            file = open_picture(source)
+            plan = self.planner.plan(file.size)
+            check_writable_size(output, *plan.output, bits=options.bits)
             for line in plan.text().splitlines():
                 log.info("%s", line)
             for warning in plan.warnings:
                 log.warning("%s: %s", source, warning)
             if not options.anyway:
                 plan.refuse_if_hopeless()
+            picture = load_pixels(file)
             result = self._enlarged(picture, plan.strips())
             facts = {
                 "seconds": round(time.perf_counter() - began, 3),
@@ -187,7 +191,7 @@ class _Run:
         options = self.options
         show = None if options.json or not sys.stderr.isatty() else _show_progress
         low, models = picture.image.to(self.device), (self.flux, self.autoencoder)
-        image = upscale(low, *models, self.settings, strips=strips, on_progress=show)
+        image = upscale(low, *models, self.settings, strips=strips, alpha=picture.alpha, on_progress=show)
         if self.device.type != "cpu":
             image = levels(image, options.bits)
         return Picture(image, None if picture.alpha is None else upscale_alpha(picture.alpha, *image.shape[-2:]))

@@ -15,28 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from ..errors import ImageError, OutputError
+from ..errors import OutputError
 from ..files import link_target, written_whole
-from ..plain_text import plain_logger
-from .icc import to_srgb
-from .png import PngOptions, Rows, is_png16, open_low_bytes, write_png
-
-log = plain_logger(__name__)
-
-#: What a folder is searched for.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
-#: What Pillow raises at a broken picture, in addition to its own errors.
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, NotImplementedError)
-
-#: Pillow's names of the formats that are written.
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-
-#: Those of them that cannot hold transparency, or that few programs read it from.
-_OPAQUE_FORMATS = ("JPEG", "BMP")
+from .formats import check_writable_size, written_format
+from .png import PngOptions, Rows, write_png
+from .read import PictureFile, open_picture, planes_of
 
 #: Pillow's options by format.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}}
@@ -65,69 +51,27 @@ class Picture:
 
 
 def load_image(path: str | Path) -> Picture:
-    """Read a picture, turned upright by its EXIF orientation, to RGB and alpha.
+    """Read a picture, turned upright by its EXIF orientation, to RGB and alpha, in sRGB.
 
-    16-bit grey, and 16-bit colour PNG, keep all bits (other 16-bit files are read in 8, with a warning);
-    palettes, CMYK and grey become RGB; a colour profile is converted to sRGB, in 8 bit. Raises
-    ImageError: no such file, no picture, cut short, without pixels.
+    What is read of each format: docs/files.md. Raises ImageError: no such file, no picture of a kind that is opened,
+    damaged or cut short, too large for the memory that is free.
     """
-    path = Path(path)
-    low = None
-    try:
-        # Not by name: Pillow garbles turned grey TIFFs that it can map into memory.
-        with path.open("rb") as file, Image.open(file) as opened:
-            deep, reduced = is_png16(opened), _reduced(opened)
-            opened.load()
-            picture = ImageOps.exif_transpose(opened)
-            if deep:
-                low = ImageOps.exif_transpose(open_low_bytes(file))
-    except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such file; check the name and the folder") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: is no picture that Pillow can read; expected PNG, JPEG, WebP or TIFF") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}; shrink it first") from error
-    except BROKEN as error:
-        raise ImageError(f"{path}: is damaged or cut short ({error}); save it again from its source") from error
-    if reduced:
-        log.warning("%s: has 16 bits per colour, of which 8 are read; save it as 16-bit RGB PNG to keep them", path)
-    converted, changed = to_srgb(picture, str(path))
-    if low is not None and not changed:
-        return _from_bytes(picture, low)
-    if low is not None:
-        log.warning("%s: the colour profile was applied in 8 bit; convert it to sRGB first to keep all 16", path)
-    return from_pil(converted)
+    return load_pixels(open_picture(path))
 
 
-def _reduced(opened: Image.Image) -> bool:
-    """Whether Pillow will read only the upper half of this file's 16-bit colours, and we have no way round it."""
-    raw = str(opened.tile[0][3]) if getattr(opened, "tile", None) else ""  # pyright: ignore
-    return opened.mode in ("RGB", "RGBA", "LA") and ";16" in raw and not is_png16(opened)
+def load_pixels(file: PictureFile) -> Picture:
+    """The pixels of a picture whose header was read (``open_picture``). Raises ImageError."""
+    return Picture(*file.pixels())
 
 
-def _from_bytes(high: Image.Image, low: Image.Image) -> Picture:
-    """Upper and lower bytes of a 16-bit RGB or RGBA picture -> ``Picture``."""
-    values = np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
-    tensor = torch.from_numpy(values.astype(np.float32) / 65535).permute(2, 0, 1)[None]
-    alpha = tensor[:, 3:].contiguous() if tensor.shape[1] == 4 else None
-    clear = high.info.get("transparency")
-    if alpha is None and isinstance(clear, tuple):  # one colour, in 16 bits, is transparent
-        alpha = torch.from_numpy((values != np.array(clear)).any(-1).astype(np.float32))[None, None]
-    return Picture(tensor[:, :3].contiguous(), alpha)
+def picture_of_bytes(data: bytes, name: str, ending: str) -> Picture:
+    """``load_image`` of a file's content; ``name`` for messages. Raises ImageError."""
+    return load_pixels(PictureFile(data, name, ending))
 
 
 def from_pil(picture: Image.Image) -> Picture:
     """A Pillow picture of any mode -> ``Picture``."""
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        grey = torch.from_numpy(np.asarray(picture).astype(np.float32) / 65535).clamp(0, 1)
-        return Picture(grey[None, None].repeat(1, 3, 1, 1))
-    if picture.mode == "F":
-        grey = torch.from_numpy(np.asarray(picture).astype(np.float32)).clamp(0, 1)
-        return Picture(grey[None, None].repeat(1, 3, 1, 1))
-    has_alpha = picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
-    pixels = np.asarray(picture.convert("RGBA" if has_alpha else "RGB"))
-    tensor = from_array(pixels)
-    return Picture(tensor[:, :3].contiguous(), tensor[:, 3:].contiguous() if has_alpha else None)
+    return Picture(*planes_of(picture))
 
 
 def from_array(pixels: NDArray[np.uint8]) -> Tensor:
@@ -196,7 +140,7 @@ def jpeg_round_trip(image: Tensor, quality: int) -> Tensor:
     """
     buffer = io.BytesIO()
     to_pil(Picture(image)).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
-    return from_pil(Image.open(buffer)).image.to(image)
+    return from_pil(Image.open(buffer, formats=("JPEG",))).image.to(image)
 
 
 def _plane(plane: Tensor, bits: int) -> NDArray[Any]:
@@ -223,7 +167,8 @@ def save_image(
     """
     path = Path(path)
     kind = check_bits(path, bits)
-    picture = Picture(picture.image) if kind in _OPAQUE_FORMATS else picture
+    picture = picture if holds_alpha(path) else Picture(picture.image)
+    check_writable_size(path, *picture.size, channels_of(picture), bits)
     try:
         with written_whole(path) as temporary:
             if kind == "PNG":
@@ -231,7 +176,7 @@ def save_image(
                 with temporary.open("wb") as file:
                     write_png(file, picture.size, channels_of(picture), bits, integer_rows(picture, bits), options)
             else:
-                to_pil(picture).save(temporary, kind, **_SAVE_OPTIONS.get(kind, {}))
+                to_pil(picture).save(temporary, format=kind, **_SAVE_OPTIONS.get(kind, {}))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path}: cannot be written ({reason}); choose another folder or name") from error
@@ -244,18 +189,18 @@ def _zlib_choice(compression: int | None) -> tuple[int, int]:
 
 def check_bits(path: str | Path, bits: int) -> str:
     """Pillow's name of the file's format. Raises OutputError where it is unknown or cannot hold so many bits."""
-    kind = _format(Path(path))
+    found, written = written_format(Path(path))
     if bits not in (8, 16):
         raise OutputError(f"{path}: expected 8 or 16 bits per colour, got {bits}; take one of the two")
-    if bits == 16 and kind != "PNG":
+    if bits not in written.bits:
         raise OutputError(f"{path}: 16 bits per colour are written as PNG only; end the name in .png, or take 8 bits")
-    return kind
+    return found.kind
 
 
 def check_output(path: str | Path) -> None:
     """Raise the OutputError that ``save_image`` would: unknown ending, no such folder, not writable."""
     path = Path(path)
-    _format(path)
+    written_format(path)
     try:
         with suppress(FileNotFoundError):
             os.lstat(path)  # which tells a name that is too long
@@ -267,13 +212,4 @@ def check_output(path: str | Path) -> None:
 
 def holds_alpha(path: str | Path) -> bool:
     """Whether the format that the name's ending means can hold transparency."""
-    return _format(Path(path)) not in _OPAQUE_FORMATS
-
-
-def _format(path: Path) -> str:
-    """Pillow's name of the format that the name's ending means."""
-    Image.init()
-    kind = Image.EXTENSION.get(path.suffix.lower(), "")
-    if kind not in _FORMATS:
-        raise OutputError(f"{path}: unknown picture format {path.suffix!r}; end the name in .png, .jpg or .webp")
-    return kind
+    return written_format(Path(path))[1].alpha

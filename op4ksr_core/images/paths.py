@@ -13,7 +13,8 @@ from PIL import Image
 from ..errors import OptionError, OutputError
 from ..files import claimed, link_target, make_folder, regular_file, remove_stale, same_file
 from ..plain_text import plain, plain_logger
-from .io import IMAGE_SUFFIXES, check_output
+from .formats import IMAGE_SUFFIXES
+from .io import check_output
 
 log = plain_logger(__name__)
 

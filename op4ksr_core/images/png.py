@@ -1,4 +1,4 @@
-"""PNG of 8 or 16 bits per colour: written by all cores at once, read with all bits. Format: W3C PNG, third edition.
+"""PNG of 8 or 16 bits per colour: written by all cores at once. Format: W3C PNG, third edition.
 
 Bands of rows are made, filtered and compressed each by itself; their streams are joined, as pigz joins them: each
 ends at a whole byte without being the last one, and the checksums are combined. What is written does not depend on
@@ -17,7 +17,6 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 #: Rows ``top`` to ``bottom`` of a picture: (bottom - top, W, channels) of uint8 or uint16. Called by several threads.
 Rows = Callable[[int, int], NDArray[Any]]
@@ -34,7 +33,7 @@ _COLOR_TYPE = {3: 2, 4: 6}
 _PAETH = 4
 
 #: Pillow's names of 16-bit samples with the higher byte first, as PNG has them -> with the lower byte first.
-_LITTLE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
+LITTLE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 
 #: zlib's header: deflate with a window of 32 KB. And the modulus of its checksum.
 _ZLIB_HEADER, _ADLER_BASE = b"\x78\x9c", 65521
@@ -142,31 +141,3 @@ def _text(keyword: str, text: str) -> tuple[bytes, bytes]:
 def _chunk(file: IO[bytes], kind: bytes, content: bytes) -> None:
     file.write(struct.pack(">I", len(content)) + kind + content)
     file.write(struct.pack(">I", zlib.crc32(content, zlib.crc32(kind))))
-
-
-# --- reading ----------------------------------------------------------------------------------
-#
-# Pillow reads 16-bit colours in 8 bit only. Its own decoder undoes compression and filters either way; asked for
-# little-endian samples it hands out the second byte of each, so that two readings make all 16 bits.
-
-
-def is_png16(picture: Image.Image) -> bool:
-    """Whether an opened, not yet loaded picture is a PNG with 16 bits per colour."""
-    return picture.format == "PNG" and _raw_mode(picture) in _LITTLE
-
-
-def open_low_bytes(file: IO[bytes]) -> Image.Image:
-    """The same picture as ``Image.open(file)``, 8 bit, made of each sample's lower byte. Not yet loaded."""
-    file.seek(0)
-    picture: Any = Image.open(file)
-    kind, box, offset, arguments = picture.tile[0]
-    little = _LITTLE[_raw_mode(picture)]
-    picture.tile = [(kind, box, offset, little if isinstance(arguments, str) else (little, *arguments[1:]))]
-    return picture
-
-
-def _raw_mode(picture: Any) -> str:
-    if len(getattr(picture, "tile", ())) != 1:
-        return ""
-    arguments = picture.tile[0][3]
-    return arguments if isinstance(arguments, str) else str(arguments[0])

@@ -44,6 +44,10 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _bicubic(image: Tensor, height: int, width: int) -> Tensor:
+    if width == 1 and height != image.shape[-2]:
+        # PyTorch reads wrong pixels where the output is 1 px wide (seen in 2.13): there along one axis after the other.
+        rows = _bicubic(image, image.shape[-2], 1).transpose(-1, -2)
+        return _bicubic(rows, 1, height).transpose(-1, -2).contiguous()
     return F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
 
 

@@ -6,16 +6,20 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
 import weakref
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from handmade_png import chunk
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -820,3 +824,90 @@ def test_strips_are_a_choice_and_of_no_consequence(tmp_path: Path, run: Callable
         pictures.append(load_image(tmp_path / "out.png").image)
     assert (pictures[0] - pictures[1]).abs().max() < 1.5 / 255
     assert (pictures[0] - pictures[2]).abs().max() < 1.5 / 255
+
+
+# --- what is decided by a picture's header ---------------------------------------------------------
+
+
+def huge(side: int) -> bytes:
+    """A PNG of a few hundred bytes that claims to be huge."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test if a picture is decoded."""
+
+    def fail(*args: Any, **kw: Any) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+
+
+@pytest.mark.usefixtures("no_compute", "no_pixels")
+def test_the_ceiling_is_judged_by_the_header(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").write_bytes(huge(13000))
+    assert run("upscale", tmp_path / "a.png", "-o", tmp_path / "b.png") == 1
+    assert "13000x13000 px x 4 is 52000x52000 px" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_compute", "no_pixels")
+@pytest.mark.parametrize(
+    ("name", "limit"), [("b.webp", "WebP holds at most 16383"), ("b.jpg", "JPEG holds at most 65500")]
+)
+def test_what_a_format_cannot_hold_is_told_before_computing(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, limit: str
+) -> None:
+    Image.new("RGB", (16400, 2)).save(tmp_path / "a.bmp")
+    assert run("upscale", tmp_path / "a.bmp", "-o", tmp_path / name) == 1
+    assert f"{limit} px on a side; end the name in .png" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.usefixtures("no_pixels")
+def test_suppress_knows_the_limits_before_it_reads(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (16400, 2)).save(tmp_path / "a.bmp")
+    assert run("suppress", tmp_path / "a.bmp", "-o", tmp_path / "b.webp") == 1
+    assert "WebP holds at most 16383 px on a side" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_compute", "no_pixels")
+def test_the_memory_that_reading_takes_is_judged_by_the_header(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(huge(13000))
+    monkeypatch.setattr("op4ksr_core.images.read.system_memory", lambda: 10**9)
+    for command in (["suppress"], ["upscale", "--long-edge", "64"]):
+        assert run(command[0], tmp_path / "a.png", "-o", tmp_path / "b.png", *command[1:]) == 1
+        assert "13000x13000 px take about 5.41 GB of memory to be read" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_pixels")
+def test_a_plan_decodes_nothing(plan: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").write_bytes(huge(1000))
+    assert plan(tmp_path / "a.png", "--scale", "1") in (0, 1)
+    assert "1000x1000" in capsys.readouterr().out
+
+
+def test_an_input_larger_than_its_output_is_counted(
+    plan: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(huge(8000))
+    assert plan(tmp_path / "a.png", "--long-edge", "64", "--free", "0.5") == 1
+    assert plan("80x80", "--long-edge", "64", "--free", "0.5") == 0
+
+
+def test_hidden_colours_do_not_reach_the_file(run: Any, tmp_path: Path) -> None:
+    rgba = np.zeros((32, 32, 4), np.uint8)
+    rgba[8:24, 8:24] = 255
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    for scale in (0.5, 1, 2):
+        out = tmp_path / f"b{scale}.png"
+        assert run("upscale", tmp_path / "a.png", "-o", out, "--scale", scale, "--vae-only") == 0
+        rgba[rgba[..., 3] == 0, :3] = 128
+        Image.fromarray(rgba).save(tmp_path / "c.png")
+        assert run("upscale", tmp_path / "c.png", "-o", tmp_path / "d.png", "--scale", scale, "--vae-only") == 0
+        assert out.read_bytes() == (tmp_path / "d.png").read_bytes()

@@ -582,3 +582,65 @@ def test_8_bit_values_are_told(
     """They come out white; a picture that rings above 1 a little is nobody's fault."""
     upscale(image / image.max() * factor, None, autoencoder, replace(PLAIN, vae_only=True))
     assert (words in caplog.text) if words else not caplog.text
+
+
+# --- transparency and grey ----------------------------------------------------------------------
+
+
+class Recolouring(CoreStages):
+    """As the autoencoder's own, with a colour cast over what is decoded."""
+
+    def decode(self, raw: Tensor, tell: Any) -> Tensor:
+        return (super().decode(raw, tell) + torch.tensor([0.1, -0.05, 0.02]).view(1, 3, 1, 1)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("color", ["wavelet", "adain", "none", "lab"])
+@pytest.mark.parametrize("scale", [0.3, 0.5, 1, 1.5, 2, 4])
+def test_hidden_colours_are_not_seen_at_any_factor(autoencoder: AutoEncoder, scale: float, color: Any) -> None:
+    """Whatever is hidden, the result is the same: nothing of it has reached a visible pixel."""
+    y, x = torch.meshgrid(torch.arange(40), torch.arange(48), indexing="ij")
+    alpha = ((14 - ((y - 20) ** 2 + (x - 22) ** 2).sqrt()) + 0.5).clamp(0, 1)[None, None]
+    shown = torch.full((1, 3, 40, 48), 0.9)
+    options = OneStepOptions(target=Target(scale=scale), vae_only=True, color=color)
+    results = []
+    for hidden in (torch.zeros(1, 3, 40, 48), torch.rand(1, 3, 40, 48)):
+        image = torch.where(alpha > 0, shown, hidden)
+        results.append(upscale(image, None, autoencoder, options, alpha=alpha))
+    assert torch.equal(*results)
+    opaque = upscale(shown, None, autoencoder, options)
+    weight = upscale_alpha(alpha, *results[0].shape[-2:])
+    assert ((results[0] - opaque).abs() * weight).max() < 2 / 255
+
+
+def test_an_opaque_alpha_changes_no_bit(autoencoder: AutoEncoder) -> None:
+    image, options = torch.rand(1, 3, 24, 32), OneStepOptions(target=Target(scale=2), vae_only=True)
+    alpha = torch.ones(1, 1, 64, 64)  # as ComfyUI's LoadImage gives it for pictures without
+    assert torch.equal(
+        upscale(image, None, autoencoder, options), upscale(image, None, autoencoder, options, alpha=alpha)
+    )
+
+
+def test_fewer_alphas_than_pictures_count_for_the_rest(autoencoder: AutoEncoder) -> None:
+    image, options = torch.rand(2, 3, 24, 32), OneStepOptions(target=Target(scale=1), vae_only=True)
+    alpha = torch.ones(1, 1, 24, 32)
+    alpha[..., :8] = 0
+    both = upscale(image, None, autoencoder, options, alpha=alpha)
+    assert torch.equal(both[1:], upscale(image[1:], None, autoencoder, options, alpha=alpha))
+
+
+@pytest.mark.parametrize("alpha", [torch.full((1, 1, 8, 8), math.nan), torch.ones(1, 3, 8, 8), torch.ones(0, 1, 8, 8)])
+def test_an_alpha_that_is_none_is_refused(autoencoder: AutoEncoder, alpha: Tensor) -> None:
+    with pytest.raises(ImageError, match="mask: (holds NaN|expected one plane)"):
+        upscale(torch.rand(1, 3, 8, 8), None, autoencoder, OneStepOptions(vae_only=True), alpha=alpha)
+
+
+@pytest.mark.parametrize("color", ["wavelet", "adain", "none", "lab"])
+@pytest.mark.parametrize("fidelity", [0.0, 0.5, 1.0])
+def test_a_grey_picture_comes_out_grey(autoencoder: AutoEncoder, color: Any, fidelity: float) -> None:
+    grey = torch.rand(1, 1, 24, 32).expand(-1, 3, -1, -1).contiguous()
+    options = OneStepOptions(target=Target(scale=2), vae_only=True, color=color, fidelity=fidelity)
+    result = run(grey, Recolouring(None, autoencoder), options)
+    assert torch.equal(result[:, 0], result[:, 1]) and torch.equal(result[:, 0], result[:, 2])
+    grey[0, 1, 3, 4] += 2 / 65535
+    coloured = run(grey, Recolouring(None, autoencoder), options)
+    assert not torch.equal(coloured[:, 0], coloured[:, 1])

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...errors import UnsupportedCheckpointError
 from ...files import make_folder, regular_file
-from ...images.io import IMAGE_SUFFIXES
+from ...images.formats import IMAGE_SUFFIXES
 from ...plain_text import plain
 from ...weights.checkpoint import save_tensors
 from ..checksums import CHECKSUMS, checksums, damaged

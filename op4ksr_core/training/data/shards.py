@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import tarfile
@@ -14,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ...errors import OptionError
-from ...images.io import BROKEN, IMAGE_SUFFIXES, Picture, from_pil, to_pil
+from ...errors import ImageError, OptionError
+from ...images.formats import IMAGE_SUFFIXES
+from ...images.io import Picture, picture_of_bytes, to_pil
 from ...plain_text import plain, plain_logger
 from ..config_paths import SCHEME
 
@@ -130,9 +129,9 @@ def _first_picture(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo], fil
         assert opened is not None  # it is a file
         content = opened.read()
         try:
-            found = pixels_of(from_pil(Image.open(io.BytesIO(content))))
-        except (*BROKEN, Image.DecompressionBombError) as error:
-            log.warning("left out: %s in %s (%s)", member.name, file, error)
+            found = pixels_of(picture_of_bytes(content, f"{member.name} in {file}", PurePosixPath(member.name).suffix))
+        except ImageError as error:
+            log.warning("left out: %s", error)
     return found
 
 

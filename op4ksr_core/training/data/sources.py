@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import ImageError, OptionError
-from ...images.io import IMAGE_SUFFIXES, from_array, load_image
+from ...images.formats import IMAGE_SUFFIXES
+from ...images.io import from_array, load_image
 from ...images.resize import resize
 from ...models.flux import OnProgress
 from ...plain_text import plain_logger

@@ -130,6 +130,25 @@ def test_resize_is_pillows_bicubic(generator: torch.Generator, size: tuple[int, 
     assert (resize(image, *size) - pillow_bicubic(image, *size)).abs().max() <= 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
+@pytest.mark.parametrize("side", [1, 2, 3, 40])
+@pytest.mark.parametrize("other", [1, 2, 7, 57])
+def test_sides_of_a_few_pixels_are_right_too(generator: torch.Generator, side: int, other: int) -> None:
+    """PyTorch's own is wrong by up to 1 where the output is 1 px wide."""
+    for height, width in ((side, other), (other, side)):
+        image = torch.rand(1, 3, height, width, generator=generator)
+        for size in ((1, 1), (2, 1), (1, 2), (5, 1), (90, 1), (1, 90), (3, 2), (90, 2)):
+            found = resize(image, *size)
+            assert found.is_contiguous() and (found - pillow_bicubic(image, *size)).abs().max() <= 1e-5, size
+
+
+def test_a_picture_one_pixel_wide_comes_back(generator: torch.Generator) -> None:
+    image = torch.rand(1, 3, 400, 1, generator=generator)
+    smooth = resize(resize(image, 40, 1), 400, 1)
+    back = resize(resize(smooth, 1600, 4), 400, 1)
+    assert (back - smooth).abs().max() < 0.02
+
+
 def test_resize_to_the_same_size_is_the_input() -> None:
     image = torch.zeros(1, 3, 5, 7)
     assert resize(image, 5, 7) is image
