@@ -68,7 +68,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, error: Exce
     ("command", "module", "name"),
     [
         ("upscale", cli_upscale, "upscale"),
-        ("upscale", cli_upscale, "load_image"),
+        ("upscale", cli_upscale, "load_pixels"),
         ("upscale", cli_upscale, "save_image"),
         ("suppress", cli_periodicity, "suppress_with_report"),
         ("periodicity", cli_periodicity, "measure_periodicity"),
@@ -91,7 +91,7 @@ def test_whatever_escapes_costs_no_other_picture(
 def test_memory_that_runs_out_where_a_picture_is_read_is_its_sentence(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    failing(monkeypatch, cli_upscale, "load_image", MemoryError())
+    failing(monkeypatch, cli_upscale, "load_pixels", MemoryError())
     assert run("upscale", folder, "-o", tmp_path / "out") == 1
     assert f"error: {folder / 'b.png'}: out of memory; ask for a smaller target" in capsys.readouterr().err
 
@@ -100,7 +100,7 @@ def test_what_escapes_a_command_is_one_line(tmp_path: Path, monkeypatch: pytest.
     def fails(*given: Any) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr(cli_upscale, "load_image", fails)
+    monkeypatch.setattr(cli_upscale, "load_pixels", fails)
     assert run("upscale", photo(tmp_path / "a.png"), "-o", tmp_path / "o.png") == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "KeyError: 'x'" in err and "please report it" in err

@@ -144,7 +144,7 @@ def test_adamw_on_cuda_takes_a_root_of_every_moment() -> None:
 
 def test_the_largest_batch_and_terms_that_need_a_library(folder) -> None:  # noqa: F811
     found = told(folder)
-    late = replace(found, data=replace(found.data, late_from=0.5, late_crop=256, late_batch=1))
+    late = replace(found, data=replace(found.data, late_from=0.5, late_crop=256, late_batch=1, picture_side=256))
     assert largest_batch(found) == (2, 3, 128, 128) and largest_batch(late) == (1, 3, 256, 256)
     alone = LossConfig(pixel=0, gradient=0, latent=0, perceptual=1.0)
     plan = plan_step(replace(found, loss=alone), geometry_of(found), "cpu")
