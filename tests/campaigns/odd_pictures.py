@@ -395,7 +395,7 @@ def pillow_case(rng: Rng) -> Odd:
         options["exif"] = block
     elif ending == ".avif" and rng.random() < 0.6:
         turn = int(rng.integers(1, 9))
-        options["exif"] = exif([(274, 3, [turn])])
+        options["exif"] = exif([(274, 3, [turn]), (305, 2, b"a program\0")])
     if ending == ".mpo":
         file = io.BytesIO()
         picture = Image.fromarray(np.round(values * 255).astype(np.uint8))

@@ -45,7 +45,8 @@ def from_core(image: Tensor, flux: Flux, vae: AutoEncoder, sigma: float | None =
     """The core's result as ComfyUI IMAGE; by default x2 and nothing after the decoder, like the harness."""
     options = {"target": Target(scale=2), "color": "none", "fidelity": 0.0, **options}
     low = image[..., :3].movedim(-1, 1)
-    return core_upscale(low, flux, vae, OneStepOptions(**options), sigma=sigma).movedim(1, -1)
+    alpha = image[..., 3:].movedim(-1, 1) if image.shape[-1] == 4 else None
+    return core_upscale(low, flux, vae, OneStepOptions(**options), sigma=sigma, alpha=alpha).movedim(1, -1)
 
 
 def compare(image: Tensor, widgets: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
