@@ -55,7 +55,8 @@ class OneStepUpscale(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Transparency, as LoadImage gives it (1 = transparent); enlarged beside the picture.",
+                    tooltip="Transparency, as LoadImage gives it (1 = transparent); enlarged beside the picture, "
+                    "whose hidden colors are filled from around it.",
                 ),
                 *size_widgets(),
                 io.Combo.Input(
