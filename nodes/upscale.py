@@ -56,7 +56,7 @@ class OneStepUpscale(io.ComfyNode):
                     "mask",
                     optional=True,
                     tooltip="Transparency, as LoadImage gives it (1 = transparent); enlarged beside the picture, "
-                    "whose hidden colors are filled from around it.",
+                    "whose hidden colours are filled from around it.",
                 ),
                 *size_widgets(),
                 io.Combo.Input(
