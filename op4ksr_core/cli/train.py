@@ -16,9 +16,9 @@ from ..planning.geometries import GEOMETRIES
 from ..training.config import TrainConfig
 from ..training.config_file import read_config, read_text
 from ..training.step_plan import StepPlan, geometry_of, plan_step, refuse_if_hopeless
-from ..training.stopping import Stopped, Terminated, sigterm_cleans_up
+from ..training.stopping import Stopped
 from ..training.trainer import OnStep, Trainer
-from .console import say, say_json
+from .console import say, say_json, tell
 from .options import whole
 
 log = plain_logger(__name__)
@@ -83,7 +83,7 @@ def check_memory(config: TrainConfig) -> StepPlan | None:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Train, or plan, and print the last weights' file. Returns 0, or 130 after Ctrl-C and 143 after SIGTERM."""
+    """Train, or plan, and print the last weights' file. Returns 0, or 128 more than the signal that stopped it."""
     changes = list(options.set)
     if options.run:
         changes.append(f"run = {json.dumps(options.run)}")
@@ -95,21 +95,11 @@ def run_train(options: argparse.Namespace) -> int:
     if not options.anyway:
         check_memory(config)
     changed = "".join(f"# changed by the command: {change}\n" for change in changes)
-    try:
-        with sigterm_cleans_up():
-            return _train(config, changed + read_text(options.config), options.resume)
-    except Terminated as terminated:
-        print("terminated; nothing was written for the current file", file=sys.stderr)
-        return terminated.exit_code
-
-
-def _train(config: TrainConfig, text: str, resume: bool) -> int:
-    """Train, and print the last weights' file."""
-    trainer = Trainer(config, text, resume, show_steps())
+    trainer = Trainer(config, changed + read_text(options.config), options.resume, show_steps())
     try:
         weights = trainer.run()
     except Stopped as stopped:
-        print(f"stopped after step {trainer.step}, which is saved; resume with --resume", file=sys.stderr)
+        tell(f"stopped after step {trainer.step}, which is saved; resume with --resume")
         return stopped.exit_code
     if trainer.main:
         say(plain(weights))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a run: the step is finished and saved; a second one ends the process at once."""
+"""Ctrl-C, SIGTERM and SIGHUP during a run: the step is finished and saved; a second one ends the process at once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import threading
 from collections.abc import Callable, Generator
 
 from ..errors import Op4ksrError
+from ..signals import ENDINGS, Interrupted
 
 #: What asks a run to stop.
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(ENDINGS)
 
 #: Seconds that a run has for its own end after a second signal. A step that hangs in a library uses none of them.
 GRACE = 1.0
@@ -27,19 +28,14 @@ class Stopped(KeyboardInterrupt):
         self.number, self.exit_code = number, 128 + number
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM where there is no step to finish and save. exit_code: 143."""
-
-    exit_code = 128 + signal.SIGTERM
-
-
 @contextlib.contextmanager
 def deferred_signals() -> Generator[Callable[[], int]]:
     """Inside, a first signal does nothing but make the given function answer its number, which is 0 before.
 
     So no step is cut in two. A second one raises KeyboardInterrupt; where the interpreter cannot, as in a library's
     call that never returns, the process ends after ``GRACE`` seconds, with exit code 130. Only the main thread gets
-    signals; in any other nothing is deferred.
+    signals; in any other nothing is deferred. SIGHUP that is ignored, as under nohup, stays so; Ctrl-C is the way to
+    stop such a run, which shells start with SIGINT ignored.
     """
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -51,33 +47,14 @@ def deferred_signals() -> Generator[Callable[[], int]]:
         if len(seen) > 1:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    kept = [n for n in SIGNALS if n in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, on_signal) for number in kept}
     try:
         with _ended_where_hung():
             yield lambda: seen[0] if seen else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
-
-
-@contextlib.contextmanager
-def sigterm_cleans_up() -> Generator[None]:
-    """Inside, and outside of ``deferred_signals``, SIGTERM raises ``Terminated``: as after Ctrl-C nothing is left over.
-
-    Only in the main thread; in any other nothing is changed.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_signal(number: int, frame: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 @contextlib.contextmanager
@@ -94,9 +71,9 @@ def signals_blocked() -> Generator[None]:
 
 
 def stop_if(number: int) -> None:
-    """Raise ``Terminated`` for SIGTERM and KeyboardInterrupt for another signal; nothing for 0."""
+    """Raise ``Interrupted`` for a signal that came; nothing for 0."""
     if number:
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise Interrupted(number)
 
 
 def leave_signals_to_the_run(worker: int = 0) -> None:

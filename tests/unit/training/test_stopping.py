@@ -18,6 +18,7 @@ from unit.training.test_trainer import config, folder, rows, same_file, train  #
 from op4ksr_core import Op4ksrError
 from op4ksr_core.cli import train as cli_train
 from op4ksr_core.cli.main import main
+from op4ksr_core.signals import ENDINGS
 from op4ksr_core.training.config import DataConfig
 from op4ksr_core.training.config_file import parse_config
 from op4ksr_core.training.data.pool import procedural_pool
@@ -166,8 +167,10 @@ def test_a_signal_while_pictures_are_made_leaves_nothing_behind(folder: Path, nu
     if number == 9:
         assert process.returncode == -9 and errors == ""
         return
-    word = "cancelled" if number == signal.SIGINT else "terminated"
-    assert process.returncode == 128 + number and errors == f"{word}; nothing was written for the current file\n"
+    assert (
+        process.returncode == 128 + number
+        and errors == f"{ENDINGS[number]}; nothing was written for the current file\n"
+    )
     assert not list((folder / "run" / "cache").iterdir())
 
 
