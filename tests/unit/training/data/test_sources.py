@@ -20,7 +20,7 @@ from op4ksr_core.training.config import DataConfig
 from op4ksr_core.training.data.leaves import picture
 from op4ksr_core.training.data.pool import procedural_pool
 from op4ksr_core.training.data.shards import shard_files, shard_pictures
-from op4ksr_core.training.data.sources import HELD_OUT, SHUFFLE, cut, open_source
+from op4ksr_core.training.data.sources import HELD_OUT, SHUFFLE, cut, open_source, pictures_in
 
 
 def write_pictures(folder: Path, count: int = 3, side: int = 80) -> None:
@@ -89,6 +89,14 @@ def test_a_broken_picture_is_left_out_with_its_name_in_one_line(tmp_path: Path, 
         crops = source.crops((0, 7), 40, 32)
     lines = [record.getMessage() for record in caplog.records if "broken.png" in record.getMessage()]
     assert len(crops) == 40 and len(lines) == 1 and "\n" not in lines[0]
+
+
+def test_hidden_files_are_no_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_pictures(tmp_path, 1)
+    (tmp_path / "._p0.png").write_bytes(bytes(100))
+    assert pictures_in(tmp_path) == [tmp_path / "p0.png"]
+    assert len(open_source(DataConfig("folder", str(tmp_path)), 0, tmp_path).crops((0,), 8, 32)) == 8
+    assert not caplog.records
 
 
 def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
