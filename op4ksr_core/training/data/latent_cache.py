@@ -136,10 +136,7 @@ def _state_of(data: DataConfig) -> str:
     """Of the files that a source reads: changes with a name, a size or a time."""
     if data.source == "procedural":
         return ""
-    if data.source == "shards":
-        files = shard_files(data.path)
-    else:
-        files = pictures_in(Path(data.path))
+    files = shard_files(data.path) if data.source == "shards" else pictures_in(Path(data.path))
     facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
