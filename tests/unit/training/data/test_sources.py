@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from op4ksr_core import OptionError, OutputError
+from op4ksr_core.files import written_whole
 from op4ksr_core.training.config import DataConfig
 from op4ksr_core.training.data.leaves import picture
 from op4ksr_core.training.data.pool import procedural_pool
@@ -112,8 +113,15 @@ def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
 def test_procedural_pictures_are_kept_and_found_again(tmp_path: Path) -> None:
     data = DataConfig(pictures=3, picture_side=64)
     told: list[tuple[int, int]] = []
+    with written_whole(tmp_path / "any", ".part.npy") as killed:
+        killed_runs = killed
+    killed_runs.write_bytes(b"half")
+    os.utime(killed_runs, (0, 0))
     one = open_source(data, 4, tmp_path, lambda done, total: told.append((done, total))).crops((0, 1), 4, 32)
-    assert told == [(1, 3), (2, 3), (3, 3)] and not list(tmp_path.glob("*.part*"))
+    assert told == [(1, 3), (2, 3), (3, 3)] and {path.name for path in tmp_path.iterdir()} == {
+        "any",
+        "leaves1_4_3x64.npy",
+    }
     two = open_source(data, 4, tmp_path, lambda done, total: pytest.fail("made again")).crops((0, 1), 4, 32)
     assert torch.equal(one, two)
     source = open_source(data, 4, tmp_path)
