@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
+from .signals import before_leaving
 
 if sys.platform == "win32":
     import msvcrt
@@ -106,6 +107,9 @@ def remove_unfinished() -> None:
     for path in list(_unfinished):
         with suppress(OSError):
             path.unlink()
+
+
+before_leaving(remove_unfinished)
 
 
 def remove_stale(folder: Path) -> None:

@@ -292,7 +292,10 @@ def _one_picture(
 def _check_finite(part: str, output: Tensor) -> None:
     """Raise Op4ksrError rather than go on to a black picture."""
     if not is_finite(output):
-        raise Op4ksrError(f"the {part}'s output is not finite (NaN); run it in float32 or bfloat16 instead of float16")
+        raise Op4ksrError(
+            f"the {part}'s output is not finite (NaN); if it runs in float16, run it in float32 or bfloat16, else its "
+            "weights are damaged: fetch them again"
+        )
 
 
 def _transform_inner(raw: Tensor, stages: Stages, tell: OnProgress) -> Tensor:

@@ -13,8 +13,6 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from .files import remove_unfinished
-
 #: What ends a command, and how that is told. Windows has no SIGHUP.
 ENDINGS: dict[int, str] = {signal.SIGINT: "cancelled", signal.SIGTERM: "terminated"}
 if sys.platform != "win32":
@@ -25,6 +23,9 @@ GRACE = 1.0
 
 #: Seconds until an exception that was swallowed is raised again.
 _AGAIN = 0.005
+
+#: What is done before the process ends at once.
+_last: list[Callable[[], None]] = []
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -95,9 +96,18 @@ def handle(handler: Handler | signal.Handlers) -> dict[int, Any]:
     return changed
 
 
+def before_leaving(action: Callable[[], None]) -> None:
+    """Have ``leave_at_once`` do this first. It may not raise, and may come in the middle of anything.
+
+    Its module imports this one and not the reverse: what is imported here is imported before signals are handled.
+    """
+    _last.append(action)
+
+
 def leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
     """A handler for when there is nothing to clean up, as while modules are imported: one line, and the end."""
-    remove_unfinished()
+    for action in _last:
+        action()
     with suppress(OSError):
         os.write(2, f"{Interrupted(number)}\n".encode())
     os._exit(128 + number)

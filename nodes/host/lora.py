@@ -13,7 +13,7 @@ from ...op4ksr_core.models.rope import RescaledEmbedND
 from ...op4ksr_core.plain_text import plain, plain_logger
 from ...op4ksr_core.weights.constants import check_prompt
 from ...op4ksr_core.weights.header import Header
-from ...op4ksr_core.weights.lora import check_module_shape, describe_lora, host_tensors, lora_settings
+from ...op4ksr_core.weights.lora import check_module_shape, check_places, describe_lora, host_tensors, lora_settings
 from ...op4ksr_core.weights.lora_parts import LoraContents, LoraModule, lora_contents
 from ...op4ksr_core.weights.shards import some_names
 from .model import ATTACHMENT
@@ -66,6 +66,7 @@ def _patch_weights(clone: Any, contents: LoraContents, strength: float) -> None:
             header.path, f"holds parts of a kind that is not known here ({some_names(parts)}); choose another LoRA"
         )
     keys: dict[str, Any] = comfy.lora.model_lora_keys_unet(clone.model, {})
+    check_places(contents, keys)
     shapes = {name: tuple(weight.shape) for name, weight in clone.model.state_dict().items() if _is_matrix(weight)}
     for base, module in contents.modules.items():
         if base in keys:
@@ -98,7 +99,7 @@ def _target_shape(key: Any, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ..
 
 def _check_module(header: Header, module: LoraModule, target: tuple[int, ...] | None) -> None:
     """Refuse what the host would leave out with a line in its log, or half apply."""
-    if {"magnitude", "mid", "t1", "t2"} & module.names.keys():
+    if not module.in_host:
         raise UnsupportedCheckpointError(
             header.path,
             f"is {module.kind} ({plain(module.base)}), which ComfyUI does not apply to Flux; choose another LoRA",

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from ..errors import OptionError, OutputError
-from ..files import make_folder, write_whole
+from ..files import is_temporary, make_folder, write_whole
 from ..plain_text import plain_logger
 
 log = plain_logger(__name__)
 
 STATE = "state.safetensors"
-
-#: What ``written_whole`` calls a file that is not whole yet.
-_UNFINISHED = re.compile(r"\.?tmp[0-9a-f]{16}\.[a-z.]+")
 
 
 class RunFolder:
@@ -47,8 +43,8 @@ class RunFolder:
     def _remove_unfinished(self) -> None:
         """A folder that several runs share, as ``data.cache`` may be, is none of these."""
         for folder in (self.path, self.checkpoints, self.samples, self.cache):
-            for file in folder.glob("*tmp*"):
-                if _UNFINISHED.fullmatch(file.name) and file.is_file() and not file.is_symlink():
+            for file in list(folder.glob(".*")):
+                if is_temporary(file.name) and file.is_file() and not file.is_symlink():
                     _remove(file)
 
     def weights(self, name: str, step: int) -> Path:

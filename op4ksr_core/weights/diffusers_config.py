@@ -71,7 +71,8 @@ def _may_own_a_config(files: tuple[Path, ...]) -> bool:
     if all(_OWN_NAME.match(file.name) for file in files):
         return True
     try:
-        beside = {file.name for file in files[0].parent.iterdir() if file.suffix.lower() in _MODEL_SUFFIXES}
+        names = (file for file in files[0].parent.iterdir() if not file.name.startswith("."))
+        beside = {file.name for file in names if file.suffix.lower() in _MODEL_SUFFIXES}
     except OSError:  # a folder that may be entered, not listed
         return False
     return beside <= {file.name for file in files}

@@ -150,8 +150,8 @@ def host_tensors(contents: LoraContents) -> dict[str, Tensor]:
 def additions(contents: LoraContents, shapes: Mapping[str, Shape]) -> dict[str, list[Addition]]:
     """{our tensor: what the file adds to it} for a transformer with these tensors.
 
-    Raises UnsupportedCheckpointError where any tensor finds no place, or another shape, and for kinds that are not
-    merged here.
+    Raises UnsupportedCheckpointError where any tensor finds no place, another's, or another shape, and for kinds that
+    are not merged here.
     """
     header, places = contents.header, _places(shapes)
     left = [name for base, module in contents.modules.items() if base not in places for name in module.names.values()]
@@ -162,18 +162,36 @@ def additions(contents: LoraContents, shapes: Mapping[str, Shape]) -> dict[str, 
             f"{len(left)} of its {total} tensors fit nothing in this transformer ({some_names(left)}); it is "
             "for another model, or of a kind that is not known here: merge it in ComfyUI and save the model there",
         )
+    check_places(contents, places)
     found: dict[str, list[Addition]] = {}
     for base, module in contents.modules.items():
         if not module.computed:
+            load = "load it in ComfyUI with Load LoRA and save the model there"
+            remedy = load if module.in_host else "ComfyUI does not apply it either, so choose another LoRA"
             raise UnsupportedCheckpointError(
                 header.path,
-                f"is {module.kind} ({plain(base)}), which is not merged here (only {', '.join(COMPUTED)} are); load it "
-                "in ComfyUI with Load LoRA and save the model there",
+                f"is {module.kind} ({plain(base)}), which is not merged here (only {', '.join(COMPUTED)} are); "
+                + remedy,
             )
         check_module_shape(header, module, (places[base].stop - places[base].start, shapes[places[base].source][1]))
         scale = contents.scales.get(base, 1.0)
         found.setdefault(places[base].source, []).append(Addition(places[base], module, scale))
     return found
+
+
+def check_places(contents: LoraContents, places: Mapping[str, object]) -> None:
+    """Raise UnsupportedCheckpointError where two modules change one place, of which the host would apply one.
+
+    places: canonical name of a module -> what it changes, in any terms; modules without one are passed over.
+    """
+    seen: dict[object, str] = {}
+    for base in contents.modules:
+        if base in places and (other := seen.setdefault(places[base], base)) != base:
+            raise UnsupportedCheckpointError(
+                contents.header.path,
+                f"changes one module under two names ({some_names([other, base])}); take the file as its trainer "
+                "wrote it",
+            )
 
 
 def check_module_shape(header: Header, module: LoraModule, expected: Shape) -> None:

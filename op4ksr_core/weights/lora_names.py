@@ -26,7 +26,6 @@ _ENDINGS = {
     ".lokr_t2": ("Tucker", "t2"),
     ".dora_scale": ("DoRA", "dora_scale"),
     ".lora_magnitude_vector": ("DoRA", "magnitude"),
-    ".lora_magnitude_vector.weight": ("DoRA", "magnitude"),
     **{f".{part}.weight": ("GLoRA", part) for part in ("a1", "a2", "b1", "b2")},
     ".oft_blocks": ("OFT", "blocks"),
     ".oft_diag": ("OFT", "blocks"),
@@ -46,6 +45,9 @@ _TEXT_ENCODER = re.compile(
     r"(base_model\.model\.)?"
     r"(lora_te\d*_|lycoris_te\d*_|lora_prior_te_|text_encoders?(_\d)?\.|text_model\.|clip_[lgh]\.|t5xxl\.|bundle_emb\.)"
 )
+
+#: PEFT's factors, and the DoRA's magnitudes, also with the adapter's name as a model's own state dict has it.
+_PEFT = re.compile(r"\.(?:(lora_[AB])|lora_magnitude_vector)(\.(?!weight$|bias$)\w+)?(\.weight)?$", re.ASCII)
 
 _BFL_TOP = r"(double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer)\."
 _DIFFUSERS_TOP = (
@@ -98,7 +100,7 @@ def canonical_name(name: str) -> str:
     if is_text_encoders(name):
         return name
     name = name.removeprefix("base_model.model.").replace("model.diffusion_model.", "diffusion_model.")
-    name = re.sub(r"\.(lora_[AB])(\.default)?(\.weight)?$", r".\1.weight", name)
+    name = _PEFT.sub(lambda found: f".{found[1]}.weight" if found[1] else ".lora_magnitude_vector", name)
     name = re.sub(r"[._]lora(_linear_layer)?\.(up|down)\.weight$", r".lora_\2.weight", _of_xlabs(name))
     name = re.sub(r"^(lora_unet|lycoris)_(?=(single_)?transformer_blocks_)", "lora_transformer_", name)
     rest = re.sub(r"^(transformer|diffusion_model|unet)\.", "", name)

@@ -54,6 +54,11 @@ class LoraModule:
         return len(self.kinds) == 1 and self.kinds[0] in COMPUTED
 
     @property
+    def in_host(self) -> bool:
+        """Whether ComfyUI applies it to a matrix: all but PEFT's DoRA and Tucker's, which are for convolutions."""
+        return not {"magnitude", "mid", "t1", "t2"} & self.names.keys()
+
+    @property
     def rank(self) -> int | None:
         """What its alpha is divided by; None where nothing is (a LoKr of whole matrices, other kinds)."""
         shapes = self.shapes
@@ -233,10 +238,10 @@ def _needed(module: LoraModule, kind: str) -> tuple[str, ...]:
 
 
 def _check_factors(header: Header, module: LoraModule) -> None:
-    """Refuse factors of another rank than their partner's, or of none."""
+    """Refuse factors of another rank than their partner's, or of none. Tucker's are not multiplied in pairs."""
     shapes, names = module.shapes, module.names
     for left, right in (("up", "down"), ("w1_a", "w1_b"), ("w2_a", "w2_b")):
-        if left not in shapes or right not in shapes:
+        if left not in shapes or right not in shapes or "Tucker" in module.kinds:
             continue
         a, b = shapes[left], shapes[right]
         if len(a) < 2 or len(b) < 2 or math.prod(a[1:]) != b[0]:

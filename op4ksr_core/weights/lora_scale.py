@@ -11,6 +11,7 @@ counts. PEFT's scale is alpha / rank, with ``use_rslora`` alpha / sqrt(rank)
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,11 +33,15 @@ _RANKS = ("r", "rank", "lora_rank", "network_dim")
 _UNSTATED = ("", "none", "dynamic")
 
 
+#: Characters of a module's name that patterns are compared with; Flux's have up to 70.
+_LONGEST_NAME = 200
+
+
 @dataclass(frozen=True)
 class StatedScale:
     """What a file's metadata says. source: the metadata's name; rank: None where only the alpha is stated.
 
-    alphas, ranks: of single modules, by the end of their names, before ``alpha`` and ``rank``.
+    alphas, ranks: of single modules, by PEFT's patterns of their names, before ``alpha`` and ``rank``.
     """
 
     source: str
@@ -110,7 +115,7 @@ def _of_plain_keys(header: Header) -> StatedScale | None:
 
 def _of_kohya(header: Header) -> StatedScale | None:
     alpha, rank = "ss_network_alpha", "ss_network_dim"
-    if not _says(header.metadata, alpha):
+    if not _says(header.metadata, alpha) or re.fullmatch(r"0(\.0)?", header.metadata[alpha]):  # 0: the rank
         return None
     dim = _number(header, rank, header.metadata[rank]) if _says(header.metadata, rank) else None
     return StatedScale(alpha, _number(header, alpha, header.metadata[alpha]), dim)
@@ -140,19 +145,38 @@ def _flag(header: Header, key: str, value: object) -> bool:
 
 
 def _pattern(header: Header, key: str, value: object) -> dict[str, float]:
-    """{end of a module's name: number}. PEFT takes regular expressions too, which no one writes into a file."""
+    """{a module's name, its end after a dot, or a regular expression of either: number}."""
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise _wrong(header, key, "expected a JSON object")
     stated: dict[str, Any] = value
-    return {name.removeprefix("^").replace("\\.", "."): _number(header, key, n) for name, n in stated.items()}
+    for pattern in stated:
+        if not _is_harmless(pattern):
+            raise _wrong(header, key, f"expected names of modules or simple regular expressions, got {plain(pattern)}")
+    return {pattern: _number(header, key, n) for pattern, n in stated.items()}
+
+
+def _is_harmless(pattern: str) -> bool:
+    """Whether matching it against a module's name ends soon, whoever wrote it.
+
+    Our choice: in at most 200 characters 2 repetitions, none of them of a group, 2 groups and 16 alternatives.
+    """
+    counts = ((r"[*+?{]", 2), (r"\(", 2), (r"\|", 16), (r"\)[*+?{]|\\[1-9]|\(\?", 0))
+    if len(pattern) > 200 or any(len(re.findall(what, pattern)) > most for what, most in counts):
+        return False
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError):
+        return False
+    return True
 
 
 def _by_pattern(patterns: Mapping[str, float], base: str, default: float | None) -> float | None:
-    """As PEFT: the first pattern that is the module's name or its end after a dot."""
-    for end, number in patterns.items():
-        if base == end or base.endswith(f".{end}"):
+    """As PEFT: the first pattern that matches the module's name or its end after a dot."""
+    for pattern, number in patterns.items():
+        names = (base, *(base[dot.end() :] for dot in re.finditer(r"\.", base)))
+        if any(re.fullmatch(pattern, name) for name in names if len(name) <= _LONGEST_NAME):
             return number
     return default
 

@@ -48,8 +48,9 @@ def some_names(names: list[str], count: int = 3) -> str:
 
 
 def _files_in(folder: Path) -> list[Path]:
+    """Hidden files are passed over: macOS leaves ``._model.safetensors`` beside each file on disks of other systems."""
     try:
-        indexes, singles = _indexes(folder), sorted(folder.glob("*.safetensors"))
+        indexes, singles = _indexes(folder), sorted(folder.glob("[!.]*.safetensors"))
     except OSError as error:
         raise UnsupportedCheckpointError(
             folder, f"is a folder that cannot be listed ({error.strerror}); name the file in it"
@@ -65,7 +66,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _indexes(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.json") if _INDEX.search(file.name))
+    return sorted(file for file in folder.glob("[!.]*.json") if _INDEX.search(file.name))
 
 
 def _refuse_lone_shard(path: Path) -> None:

@@ -11,6 +11,7 @@ from campaigns.outcomes import Run, Tally, forked
 from unit.training.test_trainer import config, folder, rows, same_file  # noqa: F401
 
 from op4ksr_core.cli.main import main
+from op4ksr_core.files import is_temporary
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="no fork")]
 
@@ -63,7 +64,7 @@ def test_killed_training(folder: Path) -> None:  # noqa: F811
             if [row["step"] for row in rows(run)] != [row["step"] for row in rows(unbroken)]:
                 return f"the log's rows are {[row['step'] for row in rows(run)]}"
             losses = [[row["loss"] for row in rows(folder)] for folder in (run, unbroken)]
-            left = [str(p) for p in run.rglob("*tmp*")]
+            left = [str(p) for p in run.rglob("*") if is_temporary(p.name)]
             return "other losses in the log" if losses[0] != losses[1] else f"left behind: {left}" if left else None
 
         assert all(once.code in (None, 0) for once in begun), begun

@@ -319,6 +319,15 @@ def test_nothing_heavy_is_imported_before_signals_are_handled() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
+def test_signals_are_handled_before_our_own_modules_and_large_ones_are_imported() -> None:
+    """A key pressed in the first 0.1 s finds the handler: its module needs nothing but what Python starts with."""
+    code = (
+        "import sys; import op4ksr_core.signals; print(*(m for m in sys.modules if m.startswith(('op4', 'hashlib'))))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert sorted(found) == ["op4ksr_core", "op4ksr_core.signals", "op4ksr_core.version"]
+
+
 def test_the_public_names_have_their_homes() -> None:
     assert {*op4ksr_core._HOMES, "__version__"} == set(op4ksr_core.__all__)
     assert all(hasattr(op4ksr_core, name) for name in op4ksr_core.__all__)

@@ -71,6 +71,7 @@ REFUSED = {
     "metadata_deep": "nested too deeply",
     "metadata_list": "is no JSON object",
     "two_names": "changes one module under two names",
+    "two_layouts": "changes one module under two names",
     "other_model": "fits this model",
     "strength": "strength: expected a number",
 }

@@ -13,12 +13,12 @@ CORE = ROOT / "op4ksr_core"
 
 #: The rooms of the core, low to high: a module imports its own room and rooms before it.
 ROOMS = [
+    "signals",
     "plain_text",
     "errors",
     "version",
     "bundled",
     "files",
-    "signals",
     "machine",
     "images",
     "models",

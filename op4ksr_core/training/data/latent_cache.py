@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ...errors import UnsupportedCheckpointError
 from ...files import make_folder, regular_file
-from ...images.formats import IMAGE_SUFFIXES
 from ...plain_text import plain
 from ...weights.checkpoint import save_tensors
 from ..checksums import CHECKSUMS, checksums, damaged
@@ -30,6 +29,7 @@ from ..config import TrainConfig
 from ..config_sections import DataConfig
 from ..room import check_room
 from .shards import shard_files
+from .sources import pictures_in
 
 #: Batches in one file.
 PER_FILE = 32
@@ -136,10 +136,7 @@ def _state_of(data: DataConfig) -> str:
     """Of the files that a source reads: changes with a name, a size or a time."""
     if data.source == "procedural":
         return ""
-    if data.source == "shards":
-        files = shard_files(data.path)
-    else:
-        files = [p for p in Path(data.path).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    files = shard_files(data.path) if data.source == "shards" else pictures_in(Path(data.path))
     facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError, OutputError
-from ...files import regular_file, written_whole
+from ...files import regular_file, remove_stale, written_whole
 from ...models.flux import OnProgress
 from ...plain_text import plain
 from ..config_sections import DataConfig
@@ -76,6 +76,7 @@ def procedural_pool(data: DataConfig, seed: int, cache: Path, on_progress: OnPro
     if not os.path.lexists(path):
         try:
             cache.mkdir(parents=True, exist_ok=True)
+            remove_stale(cache)  # which may be several runs', and is no run's to clear of what is younger
             check_room(path, data.pictures * data.picture_side**2 * 3, "data.pictures")
             with written_whole(path, ".part.npy") as part:
                 _make_pool(part, data, seed, on_progress)

@@ -119,6 +119,12 @@ class ProceduralSource:
 # --- a folder ---------------------------------------------------------------------------------
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures in the folder and the folders in it, in order, save hidden ones (as macOS's ``._photo.jpg``)."""
+    found = (path for path in folder.rglob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(found)
+
+
 class FolderSource:
     """The pictures in a folder and the folders in it. A broken one is left out, with one warning.
 
@@ -128,7 +134,7 @@ class FolderSource:
     def __init__(self, folder: Path, shrunk: float) -> None:
         if not folder.is_dir():
             raise OptionError(f"data.path: {folder} is no folder; name one that holds pictures")
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        self.paths = pictures_in(folder)
         if not self.paths:
             raise OptionError(f"data.path: {folder} holds no pictures (looked for {', '.join(IMAGE_SUFFIXES)})")
         self.folder, self.shrunk = folder, shrunk

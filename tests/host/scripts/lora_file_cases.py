@@ -180,6 +180,7 @@ def refusals() -> dict[str, Any]:
         "metadata_list": (peft(), {"lora_adapter_metadata": "[]"}),
         "two_names": ({**whole, **{"diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight": up.clone()},
                        "double_blocks.0.img_attn.qkv.lora_B.weight": up.clone()}, {}),
+        "two_layouts": ({**whole, **pair("diffusion_model.double_blocks.0.img_attn.qkv", 3 * WIDE)}, {}),
         "other_model": (pair("lora_unet_input_blocks_1_0", 8, 8), {}),
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ import torch
 from unit.training.test_trainer import config, folder, short, train  # noqa: F401
 
 from op4ksr_core import Op4ksrError, OptionError, OutputError, UnsupportedCheckpointError
+from op4ksr_core.files import is_temporary, written_whole
 from op4ksr_core.training.config_file import parse_config
 from op4ksr_core.training.run_folder import RunFolder
 from op4ksr_core.training.run_log import CsvLog
@@ -97,9 +98,10 @@ def test_a_killed_runs_unfinished_files_go_and_nobody_elses(tmp_path: Path) -> N
     run.begin("", False)
     shared.mkdir()
     run.cache.mkdir()
-    name = f"tmp{'0a' * 8}.part"
+    with written_whole(tmp_path / "any") as temporary:
+        name = temporary.name
     unfinished = [run.path / name, run.checkpoints / name, run.samples / name, run.cache / f"{name}.npy"]
-    others = [shared / name, run.path / "tmp.part", run.checkpoints / "tmpnotes.txt", run.path / f"my_{name}"]
+    others = [shared / name, run.path / ".op4ksr-notes", run.checkpoints / "notes.part", run.path / f"my_{name}"]
     for file in (*unfinished, *others):
         file.write_text("half")
     run.begin("", True)
@@ -229,5 +231,5 @@ def test_a_full_disk_while_saving_leaves_the_earlier_state(folder: Path) -> None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert load_state(trainer.folder.state)[1].step == 3
-    assert not list(trainer.folder.path.rglob("tmp*"))
+    assert not [file for file in trainer.folder.path.rglob("*") if is_temporary(file.name)]
     assert train(text, resume=True).exists()

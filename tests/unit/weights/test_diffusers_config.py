@@ -45,6 +45,7 @@ def test_a_files_own_config_is_believed(
 ) -> None:
     """A folder of its own: the diffusers layout, and the same with the file renamed."""
     path = write_vae(name)
+    path.with_name(f"._{name}").write_bytes(bytes(100))  # macOS's, and no model
     write_config(path, norm_num_groups=16, **stated)
     found = describe_autoencoder(path)
     assert (found.params.stride, found.params.norm_groups) == (stride, 16)

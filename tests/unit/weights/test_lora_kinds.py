@@ -151,8 +151,14 @@ NOT_MERGED: dict[str, tuple[str, Tensors]] = {
     "glora": ("GLoRA", {f"{BASE}.{p}.weight": noise(4, 4) for p in ("a1", "a2", "b1", "b2")}),
     "oft": ("OFT", {f"{BASE}.oft_blocks": noise(4, 48, 48)}),
     "difference": ("difference", {f"{BASE}.diff": noise(192, 64)}),
+    "peft's dora, adapter named": ("DoRA (LoRA)", {**pair(), f"{BASE}.lora_magnitude_vector.run.weight": noise(192)}),
     "tucker": ("Tucker (LoRA)", {**pair(), f"{BASE}.lora_mid.weight": noise(4, 4, 3, 3)}),
-}
+    "tucker's lokr": (
+        "Tucker (LoKr)",
+        {f"{BASE}.lokr_{part}": noise(*shape) for part, shape in
+         {"w1": (4, 4), "t2": (2, 2, 1, 1), "w2_a": (2, 48), "w2_b": (2, 16)}.items()},
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", NOT_MERGED)
@@ -161,6 +167,8 @@ def test_what_is_not_merged_is_named(path: Path, make_flux: MakeFlux, kind: str)
     with pytest.raises(UnsupportedCheckpointError) as caught:
         changes(path, make_flux, tensors)
     assert f"is {name} ({BASE}), which is not merged here (only LoRA, LoHa, LoKr are)" in str(caught.value)
+    not_in_host = "ComfyUI does not apply it either, so choose another LoRA"
+    assert str(caught.value).endswith(not_in_host if "peft" in kind or "tucker" in kind else "save the model there")
     assert inspect_file(path)["kind"] == "lora" and inspect_file(path)["changes"] == [name]
 
 
@@ -194,6 +202,10 @@ def broken() -> dict[str, tuple[str, Tensors]]:
         "two names": (
             "changes one module under two names",
             {**pair("double_blocks.0.img_attn.qkv"), **pair("diffusion_model.double_blocks.0.img_attn.qkv")},
+        ),
+        "two layouts' names": (
+            "changes one module under two names",
+            {**pair(), **pair("diffusion_model.double_blocks.0.img_attn.qkv")},
         ),
         "unknown": ("1 of its 3 tensors fit nothing", {**whole, f"{BASE}.lora_sideways.weight": noise(4, 4)}),
         "unknown alone": ("holds no LoRA that we know", {f"{BASE}.lora_sideways.weight": noise(4, 4)}),

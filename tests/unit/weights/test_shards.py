@@ -111,6 +111,38 @@ def test_a_folder_of_several_models_is_refused(tmp_path: Path, vae_file: Path, f
     assert "got 2 files; name one" in refusal(load_flux, tmp_path)
 
 
+def test_hidden_files_in_a_folder_are_no_models(flux_file: Path) -> None:
+    """As macOS leaves them on disks of other systems: 4 kB of attributes under the file's name."""
+
+    def sidecars() -> None:
+        for file in list(flux_file.parent.iterdir()):
+            file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7" + bytes(4088))
+
+    sidecars()
+    assert load_flux(flux_file.parent).params.hidden_size == 64
+    index = shard(flux_file)
+    sidecars()
+    for path in (
+        index.parent,
+        index,
+        index.with_name(next(iter(json.loads(index.read_text())["weight_map"].values()))),
+    ):
+        assert load_flux(path).params.hidden_size == 64
+
+
+def test_a_cache_of_links_to_blobs_without_an_ending_is_read(flux_file: Path) -> None:
+    """As huggingface_hub keeps its files."""
+    index = shard(flux_file)
+    snapshot, blobs = index.parent / "snapshots" / "rev", index.parent / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for i, file in enumerate([file for file in index.parent.iterdir() if file.is_file()]):
+        file.rename(blobs / f"{i:064x}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{i:064x}")
+    for path in (snapshot, *snapshot.iterdir()):
+        assert load_flux(path).params.hidden_size == 64
+
+
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert "got 0 files" in refusal(load_flux, tmp_path)
 

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 
 from op4ksr_core import OptionError, OutputError
+from op4ksr_core.files import written_whole
 from op4ksr_core.training.config import DataConfig
 from op4ksr_core.training.data.leaves import picture
 from op4ksr_core.training.data.pool import procedural_pool
 from op4ksr_core.training.data.shards import shard_files, shard_pictures
-from op4ksr_core.training.data.sources import HELD_OUT, SHUFFLE, cut, open_source
+from op4ksr_core.training.data.sources import HELD_OUT, SHUFFLE, cut, open_source, pictures_in
 
 
 def write_pictures(folder: Path, count: int = 3, side: int = 80) -> None:
@@ -91,6 +92,14 @@ def test_a_broken_picture_is_left_out_with_its_name_in_one_line(tmp_path: Path, 
     assert len(crops) == 40 and len(lines) == 1 and "\n" not in lines[0]
 
 
+def test_hidden_files_are_no_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_pictures(tmp_path, 1)
+    (tmp_path / "._p0.png").write_bytes(bytes(100))
+    assert pictures_in(tmp_path) == [tmp_path / "p0.png"]
+    assert len(open_source(DataConfig("folder", str(tmp_path)), 0, tmp_path).crops((0,), 8, 32)) == 8
+    assert not caplog.records
+
+
 def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="holds no pictures"):
         open_source(DataConfig("folder", str(tmp_path)), 0, tmp_path)
@@ -104,8 +113,15 @@ def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
 def test_procedural_pictures_are_kept_and_found_again(tmp_path: Path) -> None:
     data = DataConfig(pictures=3, picture_side=64)
     told: list[tuple[int, int]] = []
+    with written_whole(tmp_path / "any", ".part.npy") as killed:
+        killed_runs = killed
+    killed_runs.write_bytes(b"half")
+    os.utime(killed_runs, (0, 0))
     one = open_source(data, 4, tmp_path, lambda done, total: told.append((done, total))).crops((0, 1), 4, 32)
-    assert told == [(1, 3), (2, 3), (3, 3)] and not list(tmp_path.glob("*.part*"))
+    assert told == [(1, 3), (2, 3), (3, 3)] and {path.name for path in tmp_path.iterdir()} == {
+        "any",
+        "leaves1_4_3x64.npy",
+    }
     two = open_source(data, 4, tmp_path, lambda done, total: pytest.fail("made again")).crops((0, 1), 4, 32)
     assert torch.equal(one, two)
     source = open_source(data, 4, tmp_path)
