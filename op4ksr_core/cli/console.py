@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import Op4ksrError
@@ -64,6 +65,11 @@ def tell(text: object) -> None:
         print(plain_message(text), file=sys.stderr, flush=True)
     except OSError:
         _lead_nowhere(sys.stderr)
+
+
+def tell_no_transparency(output: Path) -> None:
+    """That a picture lost it, by what its name means."""
+    tell(f"{plain(output)}: this format holds no transparency; end the name in .png to keep it")
 
 
 def say_json(report: Any) -> None:

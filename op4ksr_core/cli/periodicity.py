@@ -12,7 +12,7 @@ import torch
 
 from ..errors import OptionError
 from ..images.formats import check_writable_size
-from ..images.io import Picture, from_pil, load_image, load_pixels, save_image
+from ..images.io import Picture, from_pil, holds_alpha, load_image, load_pixels, save_image
 from ..images.metrics import luma
 from ..images.paths import Places, gather, is_named, output_paths
 from ..images.read import open_picture
@@ -23,7 +23,7 @@ from ..periodicity.report_picture import draw_report
 from ..periodicity.suppress import for_8_bit, is_8_bit, suppress_with_report
 from ..periodicity.thresholds import ALARM_RATE
 from ..plain_text import plain
-from .console import say, say_json
+from .console import say, say_json, tell_no_transparency
 from .failures import Failures
 from .options import number
 from .upscale import add_overwrite
@@ -160,6 +160,8 @@ def _suppress_file(source: Path, output: Path, options: argparse.Namespace, text
     result = suppress_with_report(picture.image, _reference_of(source, options.reference), options.strength)
     cleaned = Picture(for_8_bit(result.image, picture.image), picture.alpha)
     save_image(output, cleaned, _bits(picture) if output.suffix.lower() == ".png" else 8, texts=texts)
+    if picture.alpha is not None and not holds_alpha(output):
+        tell_no_transparency(output)
     changed = float(luma(result.image - picture.image).square().mean().sqrt()) * 255
     return {
         "input": str(source),

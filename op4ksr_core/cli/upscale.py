@@ -27,7 +27,7 @@ from ..plain_text import plain, plain_logger
 from ..vae.autoencoder import AutoEncoder
 from ..vae.estimate import StripPlan
 from ..version import __version__
-from .console import say, say_json, tell
+from .console import say, say_json, tell_no_transparency
 from .failures import Failures
 from .options import add_models, add_size, number, target_of, whole
 from .plan import Planner
@@ -213,7 +213,7 @@ def _write(
         save_image(output, result, options.bits, options.compression, texts)
     keeps_alpha = alpha is not None and holds_alpha(output)
     if alpha is not None and not keeps_alpha:
-        tell(f"{plain(output)}: this format holds no transparency; end the name in .png to keep it")
+        tell_no_transparency(output)
     return {
         "input": str(source),
         "output": str(output),

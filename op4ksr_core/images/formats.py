@@ -85,7 +85,7 @@ FORMATS = (
         "PPM, PGM, PBM, PFM",
         "PPM",
         (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-        (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf"),
+        (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf", b"PF"),
         "8 bits; grey 1 to 16 bits and floats, all kept",
         "no",
         "none",

@@ -28,15 +28,26 @@ def to_srgb(picture: Image.Image, name: str, space: Space | None = None) -> tupl
     """The picture in sRGB, 8 bit, and whether anything changed; ``name`` is for the log.
 
     By the profile in its ``info``: relative colorimetric with black point compensation, as picture editors do it (our
-    choice). Else by ``space``. A profile that is sRGB by what it does to colours, whatever its name, leaves every pixel
-    as it is; one that is broken, or for other pixels, is left out with a warning.
+    choice). A profile that is sRGB by what it does to colours, whatever its name, leaves every pixel as it is; one that
+    is broken, or for other pixels, is left out with a warning. By ``space`` where there is none that can be used.
     """
     content = picture.info.get("icc_profile")
-    if not content:
-        return (picture, False) if space is None else (_by_numbers(picture, space, name), True)
+    found = _by_profile(picture, content, name, space) if content else None
+    if found is not None:
+        return found
+    return (picture, False) if space is None else (_by_numbers(picture, space, name), True)
+
+
+def _by_profile(
+    picture: Image.Image, content: bytes, name: str, space: Space | None
+) -> tuple[Image.Image, bool] | None:
+    """As ``to_srgb``; None for a profile that cannot be used, with a warning that tells what is taken instead."""
     if not features.check("littlecms2"):
-        log.warning("%s: has a colour profile, but this Pillow has no littlecms; its colours are taken for sRGB", name)
-        return picture, False
+        instead = "sRGB" if space is None else space.name
+        log.warning(
+            "%s: has a colour profile, but this Pillow has no littlecms; its colours are taken for %s", name, instead
+        )
+        return None
     from PIL import ImageCms
 
     try:
@@ -47,13 +58,18 @@ def to_srgb(picture: Image.Image, name: str, space: Space | None = None) -> tupl
             return picture, False
         converted = _converted(base, profile, ImageCms)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-        log.warning("%s: its colour profile cannot be used (%s); its colours are taken for sRGB", name, plain(error))
-        return picture, False
+        _warn_unusable(name, plain(error), space)
+        return None
     log.info("%s: colours converted from %s to sRGB", name, plain(described))
     converted.info.clear()
     if alpha is not None:
         converted.putalpha(alpha)
     return converted, True
+
+
+def _warn_unusable(name: str, why: str, space: Space | None) -> None:
+    instead = "sRGB" if space is None else space.name
+    log.warning("%s: its colour profile cannot be used (%s); its colours are taken for %s", name, why, instead)
 
 
 def _split(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -113,20 +129,17 @@ def deep_to_srgb(colors: Samples, profile: bytes | None, space: Space | None, na
     """(H, W, 1 or 3) uint16, or float32 in [0, 1], in sRGB.
 
     Exactly where the profile has curves and primaries, or one grey curve; one of tables, of RGB, is applied in 8 bits
-    with a warning.
+    with a warning. By ``space`` where there is none that can be used.
     """
     if profile:
-        space = space_of_profile(profile, "its profile")
-        if space is None:
-            return _by_tables(colors, profile, name)
-        if space.is_srgb():
-            return colors
-        if (len(space.curves) == 1) != (colors.shape[2] == 1):
-            kinds = ("colours", "grey") if len(space.curves) == 1 else ("grey", "colours")
-            log.warning(
-                "%s: its colour profile cannot be used (these are %s, it is for %s); taken for sRGB", name, *kinds
-            )
-            return colors
+        own = space_of_profile(profile, "its profile")
+        if own is None and (tables := _by_tables(colors, profile, name, space)) is not None:
+            return tables
+        if own is not None and (len(own.curves) == 1) == (colors.shape[2] == 1):
+            space = None if own.is_srgb() else own
+        elif own is not None:
+            kinds = ("colours", "grey") if len(own.curves) == 1 else ("grey", "colours")
+            _warn_unusable(name, "these are {}, it is for {}".format(*kinds), space)
     if space is None:
         return colors
     log.info("%s: colours converted from %s to sRGB", name, space.name)
@@ -137,13 +150,12 @@ def _floats(colors: Samples) -> Samples:
     return colors if colors.dtype.kind == "f" else colors / np.float32(_TOP_16)
 
 
-def _by_tables(colors: Samples, profile: bytes, name: str) -> Samples:
-    """A profile that littlecms alone can apply, to 8 bits."""
+def _by_tables(colors: Samples, profile: bytes, name: str, space: Space | None) -> Samples | None:
+    """By a profile that littlecms alone can apply, to 8 bits; None where it cannot, as is told."""
     pixels = np.rint(_floats(colors) * 255).astype(np.uint8)
     picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
-    picture.info["icc_profile"] = profile
-    converted, changed = to_srgb(picture, name)
-    if not changed:
-        return colors
+    found = _by_profile(picture, profile, name, space)
+    if found is None or not found[1]:
+        return None if found is None else colors
     log.warning("%s: the colour profile was applied in 8 bit; convert it to sRGB first to keep all 16", name)
-    return np.asarray(converted).astype(np.float32) / np.float32(255)
+    return np.asarray(found[0]).astype(np.float32) / np.float32(255)

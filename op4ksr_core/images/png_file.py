@@ -28,6 +28,10 @@ _MOST_UNPACKED = 2**26
 
 #: Colour types -> channels; and the depths that each has.
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
+_CHANNELS = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}
+
+#: Bytes that deflate packs into one at most, with room; and how many are unpacked at a time.
+_MOST_PACKED, _AT_ONCE = 1040, 2**20
 
 #: Where text writers put EXIF before PNG had a chunk for it (ImageMagick).
 _TEXT_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")
@@ -174,25 +178,34 @@ def _exif_of_texts(texts: dict[bytes, bytes]) -> bytes | None:
 
 
 def _colors(file: _File) -> tuple[bytes | None, Space | None]:
-    """A profile, or a space by numbers: cICP before iCCP before sRGB before gAMA and cHRM."""
+    """A profile, or a space by numbers: cICP before iCCP before sRGB before gAMA and cHRM.
+
+    Each where those before it are not there, or cannot be followed; a profile with the space that counts without it.
+    """
     if (codes := file.notes.get(b"cICP")) is not None and len(codes) == 4:
         try:
             return None, space_of_codes(codes[0], codes[1], bool(codes[3]))
         except ValueError as error:
-            file.told.append(f"its colours are {error} (cICP), which is not converted; they are taken for sRGB")
-            return None, None
+            others = any(name in file.notes for name in (b"iCCP", b"sRGB", b"gAMA", b"cHRM"))
+            instead = "what else it states is followed" if others else "they are taken for sRGB"
+            file.told.append(f"its colours are {error} (cICP), which is not converted; {instead}")
     if (stored := file.notes.get(b"iCCP")) is not None:
         profile = _unpacked(stored.partition(b"\0")[2][1:])
         if profile:
-            return profile, None
+            return profile, _numbers_space(file)
         file.told.append("its colour profile cannot be unpacked and is left out")
+    return None, _numbers_space(file)
+
+
+def _numbers_space(file: _File) -> Space | None:
+    """By sRGB before gAMA and cHRM."""
     if b"sRGB" in file.notes:
-        return None, None
+        return None
     try:
-        return None, space_of_gamma(_gamma(file.notes.get(b"gAMA")), _primaries(file))
+        return space_of_gamma(_gamma(file.notes.get(b"gAMA")), _primaries(file))
     except ValueError as error:
         file.told.append(f"states {error} for its colours, which means nothing; they are taken for sRGB")
-        return None, None
+        return None
 
 
 def _gamma(chunk: bytes | None) -> float | None:
@@ -211,6 +224,50 @@ def _primaries(file: _File) -> Chromaticities | None:
 
 
 def _decode(file: _File) -> Pixels:
+    _check_ratio(file)
+    decoded = _decoded(file)
+    _check_end(file, decoded)
+    return decoded
+
+
+def _bytes_of_pixels(file: _File) -> int:
+    """At least so many bytes are packed: rows and their filters, without those of interlacing."""
+    width, height, bits, kind = file.header
+    return height * (1 + -(-width * bits * _CHANNELS.get(kind, 1) // 8))
+
+
+def _check_ratio(file: _File) -> None:
+    """Raise ValueError where deflate cannot have packed the pixels into so few bytes."""
+    size = sum(map(len, file.needed))
+    if _bytes_of_pixels(file) > _MOST_PACKED * size:
+        raise ValueError(f"{size} bytes cannot hold its {file.header[0]}x{file.header[1]} px")
+
+
+def _check_end(file: _File, decoded: Pixels) -> None:
+    """Raise ValueError where the packed stream ends before the pixels, of which Pillow says nothing (seen in 13.0).
+
+    It leaves 0 in the rows that are missing: only then, and with interlacing, is the stream unpacked to be counted.
+    """
+    if _last_colors(decoded).any() and not file.interlace:
+        return
+    unpacking, found, wanted = zlib.decompressobj(), 0, _bytes_of_pixels(file)
+    for part in (chunk[8:-4] for chunk in file.needed if bytes(chunk[4:8]) == b"IDAT"):
+        while part and found < wanted:
+            found += len(unpacking.decompress(part, _AT_ONCE))
+            part = unpacking.unconsumed_tail
+    if found + len(unpacking.flush()) < wanted:
+        raise ValueError("its packed pixels end too early")
+
+
+def _last_colors(decoded: Pixels) -> Any:
+    """The last row, without transparency, which may be made."""
+    if isinstance(decoded, Deep):
+        return decoded.colors[-1:]
+    row = np.asarray(decoded.crop((0, decoded.height - 1, decoded.width, decoded.height)))
+    return row[..., :-1] if decoded.mode in ("LA", "RGBA") else row
+
+
+def _decoded(file: _File) -> Pixels:
     _, _, bits, kind = file.header
     if bits == 16:
         return _decode_deep(file, kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -51,6 +52,9 @@ _SMALL = 2**28
 
 _EXPECTED = f"expected {NAMES}"
 
+#: Where it cannot be told which.
+_UNSURE = "is damaged or cut short, or of a rare kind that is not read"
+
 
 class PictureFile:
     """A picture file whose header is read, and its pixels not yet.
@@ -60,7 +64,7 @@ class PictureFile:
 
     def __init__(self, data: bytes, name: str, ending: str) -> None:
         self.name = name
-        with _in_a_sentence(name):
+        with _in_a_sentence(name, opening=True):
             self._content = _opened(data, name, ending)
         width, height = self._content.size
         self.size = upright_size((height, width), self._content.orientation)
@@ -136,22 +140,28 @@ def _opened(data: bytes, name: str, ending: str) -> Content:
         return containers.open_jpeg(data, name)
     if found.kind == "AVIF":
         return containers.open_avif(data, name)
+    if data.startswith(b"PF"):
+        return containers.open_color_pfm(data, name)
     return containers.open_other(data, name, found)
 
 
 @contextmanager
-def _in_a_sentence(name: str, need: int = 0) -> Generator[None, None, None]:
-    """Whatever a decoder raises as the ImageError that is true of it."""
+def _in_a_sentence(name: str, need: int = 0, opening: bool = False) -> Generator[None, None, None]:
+    """Whatever a decoder raises as the ImageError that is true of it; Pillow's warnings are not shown.
+
+    opening: while the header is read, of which Pillow raises OSError for damage and for kinds that it does not know.
+    """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except Op4ksrError:
         raise
     except NotReadError as error:
         raise ImageError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: {plain(error)}; shrink it first") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: is damaged or cut short; save it again from its source") from error
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ImageError(f"{name}: has more than {limit:.0f} megapixels, Pillow's limit; shrink it first") from error
     except (MemoryError, *BROKEN) as error:
         if is_out_of_memory(error) or isinstance(error, MemoryError):
             free = system_memory()
@@ -162,7 +172,10 @@ def _in_a_sentence(name: str, need: int = 0) -> Generator[None, None, None]:
                 ) from error
             error = ValueError("it asks for more memory than its size needs")
         reason = plain(error) or type(error).__name__
-        raise ImageError(f"{name}: is damaged or cut short ({reason}); save it again from its source") from error
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({reason})"
+        if opening and isinstance(error, OSError):
+            raise ImageError(f"{name}: {_UNSURE}{why}; save it again from its source, as an ordinary PNG") from error
+        raise ImageError(f"{name}: is damaged or cut short{why}; save it again from its source") from error
 
 
 # --- pixels ----------------------------------------------------------------------------------------

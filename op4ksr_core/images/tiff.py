@@ -31,12 +31,13 @@ from .tags import (
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR, _PALETTE = 273, 277, 278, 279, 284, 317, 320
+_KIND, _SMALLER_COPY, _DNG = 254, 1, 50706
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT = 322, 323, 324, 325, 338, 339
 _LEAST, _MOST, _JPEG_TABLES, _PROFILE = 340, 341, 347, 34675
 
 #: Tags that Pillow needs for the pixels; all others are left out.
 _KEPT: tuple[int, ...] = (
-    *(254, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES),
+    *(_KIND, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES),
     *(_PLANAR, 292, 293, _PREDICTOR, _PALETTE, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, 332, _EXTRA, _FORMAT),
     *(_JPEG_TABLES, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),
 )
@@ -45,7 +46,7 @@ _KEPT: tuple[int, ...] = (
 #: Zstandard.
 _OF_BYTES = (1, 5, 8, 32946, 32773, 34925, 50000)
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK, _YCBCR = 0, 1, 2, 5, 6
 
 #: Photometric interpretations whose samples are read here -> colours.
 _COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _CMYK: 4}
@@ -80,6 +81,14 @@ def open_tiff(data: bytes, name: str) -> Content:
     if width <= 0 or height <= 0:
         raise ValueError(f"its header says {width}x{height} px")
     check_claim(name, (width, height))
+    if tiff.one(_KIND, 0) & _SMALLER_COPY:
+        if _DNG in directory:
+            raise NotReadError(
+                "is a camera's raw photo (DNG), of which only a preview is a picture; develop it, and save it as TIFF"
+            )
+        tiff.told.append(
+            "its first picture, which is taken, is marked as a smaller copy of another; is it a raw photo?"
+        )
     return Content(
         size=(width, height),
         decode=lambda: _decode(tiff),
@@ -97,10 +106,16 @@ def _bytes_per_pixel(tiff: _Tiff) -> int:
 
 def _decode(tiff: _Tiff) -> Pixels:
     bits, samples = _bits_and_samples(tiff)
+    _check_ends(tiff, bits, samples)
     if not _is_ours(tiff, bits, samples):
         tail: list[bytes] = []
         entries = _same_entries(tiff, tail)
-        picture = _pillow(_with_directory(_even(tiff.data) + b"".join(tail), tiff.head.order, entries))
+        try:
+            picture = _pillow(_with_directory(_even(tiff.data) + b"".join(tail), tiff.head.order, entries))
+        except SyntaxError as error:  # of the directory, which was read here
+            if len(entries) < sum(tag in tiff.directory for tag in _KEPT):
+                raise ValueError("it ends within its directory") from error
+            raise NotReadError("is a TIFF of a rare kind that is not read; save it as RGB, or as PNG") from error
         if bits == 12:  # as Pillow leaves it
             values = np.asarray(picture).astype(np.uint32)
             return Deep(((values * 65535 + 2047) // 4095).clip(0, 65535).astype(np.uint16)[..., None])
@@ -123,6 +138,24 @@ def _bits_and_samples(tiff: _Tiff) -> tuple[int, int]:
             "save it with 8 or 16 bits per colour"
         )
     return bits, samples
+
+
+def _check_ends(tiff: _Tiff, bits: int, samples: int) -> None:
+    """Raise ValueError where the file ends before its pixels: what is added to it must not be taken for them."""
+    tiled = _TILES in tiff.directory
+    places = tiff.values(_TILES if tiled else _STRIPS)
+    lengths = tiff.values(_TILE_BYTES if tiled else _STRIP_BYTES)
+    if tiff.one(_COMPRESSION, 1) == 1 and tiff.one(_PHOTOMETRIC, _BLACK_IS_ZERO) != _YCBCR:
+        height, width = tiff.one(_HEIGHT, 0), tiff.one(_WIDTH, 0)
+        own = 1 if tiff.one(_PLANAR, 1) == 2 else samples
+        rows = tiff.one(_TILE_HEIGHT, 0) if tiled else min(height, tiff.one(_ROWS, 2**31))
+        row = -(-(tiff.one(_TILE_WIDTH, 0) if tiled else width) * own * bits // 8)
+        strips = max(1, -(-height // max(1, rows)))
+        lengths = tuple(
+            row * (rows if tiled else min(rows, height - index % strips * rows)) for index in range(len(places))
+        )
+    if any(place + length > len(tiff.data) for place, length in zip(places, lengths, strict=False)):
+        raise ValueError("it ends within its pixels")
 
 
 def _is_ours(tiff: _Tiff, bits: int, samples: int) -> bool:
@@ -172,6 +205,8 @@ def _same_entries(tiff: _Tiff, tail: list[bytes]) -> list[bytes]:
             entries.append(_entry(tiff.head, number, tiff.values(number), end, tail))
         elif tag.count > 0 and tag.at + tag.count * size_of(tag.kind) <= len(tiff.data):
             packed = bytes(tiff.data[tag.at : tag.at + tag.count * size_of(tag.kind)])
+            if number == _PALETTE and tag.kind == 3 and max(tiff.values(_PALETTE)) < 256:
+                packed = bytes(byte for value in tiff.values(_PALETTE) for byte in (value, value))  # of 8 bits, not 16
             entries.append(_packed_entry(tiff.head, number, tag.kind, tag.count, packed, end, tail))
     return entries
 
@@ -297,8 +332,9 @@ def _unpredicted(rows: Samples, kind: np.dtype[Any], own: int, tile: int, predic
 def _meant(tiff: _Tiff, planes: Samples) -> Pixels:
     """Samples -> colours and transparency, as many bits as they have; CMYK in 8."""
     photometric = tiff.one(_PHOTOMETRIC, _BLACK_IS_ZERO)
-    count, extra = _COLORS[photometric], _extra(tiff, planes.shape[2])
-    ranged = _ranged(planes[..., : count + bool(extra)], tiff)
+    count = _COLORS[photometric]
+    place, extra = _extra(tiff, planes.shape[2])
+    ranged = _ranged(planes[..., [*range(count), *([place] if extra else [])]], tiff)
     colors, alpha = ranged[..., :count], ranged[..., count] if extra else None
     if photometric == _CMYK:
         return _cmyk(colors, alpha, tiff)
@@ -312,12 +348,12 @@ def _meant(tiff: _Tiff, planes: Samples) -> Pixels:
     return Image.fromarray(np.ascontiguousarray(bands[..., 0] if bands.shape[2] == 1 else bands))
 
 
-def _extra(tiff: _Tiff, samples: int) -> int:
-    """What the sample after the colours is: 0 for nothing that is known."""
-    if samples == _COLORS[tiff.one(_PHOTOMETRIC, _BLACK_IS_ZERO)]:
-        return 0
-    first = tiff.one(_EXTRA, _ALPHA if samples in (2, 4) else 0)
-    return first if first in (_PREMULTIPLIED, _ALPHA) else 0
+def _extra(tiff: _Tiff, samples: int) -> tuple[int, int]:
+    """Which sample is transparency, and of what kind: 0 for none."""
+    colors = _COLORS[tiff.one(_PHOTOMETRIC, _BLACK_IS_ZERO)]
+    kinds = tiff.values(_EXTRA, _ALPHA if samples in (2, 4) else 0)[: samples - colors]
+    found = ((place, int(kind)) for place, kind in enumerate(kinds, colors) if kind in (_PREMULTIPLIED, _ALPHA))
+    return next(found, (colors, 0))
 
 
 def _ranged(planes: Samples, tiff: _Tiff) -> Samples:

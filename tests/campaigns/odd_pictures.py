@@ -251,7 +251,7 @@ def png_color_case(rng: Rng) -> Odd:
         extra, own = extra + chunk(b"sRGB", b"\0") + chunk(b"cICP", bytes([numbered, transfer, 0, 1])), primaries
         own = SRGB if grey else own
     elif choice < 0.45:
-        extra, curve, own, told = extra + chunk(b"cICP", bytes([9, 16, 0, 1])), None, SRGB, "HDR"
+        extra, told = extra + chunk(b"cICP", bytes([9, 16, 0, 1])), "HDR"  # gAMA and cHRM count, then
     colors = seen(np.broadcast_to(values, (height, width, 3)), curve, own)
     near = 0.51 / 255 if bits == 8 else 3e-5
     return Odd(f"png colours {bits} bit", ".png", png(samples, bits, 0 if grey else 2, extra), colors, None, near, told)

@@ -138,6 +138,13 @@ def depth_of(path: Path) -> int:
     return path.read_bytes()[24]
 
 
+@pytest.mark.parametrize("name", ["out.jpg", "out.bmp"])
+def test_suppress_tells_that_transparency_is_lost(natural, tmp_path: Path, capsys, name: str) -> None:
+    save_image(tmp_path / "in.png", Picture(natural(64, 64, 3), torch.full((1, 1, 64, 64), 0.5)))
+    assert run("suppress", tmp_path / "in.png", "-o", tmp_path / name) == 0
+    assert f"{name}: this format holds no transparency; end the name in .png to keep it" in capsys.readouterr().err
+
+
 def test_suppress_keeps_16_bits(natural, tmp_path: Path, capsys) -> None:
     """Every sample is what the cleaned picture rounds to in 16 bits, the low byte too."""
     source, out = tmp_path / "in.png", tmp_path / "out.png"

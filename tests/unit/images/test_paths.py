@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from op4ksr_core import OptionError, OutputError
-from op4ksr_core.images.paths import gather, keep_apart, output_paths
+from op4ksr_core.images.io import Picture, save_image
+from op4ksr_core.images.paths import MADE_HERE, Places, gather, keep_apart, output_paths
 
 
 def test_folders_give_their_pictures_in_order(tmp_path: Path) -> None:
@@ -88,3 +91,18 @@ def test_the_same_picture_twice(tmp_path: Path) -> None:
     source.touch()
     with pytest.raises(OutputError, match="would both become"):
         output_paths([source, source], tmp_path / "out")
+
+
+def test_a_picture_of_ours_is_known_whatever_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow opens none above a limit that a host may set."""
+    output = tmp_path / "a.png"
+    save_image(output, Picture(torch.zeros(1, 3, 20, 20)), texts=MADE_HERE)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with Places([(tmp_path / "b.jpg", output)], named=False).reserved(output):
+        pass
+    save_image(output, Picture(torch.zeros(1, 3, 20, 20)), texts={"Software": "another"})
+    with (
+        pytest.raises(OutputError, match="not from here"),
+        Places([(tmp_path / "b.jpg", output)], named=False).reserved(output),
+    ):
+        pass

@@ -121,7 +121,7 @@ def test_grey_with_transparency(tmp_path: Path, extra: int) -> None:
 
 
 def test_an_extra_sample_that_is_no_transparency_is_left_out(tmp_path: Path) -> None:
-    picture = loaded(tmp_path, Tiff(photometric=2, extra=(0, 2)).encoded(ramp("u2", samples=5)))
+    picture = loaded(tmp_path, Tiff(photometric=2, extra=(0, 0)).encoded(ramp("u2", samples=5)))
     assert picture.alpha is None and picture.image.shape == (1, 3, 9, 21)
 
 
