@@ -332,6 +332,7 @@ def test_a_file_larger_than_the_free_memory_is_not_read(tmp_path: Path, monkeypa
         load_image(tmp_path / "a.bmp")
 
 
+@pytest.mark.slow
 def test_the_memory_that_reading_takes_is_not_underestimated(tmp_path: Path) -> None:
     """By a process of its own, whose peak is measured: 8 and 16 bits, with transparency."""
     if not Path("/proc/self/statm").exists():

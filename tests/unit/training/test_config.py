@@ -193,11 +193,11 @@ def test_files_that_are_no_recipes_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"#" * (2**20 + 1))
     with pytest.raises(OptionError, match="is larger than 1,048,576 bytes, which no recipe is"):
         read_config(path)
-    with pytest.raises(OptionError, match="cannot be read \(is a folder\); name a TOML file"):
+    with pytest.raises(OptionError, match=r"cannot be read \(is a folder\); name a TOML file"):
         read_config(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(OptionError, match="cannot be read \(is a named pipe"):
+        with pytest.raises(OptionError, match=r"cannot be read \(is a named pipe"):
             read_config(tmp_path / "pipe")
 
 

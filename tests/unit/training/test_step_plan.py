@@ -44,7 +44,8 @@ NEAR = 0.02
 
 def told(folder: Path, kind: str = "lora", **more: Any) -> TrainConfig:  # noqa: F811
     found = parse_config(config(folder, kind))
-    data = replace(found.data, crop=more.pop("crop", 128), cached=more.pop("cached", 0))
+    crop = more.pop("crop", 128)
+    data = replace(found.data, crop=crop, picture_side=max(crop, 128), cached=more.pop("cached", 0))
     return replace(found, data=data, train=replace(found.train, **more))
 
 
