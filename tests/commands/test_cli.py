@@ -622,6 +622,7 @@ def test_inspect_in_plain_lines(run: Callable[..., int], models: tuple[Path, Pat
 # --- the module -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_python_dash_m_and_the_console_script_run_it(tmp_path: Path) -> None:
     """From another folder, which nothing depends on; the script does what installers generate for an entry point."""
     root, gone = Path(op4ksr_core.__file__).parent.parent, tmp_path / "gone.safetensors"

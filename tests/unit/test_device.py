@@ -218,6 +218,7 @@ def of_training(folder: Path, case: str, device: str) -> dict[str, Tensor]:
 _TASKS = [pytest.param(case, marks=[pytest.mark.slow] if case in ("grid", "cached", "lora") else []) for case in TASKS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", _TASKS)
 def test_training(tmp_path: Path, models: Models, case: str) -> None:
     """Samples, running means and files included; as near as AdamW, by another loop on a GPU, leaves it."""

@@ -186,6 +186,7 @@ def file(folder: Path) -> Path:  # noqa: F811
     return path
 
 
+@pytest.mark.slow
 def test_the_plan_of_the_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(file), "--plan"]) == 0
     text = capsys.readouterr().out

@@ -186,6 +186,7 @@ def test_a_killed_process_that_makes_pictures_is_one_sentence(folder: Path) -> N
     assert not list((folder / "run" / "cache").iterdir()) and not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to one process")
 def test_processes_that_make_pictures_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     """Above all in the middle of a report, which no other process and no run may wait for."""

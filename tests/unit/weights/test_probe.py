@@ -164,6 +164,7 @@ def test_a_model_that_fits_is_not_doubted(silent_file: Path) -> None:
     assert doubt(describe_autoencoder(silent_file), Trained((2, 1), stride=2)) is None
 
 
+@pytest.mark.slow
 def test_random_weights_are_not_doubted(silent_file: Path) -> None:
     assert doubt(describe_autoencoder(silent_file), load_autoencoder(silent_file)) is None
 

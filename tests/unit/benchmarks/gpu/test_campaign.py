@@ -48,6 +48,7 @@ def run(folder: Path, steps: list[Step], minutes: float = 1.0) -> dict[str, Any]
     return json.loads((folder / "out" / "gpu.json").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_steps_that_fail_or_take_too_long_are_rows_with_what_they_had_found(tmp_path: Path, fake: Any) -> None:
     steps = [
         fake("fails", "0 3 half"),
@@ -64,6 +65,7 @@ def test_steps_that_fail_or_take_too_long_are_rows_with_what_they_had_found(tmp_
     assert found["kind"] == "gpu" and found["command"] == "run.sh --device cpu"
 
 
+@pytest.mark.slow
 def test_no_step_is_begun_without_time_and_none_outlasts_what_is_left(
     tmp_path: Path, fake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +76,7 @@ def test_no_step_is_begun_without_time_and_none_outlasts_what_is_left(
     assert [row["outcome"] for row in found["tables"]["Steps"]] == ["stopped after 1 s", "no time left"]
 
 
+@pytest.mark.slow
 def test_the_report_grows_while_a_step_runs(tmp_path: Path, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
