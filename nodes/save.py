@@ -97,8 +97,8 @@ class SavePicture(io.ComfyNode):
             counter = number - index
             try:
                 save_image(path, picture, _BITS[bits], _COMPRESSION[compression], texts)
-            except BaseException:
-                path.unlink(missing_ok=True)  # the empty file that holds the name
+            except BaseException:  # a cancel or Ctrl-C too: it goes on, without the empty file that holds the name
+                path.unlink(missing_ok=True)
                 raise
             saved.append(ui.SavedResult(path.name, place.subfolder, io.FolderType.output))
         return io.NodeOutput(ui=ui.SavedImages(saved))

@@ -186,7 +186,7 @@ _ARRAYS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 
 
 def turned(picture: Image.Image, orientation: int) -> Image.Image:
-    """Upright."""
+    """A Pillow picture upright, by EXIF's orientation 1 to 8; as it is for any other number."""
     return picture.transpose(_METHODS[orientation]) if orientation in _METHODS else picture
 
 

@@ -9,7 +9,6 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from handmade_png import chunk, png
 from handmade_tiff import Tiff, exif
 from PIL import Image, features
+from upright import UPRIGHT
 
 Rng = np.random.Generator
 
@@ -55,18 +55,6 @@ def smooth(rng: Rng, height: int, width: int, channels: int) -> np.ndarray:
 
 def noise(rng: Rng, height: int, width: int, channels: int, bits: int) -> np.ndarray:
     return rng.integers(0, 2**bits, (height, width, channels)).astype(np.int64)
-
-
-TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda a: np.rot90(a, 1),
-}
 
 
 def odd_exif(rng: Rng) -> tuple[bytes, int]:
@@ -224,8 +212,8 @@ def png_case(rng: Rng) -> Odd:
 
 def upright(odd: Odd, turn: int) -> Odd:
     assert odd.colors is not None
-    alpha = None if odd.alpha is None else TURNED[turn](odd.alpha)
-    return replace(odd, name=f"{odd.name} turned {turn}", colors=TURNED[turn](odd.colors), alpha=alpha)
+    alpha = None if odd.alpha is None else UPRIGHT[turn](odd.alpha)
+    return replace(odd, name=f"{odd.name} turned {turn}", colors=UPRIGHT[turn](odd.colors), alpha=alpha)
 
 
 def png_color_case(rng: Rng) -> Odd:

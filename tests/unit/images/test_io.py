@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from upright import UPRIGHT
 
 from op4ksr_core import ImageError, OutputError
 from op4ksr_core.images import io as image_io
@@ -44,18 +44,6 @@ def test_the_name_may_be_a_string_and_the_suffix_anything(tmp_path: Path) -> Non
     path = tmp_path / "photo.backup"
     Image.fromarray(pixels()).save(path, format="PNG")
     assert torch.equal(load_image(str(path)).image, planes(pixels()))
-
-
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda a: np.rot90(a, 1),
-}
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
