@@ -209,8 +209,8 @@ def upscale(
     A grey picture comes out grey, R = G = B: the luma of what the model makes.
     ``on_progress(done, total)`` runs before each strip and after each block, and may raise to cancel.
     Raises ImageError (NaN, empty, wrong shape), OptionError (target beyond the ceiling, models that do
-    not fit together, pieces of no whole tokens), OutOfMemoryError (the VAE's leanest settings failed; torch's own may come from the
-    transformer), and Op4ksrError where the model's or the VAE's output is not finite.
+    not fit together, pieces of no whole tokens), OutOfMemoryError (the VAE's leanest settings failed; torch's
+    own may come from the transformer), and Op4ksrError where the model's or the VAE's output is not finite.
     """
     options = options or OneStepOptions()
     if flux is None and not options.vae_only:

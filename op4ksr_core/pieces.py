@@ -52,8 +52,8 @@ class Pieces:
             side = max(token, self.size_px // token * token)
             overlap = min(self.overlap_px // token * token, side - token)
             raise OptionError(
-                f"pieces: expected a size and an overlap that are multiples of {token} px, as this VAE ({ratio}x) needs "
-                f"it, got {plain(self.size_px)} and {plain(self.overlap_px)}; take {plain(side)} and {plain(overlap)}"
+                f"pieces: expected a size and an overlap that are multiples of {token} px for this VAE ({ratio}x), "
+                f"got {plain(self.size_px)} and {plain(self.overlap_px)}; take {plain(side)} and {plain(overlap)}"
             )
         return self.size_px // token, self.overlap_px // token
 
