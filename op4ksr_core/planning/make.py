@@ -65,7 +65,7 @@ def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machin
     results = picture_bytes(*output, batch) if batch > 1 else 0  # of a batch: in one block, from the start
     pictures = {name: int(count * picture_bytes(*framed)) + results for name, count in _PICTURES.items()}
     stages = [_strip_stage("encode", framed, models, machine, pictures["encode"])]
-    cut = None if models.pieces is None else windows(tokens, models.pieces, params.ratio)
+    cut = [Window(0, 0, *tokens)] if models.pieces is None else windows(tokens, models.pieces, params.ratio)
     transformer = _transformer_stage(tokens, models, machine, pictures["transformer"], cut)
     stages += [transformer] if transformer else []
     stages.append(_strip_stage("decode", framed, models, machine, pictures["decode"]))
@@ -84,8 +84,8 @@ def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machin
         machine=machine,
         train_tokens=models.train_tokens,
         batch=batch,
-        pieces=1 if cut is None or transformer is None else len(cut),
-        window=tokens if cut is None or transformer is None else (cut[0].rows, cut[0].columns),
+        pieces=len(cut) if transformer else 0,
+        window=(cut[0].rows, cut[0].columns),
         positions=models.positions,
         trained=trained_pieces(models),
     )
@@ -115,24 +115,24 @@ def _strip_stage(stage: Stage, framed: tuple[int, int], models: Models, machine:
 
 
 def _transformer_stage(
-    tokens: tuple[int, int], models: Models, machine: Machine, pictures: int, cut: list[Window] | None
+    tokens: tuple[int, int], models: Models, machine: Machine, pictures: int, cut: list[Window]
 ) -> StagePlan | None:
     """One pass over all tokens, or one over each window, whose sums lie beside it as pictures do."""
     dtype, peak = models.transformer_dtype or machine.dtype, models.transformer_peak
     if models.flux is None and peak is None:
         return None
-    sizes = [tokens] if cut is None else [(window.rows, window.columns) for window in cut]
+    rows, columns = cut[0].rows, cut[0].columns  # of all of them
     flops = None
     if models.flux is not None:
-        flops = sum(flux_flops(models.flux, rows * columns, models.text_tokens) for rows, columns in sizes)
+        flops = len(cut) * flux_flops(models.flux, rows * columns, models.text_tokens)
     if peak is not None:
-        need = peak(*sizes[0])
+        need = peak(rows, columns)
     else:
         assert models.flux is not None
-        need = flux_peak_bytes(models.flux, sizes[0][0] * sizes[0][1], models.text_tokens, dtype)
-    if len(sizes) > 1:
+        need = flux_peak_bytes(models.flux, rows * columns, models.text_tokens, dtype)
+    if len(cut) > 1:
         pictures += blend_bytes(tokens, models.autoencoder.latent_channels)
-    return StagePlan("transformer", need, pictures, flops, _path(models.pieces, len(sizes)))
+    return StagePlan("transformer", need, pictures, flops, _path(models.pieces, len(cut)))
 
 
 def _path(pieces: Pieces | None, count: int) -> str:
@@ -166,7 +166,7 @@ def _remedies(size: tuple[int, int], target: Target, models: Models, machine: Ma
     if low:
         remedies.append(f"ask for a long edge of at most {16 * low} px")
     pieces = trained_pieces(models)
-    if models.pieces is None and fits(target, replace(models, pieces=pieces)):
+    if models.pieces != pieces and fits(target, replace(models, pieces=pieces)):
         remedies.append(f"run the transformer in {pieces_asked_for(pieces, machine)}")
     if machine.host:
         return remedies or ["no size fits: choose a smaller model, or one in fp8"]

@@ -78,7 +78,7 @@ class Plan:
 
     framed: what the VAE sees, whole tokens and the mirrored margin; latent: its latent. The margin is
     not among the tokens. pieces: how many windows the transformer runs over, of ``window`` tokens each;
-    1: the whole picture.
+    1: the whole picture, 0: there is no transformer.
     """
 
     input: tuple[int, int]
@@ -86,6 +86,8 @@ class Plan:
     framed: tuple[int, int]
     latent: tuple[int, int]
     tokens: tuple[int, int]
+    pieces: int
+    window: tuple[int, int]
     stages: tuple[StagePlan, ...]
     weights: tuple[Weights, ...]
     machine: Machine
@@ -94,9 +96,6 @@ class Plan:
     remedies: tuple[str, ...] = ()
     #: Pictures of this size, done one by one.
     batch: int = 1
-    pieces: int = 1
-    #: None: as tokens.
-    window: tuple[int, int] | None = None
     #: Of the model.
     positions: Policy = "checkpoint"
     #: Windows that the model was trained for.
@@ -129,8 +128,8 @@ class Plan:
     @property
     def warnings(self) -> list[str]:
         """Warnings for the user: a pass over more tokens than the model has seen, and what to try."""
-        rows, columns = self.window or self.tokens
-        if self.train_tokens is None or max(rows, columns) <= self.train_tokens or not self._has_transformer:
+        rows, columns = self.window
+        if self.train_tokens is None or max(rows, columns) <= self.train_tokens or not self.pieces:
             return []
         side = self.trained.size_px
         ways = [pieces_asked_for(self.trained, self.machine), f"a target of at most {side} px a side"]
@@ -144,13 +143,9 @@ class Plan:
         ]
 
     def _pieces_report(self) -> dict[str, int] | None:
-        if self.pieces == 1 or self.window is None:
+        if self.pieces <= 1:
             return None
         return {"count": self.pieces, "rows": self.window[0], "columns": self.window[1]}
-
-    @property
-    def _has_transformer(self) -> bool:
-        return any(stage.name == "transformer" for stage in self.stages)
 
     def verdict(self) -> str:
         """One sentence: fits, or will not fit and what to do."""
@@ -196,7 +191,7 @@ class Plan:
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
 
     def _in_pieces(self) -> str:
-        if self.pieces == 1 or self.window is None:
+        if self.pieces <= 1:
             return ""
         rows, columns = self.window
         return f", in {self.pieces} pieces of {columns} x {rows} = {rows * columns:,}"
