@@ -24,6 +24,7 @@ from .images.resize import Target, mirror_frame, picture_bytes, resize
 from .models.flux import Flux, FluxParams, OnProgress, check_sigma
 from .models.latent import MARGIN, PATCH, process_in, process_out
 from .models.rope import Rfr, parse_theta
+from .pieces import Pieces, in_pieces
 from .plain_text import plain_logger
 from .vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .vae.estimate import StripPlan
@@ -37,6 +38,7 @@ class OneStepOptions:
 
     seed: of the sample that models are given which were trained on one of the posterior; picture i of a batch takes
     ``seed`` + i. Other models do not see it.
+    pieces: the windows that the transformer runs over; None: the whole picture in one pass.
     """
 
     target: Target = field(default_factory=lambda: Target(scale=4))
@@ -44,6 +46,7 @@ class OneStepOptions:
     fidelity: float = 1.0
     vae_only: bool = False
     seed: int = 0
+    pieces: Pieces | None = None
 
     def __post_init__(self) -> None:
         if self.color not in COLOR_FIXES:
@@ -214,7 +217,8 @@ def upscale(
 ) -> Tensor:
     """(B, 3, H, W) float in [0, 1] -> (B, 3, H', W') float32 in [0, 1] on the image's device.
 
-    One forward pass per picture, no patches. ``flux`` may be None with ``options.vae_only``.
+    One forward pass per picture, no patches, unless ``options.pieces`` asks for windows of the latent.
+    ``flux`` may be None with ``options.vae_only``.
     sigma and theta (or a whole ``rfr`` policy) override the model's own for this call. strips: how the autoencoder's
     passes are cut (``Plan.strips()``); a stage not named is decided by the free memory when it runs.
     alpha: transparency, (B, 1, H, W) in [0, 1], or fewer, of which the last counts for the rest: colours that it hides
@@ -222,8 +226,8 @@ def upscale(
     A grey picture comes out grey, R = G = B: the luma of what the model makes.
     ``on_progress(done, total)`` runs before each strip and after each block, and may raise to cancel.
     Raises ImageError (NaN, empty, wrong shape), OptionError (target beyond the ceiling, models that do
-    not fit together), OutOfMemoryError (the VAE's leanest settings failed; torch's own may come from the
-    transformer), and Op4ksrError where the model's or the VAE's output is not finite.
+    not fit together, pieces of no whole tokens), OutOfMemoryError (the VAE's leanest settings failed; torch's
+    own may come from the transformer), and Op4ksrError where the model's or the VAE's output is not finite.
     """
     options = options or OneStepOptions()
     if flux is None and not options.vae_only:
@@ -251,6 +255,8 @@ def run(
         check_alpha(alpha)
     height, width = options.target.size(*image.shape[-2:])
     frame = Frame(height, width, stages.ratio * PATCH, stages.ratio * MARGIN)
+    if options.pieces is not None:
+        options.pieces.in_tokens(stages.ratio)  # refused before anything is computed
 
     def upscaled(index: int) -> Tensor:
         low = image[index : index + 1].float().clamp(0, 1)
@@ -294,7 +300,7 @@ def _one_picture(
     raw = stages.encode(enlarged, meter.part("encode"))
     _check_finite("VAE", raw)
     if not options.vae_only:
-        raw = _transform_inner(raw, stages, meter.part("transform"))
+        raw = _transform_inner(raw, stages, options.pieces, meter.part("transform"))
         _check_finite("model", raw)
     decoded = stages.decode(raw, meter.part("decode")).to(low.device, torch.float32)
     del raw
@@ -318,10 +324,14 @@ def _check_finite(part: str, output: Tensor) -> None:
         )
 
 
-def _transform_inner(raw: Tensor, stages: Stages, tell: OnProgress) -> Tensor:
+def _transform_inner(raw: Tensor, stages: Stages, pieces: Pieces | None, tell: OnProgress) -> Tensor:
     """Run all but the latent's margin through the transformer, and put it back into the margin."""
     inner = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
-    result = stages.transform(raw[inner].contiguous(), tell)
+    given = raw[inner].contiguous()
+    if pieces is None:
+        result = stages.transform(given, tell)
+    else:
+        result = in_pieces(given, stages.transform, pieces, stages.ratio, tell)
     framed = raw.to(result.device, result.dtype, copy=True)
     framed[inner] = result
     return framed

@@ -14,7 +14,9 @@ from ..bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX
 from ..errors import OptionError, UnsupportedCheckpointError
 from ..images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ..machine import default_device
-from ..models.flux import Flux
+from ..models.flux import Flux, OneStepSettings
+from ..models.rope import FLUX_TRAIN_TOKENS, GRID_POLICIES, Policy, Rfr
+from ..pieces import Pieces
 from ..plain_text import plain
 from ..vae.autoencoder import AutoEncoder
 from ..vae.strips import MEMORY_MODES, StripSettings
@@ -71,6 +73,40 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         metavar="MODE[:ROWS]",
         help=f"how the VAE runs: {', '.join(MEMORY_MODES)}, the same picture to rounding; default: by the free memory",
     )
+
+
+def add_transformer(parser: argparse.ArgumentParser) -> None:
+    """How the transformer runs over a picture: ``pieces``, and ``rfr`` for ``rfr_of``."""
+    parser.add_argument(
+        "--pieces",
+        type=parse_pieces,
+        metavar="PX[:OVERLAP]",
+        help="run the transformer over overlapping windows of so many px of the output, blended, as 1024 or 1024:512 "
+        "(default: the whole picture at once; overlap: half of a window)",
+    )
+    parser.add_argument(
+        "--rfr",
+        choices=GRID_POLICIES,
+        help="RFR: positions beyond the side that the model was trained at (default: the model's own)",
+    )
+
+
+def parse_pieces(text: str) -> Pieces:
+    """``1024``, or with an overlap ``1024:512`` -> Pieces, for argparse."""
+    side, colon, overlap = text.partition(":")
+    try:
+        size = whole(side)
+        return Pieces(size, whole(overlap) if colon else size // 2)
+    except argparse.ArgumentTypeError:
+        problem = f"expected px as 1024, or with an overlap as 1024:512; got {plain(text)}"
+    except OptionError as error:
+        problem = str(error)
+    raise argparse.ArgumentTypeError(problem)
+
+
+def rfr_of(policy: Policy, settings: OneStepSettings) -> Rfr:
+    """The policy for a model of these settings: its trained tokens (Flux's where it names none) and its sigma."""
+    return Rfr(policy, train_tokens=settings.train_tokens or FLUX_TRAIN_TOKENS, sigma=settings.sigma)
 
 
 def number(text: str) -> float:

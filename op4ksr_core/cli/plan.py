@@ -25,7 +25,17 @@ from ..vae.layers import AutoEncoderParams
 from ..weights.description import Description
 from ..weights.header import PROMPT_KEYS
 from .console import say, say_json
-from .options import DTYPES, add_models, add_size, describe_models, load_models, number, parse_device, target_of
+from .options import (
+    DTYPES,
+    add_models,
+    add_size,
+    add_transformer,
+    describe_models,
+    load_models,
+    number,
+    parse_device,
+    target_of,
+)
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +44,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="picture, or its size: 1024x768")
     add_size(parser)
     add_models(parser)
+    add_transformer(parser)
     parser.add_argument("--free", type=_gigabytes, metavar="GB", help="plan for this much free memory")
     parser.add_argument("--json", action="store_true")
 
@@ -139,6 +150,8 @@ class Planner:
             transformer_dtype=dtype,
             weights=tuple(weights),
             train_tokens=train_tokens,
+            pieces=self.options.pieces,
+            positions=self.options.rfr or "checkpoint",
             strips=None if self.options.strips is None else both(self.options.strips),
         )
 

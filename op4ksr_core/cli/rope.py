@@ -26,7 +26,7 @@ _SLOW = 0.25
 
 @dataclass(frozen=True)
 class AxisTurns:
-    """One image axis: turns of each pair over ``tokens``, and the factor on cos and sin (UltraFlux's)."""
+    """One image axis: turns of each pair over ``tokens``, and the factor on cos and sin (ultraflux, parts)."""
 
     axis: str
     tokens: int
@@ -46,7 +46,13 @@ def add_rope(parser: argparse.ArgumentParser) -> None:
     change.add_argument("--policy", choices=POLICIES, help="RFR by this policy")
     parser.add_argument("--turns", type=number, default=0.5, help="policy fit: turns of the slowest pair (default 0.5)")
     parser.add_argument(
-        "--train-tokens", type=whole, default=FLUX_TRAIN_TOKENS, help="policy ntk: tokens per side seen in training"
+        "--train-tokens",
+        type=whole,
+        default=FLUX_TRAIN_TOKENS,
+        help="policies ntk, interpolate and parts: tokens per side seen in training (default 64)",
+    )
+    parser.add_argument(
+        "--sigma", type=number, default=1.0, help="policy parts: the model's sigma (default 1: DyPE's first step)"
     )
     parser.add_argument("--json", action="store_true")
 
@@ -74,7 +80,7 @@ def axis_turns(options: argparse.Namespace) -> list[AxisTurns]:
     elif options.policy == "theta":
         raise OptionError("--policy theta: needs a number; say --theta 46.7 instead")
     else:
-        rfr = Rfr(options.policy or "checkpoint", None, options.turns, grid, options.train_tokens)
+        rfr = Rfr(options.policy or "checkpoint", None, options.turns, grid, options.train_tokens, options.sigma)
     first, second = rescale(Rfr(), before, dims, grid), rescale(rfr, own, dims, grid)
     return [
         AxisTurns(

@@ -29,7 +29,7 @@ from ..vae.estimate import StripPlan
 from ..version import __version__
 from .console import say, say_json, tell_no_transparency
 from .failures import Failures
-from .options import add_models, add_size, number, target_of, whole
+from .options import add_models, add_size, add_transformer, number, rfr_of, target_of, whole
 from .plan import Planner
 
 log = plain_logger(__name__)
@@ -44,6 +44,7 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="file; folder for several")
     add_size(parser)
     add_models(parser)
+    add_transformer(parser)
     parser.add_argument(
         "--color", choices=COLOR_FIXES, default="wavelet", help="colour fix (default: wavelet; lab: in CIELAB)"
     )
@@ -161,6 +162,7 @@ class _Run:
             fidelity=options.fidelity,
             vae_only=options.vae_only,
             seed=options.seed,
+            pieces=options.pieces,
         )
         self.planner = Planner(options)
         if not options.anyway:
@@ -168,6 +170,7 @@ class _Run:
         with explain_out_of_memory("loading the models"):
             self.autoencoder, self.flux = self.planner.load()
         self.device = self.autoencoder.device
+        self.rfr = rfr_of(options.rfr, self.flux.settings) if options.rfr and self.flux else None
 
     def compute(self, source: Path, output: Path) -> Callable[[], Report]:
         """Compute one picture; returns what then writes it and makes its report."""
@@ -198,7 +201,8 @@ class _Run:
         options = self.options
         show = None if options.json or not sys.stderr.isatty() else _show_progress
         low, models = picture.image.to(self.device), (self.flux, self.autoencoder)
-        image = upscale(low, *models, self.settings, strips=strips, alpha=picture.alpha, on_progress=show)
+        given: dict[str, Any] = {"rfr": self.rfr, "strips": strips, "alpha": picture.alpha, "on_progress": show}
+        image = upscale(low, *models, self.settings, **given)
         if self.device.type != "cpu":
             image = levels(image, options.bits)
         return Picture(image, None if picture.alpha is None else upscale_alpha(picture.alpha, *image.shape[-2:]))
@@ -249,6 +253,8 @@ def _models_report(options: argparse.Namespace, autoencoder: AutoEncoder, flux: 
         "color": options.color,
         "fidelity": options.fidelity,
         "vae_only": options.vae_only,
+        "pieces": None if options.pieces is None else [options.pieces.size_px, options.pieces.overlap_px],
+        "rfr": options.rfr or "checkpoint",
         "device": str(autoencoder.device),
         "dtype": dtype_name(autoencoder.dtype),
         "version": __version__,

@@ -19,8 +19,12 @@ from torch import Tensor, nn
 from ..errors import OptionError
 from ..plain_text import plain
 
-Policy = Literal["checkpoint", "theta", "fit", "ntk", "ultraflux"]
+Policy = Literal["checkpoint", "theta", "fit", "ntk", "ultraflux", "interpolate", "parts"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
+#: Those that look at the grid at hand, and leave one that is no larger than the trained one as it is.
+GRID_POLICIES: tuple[Policy, ...] = ("ntk", "interpolate", "parts", "ultraflux")
+#: Those whose frequencies are no powers of one theta.
+_WITHOUT_THETA: tuple[Policy, ...] = ("interpolate", "parts", "ultraflux")
 
 FLUX_THETA = 10000.0
 
@@ -32,8 +36,11 @@ FLUX_TRAIN_TOKENS = 64
 
 # UltraFlux's published constants (W2GenAI-Lab/UltraFlux after 2025-12-17).
 _ULTRAFLUX_TRAIN_TOKENS = 64
-_ULTRAFLUX_BETA = (1.25, 0.75)
-_ULTRAFLUX_GAMMA = (16.0, 2.0)
+
+# NTK-by-parts' published constants, in turns over the trained grid: between the first two it passes from the ntk
+# frequencies to the interpolated ones, between the other two from the model's own to those.
+_BETA = (1.25, 0.75)
+_GAMMA = (16.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,9 @@ class Rfr:
 
     ``checkpoint``: the model's own theta. ``theta``: the given one. ``fit``: the slowest pair makes
     ``turns`` turns over ``tokens``. ``ntk``: the model's theta times s^(d/(d-2)), s = grid /
-    ``train_tokens`` of each axis, at least 1. ``ultraflux``: the public UltraFlux weights' positions.
+    ``train_tokens`` of each axis, at least 1. ``interpolate``: positions are squeezed into the trained range
+    (position interpolation): every frequency divided by s. ``parts``: NTK-by-parts as DyPE has it at one ``sigma``
+    in (0, 1]; 1: without DyPE's dependence on it. ``ultraflux``: the public UltraFlux weights' positions.
     theta and tokens may differ per axis: (rows, columns).
     """
 
@@ -51,6 +60,7 @@ class Rfr:
     turns: float = 0.5
     tokens: tuple[int, int] = (128, 128)
     train_tokens: int = FLUX_TRAIN_TOKENS
+    sigma: float = 1.0
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -64,6 +74,8 @@ class Rfr:
             raise OptionError(f"turns: expected a number above 0, got {self.turns}")
         if min(*self.tokens, self.train_tokens) < 1:
             raise OptionError(f"tokens: expected at least 1, got {self.tokens} and {self.train_tokens}")
+        if not 0 < self.sigma <= 1:
+            raise OptionError(f"sigma: expected above 0 and at most 1, got {self.sigma}")
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ def rescale(rfr: Rfr, theta: tuple[float, float], dims: tuple[int, int], grid: t
     """RFR: the rotations of the two image axes.
 
     theta: the model's own, per axis. dims: channels per axis. grid: tokens per axis of the picture
-    at hand (used by ``ntk`` and ``ultraflux``). ``checkpoint``, or any policy that amounts to the
+    at hand (used by ``GRID_POLICIES``). ``checkpoint``, or any policy that amounts to the
     model's own theta, gives its frequencies bit for bit.
     """
     return [_rescale_axis(rfr, axis, theta[axis], dims[axis], grid[axis]) for axis in (0, 1)]
@@ -118,6 +130,11 @@ def rescale(rfr: Rfr, theta: tuple[float, float], dims: tuple[int, int], grid: t
 def _rescale_axis(rfr: Rfr, axis: int, theta: float, dim: int, tokens: int) -> AxisRotation:
     if rfr.policy == "ultraflux":
         return _ultraflux(theta, dim, tokens)
+    if rfr.policy in ("interpolate", "parts") and tokens > rfr.train_tokens:
+        scale = tokens / rfr.train_tokens
+        if rfr.policy == "interpolate":
+            return AxisRotation(plain_omega(theta, dim) / scale)
+        return _parts(theta, dim, scale, rfr)
     if rfr.policy == "theta" and rfr.theta is not None:
         theta = rfr.theta[axis]
     elif rfr.policy == "fit":
@@ -135,10 +152,12 @@ def ntk_theta(theta: float, dim: int, scale: float) -> float:
 def resolve(rfr: Rfr, theta: tuple[float, float], dims: tuple[int, int], grid: tuple[int, int]) -> tuple[float, float]:
     """The policy's theta per axis as numbers, to be written into a trained file.
 
-    Raises OptionError for ``ultraflux``, which is no theta.
+    Raises OptionError for ``ultraflux``, ``interpolate`` and ``parts``, which are no theta.
     """
-    if rfr.policy == "ultraflux":
-        raise OptionError("RFR policy 'ultraflux' rounds single frequencies and has no theta; choose another to train")
+    if rfr.policy in _WITHOUT_THETA:
+        raise OptionError(
+            f"RFR policy '{rfr.policy}' sets frequencies one by one and has no theta; choose another to train"
+        )
     if rfr.policy == "theta" and rfr.theta is not None:
         return rfr.theta
     if rfr.policy == "fit":
@@ -147,6 +166,17 @@ def resolve(rfr: Rfr, theta: tuple[float, float], dims: tuple[int, int], grid: t
         scales = [tokens / rfr.train_tokens for tokens in grid]
         return ntk_theta(theta[0], dims[0], scales[0]), ntk_theta(theta[1], dims[1], scales[1])
     return theta
+
+
+def _parts(theta: float, dim: int, scale: float, rfr: Rfr) -> AxisRotation:
+    """NTK by parts, as DyPE (guyyariv/DyPE, its Flux with "yarn") has it at the time ``rfr.sigma`` of the flow.
+
+    Theirs: the three kinds of frequencies, the turns between which they pass, multiplied by sigma^2, and the factor
+    0.1 ln s + 1 on cos and sin. Ours: one sigma for the run, where they follow the step; each axis has its own s; and
+    a ramp that would lie beyond the last pair (sigma below about 0.03) is left out, where theirs turns round.
+    """
+    own, ntk = plain_omega(theta, dim), plain_omega(ntk_theta(theta, dim, scale), dim)
+    return _by_parts(own, own / scale, ntk, scale, (theta, dim, rfr.train_tokens), max(rfr.sigma**2, 1e-9))
 
 
 def _ultraflux(theta: float, dim: int, tokens: int) -> AxisRotation:
@@ -159,18 +189,28 @@ def _ultraflux(theta: float, dim: int, tokens: int) -> AxisRotation:
     turns = base * trained / (2 * math.pi)
     aligned = torch.where(turns >= 1, turns.round().clamp(min=1) * (2 * math.pi / trained), base)
     exponents = -aligned.log() / math.log(theta)
-    linear = aligned / scale
     ntk = ntk_theta(theta, dim, scale) ** -exponents
-    mixed = torch.lerp(linear, ntk, _ultraflux_mask(_ULTRAFLUX_BETA, theta, dim))
-    omega = torch.lerp(mixed, aligned, _ultraflux_mask(_ULTRAFLUX_GAMMA, theta, dim))
+    return _by_parts(aligned, aligned / scale, ntk, scale, (theta, dim, trained), 1.0)
+
+
+def _by_parts(
+    own: Tensor, linear: Tensor, ntk: Tensor, scale: float, trained: tuple[float, int, int], kappa: float
+) -> AxisRotation:
+    """Fast pairs keep their ``own`` frequency, slow ones get the ``linear`` one, those between the ``ntk`` one.
+
+    trained: theta, channels and tokens of the axis. kappa: a factor on the turns that part them.
+    """
+    mixed = torch.lerp(linear, ntk, _faster_than(_BETA, kappa, trained))
+    omega = torch.lerp(mixed, own, _faster_than(_GAMMA, kappa, trained))
     return AxisRotation(omega, magnitude=0.1 * math.log(scale) + 1.0)
 
 
-def _ultraflux_mask(turns: tuple[float, float], theta: float, dim: int) -> Tensor:
-    """1 for the pairs that make more than turns[0] turns over the trained grid, 0 below turns[1]."""
+def _faster_than(turns: tuple[float, float], kappa: float, trained: tuple[float, int, int]) -> Tensor:
+    """1 for the pairs that make more than kappa turns[0] turns over the trained grid, 0 below kappa turns[1]."""
+    theta, dim, tokens = trained
 
     def pair(count: float) -> float:  # the pair, as a real number, that makes this many turns
-        return dim * math.log(_ULTRAFLUX_TRAIN_TOKENS / (count * 2 * math.pi)) / (2 * math.log(theta))
+        return dim * math.log(tokens / (count * kappa * 2 * math.pi)) / (2 * math.log(theta))
 
     low = max(0, math.floor(pair(turns[0])))
     high = min(math.ceil(pair(turns[1])), dim - 1, dim // 2)
@@ -195,7 +235,7 @@ class RescaledEmbedND(nn.Module):
 
     No parameters, no state-dict keys. ``theta`` is the model's own: one number, or (rows, columns).
     Axes 1 and 2 are the image's rows and columns, whatever other axes there are. The grid that
-    ``ntk`` and ``ultraflux`` need is read off the ids (their span, per axis).
+    ``GRID_POLICIES`` need is read off the ids (their span, per axis).
     """
 
     def __init__(self, axes_dim: Sequence[int], theta: float | tuple[float, float], rfr: Rfr | None = None) -> None:
@@ -231,7 +271,7 @@ class RescaledEmbedND(nn.Module):
 
     def _grid(self, ids: Tensor) -> tuple[int, int]:
         """Tokens per image axis; not read (it would wait for the device) where no policy asks for it."""
-        if self.rfr.policy not in ("ntk", "ultraflux"):
+        if self.rfr.policy not in GRID_POLICIES:
             return 1, 1
         spans = [int((ids[..., axis].amax() - ids[..., axis].amin()).item()) + 1 for axis in (1, 2)]
         return spans[0], spans[1]

@@ -10,11 +10,13 @@ import torch
 from ..images.resize import Target, framed_size, picture_bytes
 from ..models.flux import FluxParams
 from ..models.latent import MARGIN, PATCH
+from ..models.rope import FLUX_TRAIN_TOKENS, Policy
+from ..pieces import Pieces, Window, blend_bytes, windows
 from ..vae.estimate import LEAST_MEMORY, Stage, StripPlan, choose_strips, peak_elements
 from ..vae.layers import AutoEncoderParams
 from ..vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 from .cost import autoencoder_flops, flux_flops, flux_peak_bytes, image_tokens
-from .plan import Machine, Plan, StagePlan, Weights, beside
+from .plan import Machine, Plan, StagePlan, Weights, beside, pieces_asked_for
 
 #: Copies of the output picture (3 channels, float32) alive: while the VAE encodes, while the transformer
 #: runs, while the VAE decodes, and in colour fix and back-projection. As counted.
@@ -41,6 +43,10 @@ class Models:
     train_tokens: int | None = None
     #: Strips that are asked for; a stage that is not named gets the fastest that fit.
     strips: StripPlan | None = None
+    #: Windows that the transformer runs over; None: the whole picture.
+    pieces: Pieces | None = None
+    #: The positions that the transformer runs with, as far as they depend on the grid.
+    positions: Policy = "checkpoint"
 
 
 def make_plan(size: tuple[int, int], target: Target, models: Models, machine: Machine, batch: int = 1) -> Plan:
@@ -59,7 +65,8 @@ def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machin
     results = picture_bytes(*output, batch) if batch > 1 else 0  # of a batch: in one block, from the start
     pictures = {name: int(count * picture_bytes(*framed)) + results for name, count in _PICTURES.items()}
     stages = [_strip_stage("encode", framed, models, machine, pictures["encode"])]
-    transformer = _transformer_stage(tokens, models, machine, pictures["transformer"])
+    cut = [Window(0, 0, *tokens)] if models.pieces is None else windows(tokens, models.pieces, params.ratio)
+    transformer = _transformer_stage(tokens, models, machine, pictures["transformer"], cut)
     stages += [transformer] if transformer else []
     stages.append(_strip_stage("decode", framed, models, machine, pictures["decode"]))
     if machine.holds_pictures:
@@ -77,6 +84,10 @@ def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machin
         machine=machine,
         train_tokens=models.train_tokens,
         batch=batch,
+        pieces=len(cut) if transformer else 0,
+        window=(cut[0].rows, cut[0].columns),
+        positions=models.positions,
+        trained=trained_pieces(models),
     )
 
 
@@ -103,17 +114,31 @@ def _strip_stage(stage: Stage, framed: tuple[int, int], models: Models, machine:
     )
 
 
-def _transformer_stage(tokens: tuple[int, int], models: Models, machine: Machine, pictures: int) -> StagePlan | None:
-    count, dtype, peak = tokens[0] * tokens[1], models.transformer_dtype or machine.dtype, models.transformer_peak
+def _transformer_stage(
+    tokens: tuple[int, int], models: Models, machine: Machine, pictures: int, cut: list[Window]
+) -> StagePlan | None:
+    """One pass over all tokens, or one over each window, whose sums lie beside it as pictures do."""
+    dtype, peak = models.transformer_dtype or machine.dtype, models.transformer_peak
     if models.flux is None and peak is None:
         return None
-    flops = None if models.flux is None else flux_flops(models.flux, count, models.text_tokens)
+    rows, columns = cut[0].rows, cut[0].columns  # of all of them
+    flops = None
+    if models.flux is not None:
+        flops = len(cut) * flux_flops(models.flux, rows * columns, models.text_tokens)
     if peak is not None:
-        need = peak(*tokens)
+        need = peak(rows, columns)
     else:
         assert models.flux is not None
-        need = flux_peak_bytes(models.flux, count, models.text_tokens, dtype)
-    return StagePlan("transformer", need, pictures, flops, "one forward pass, no tiles")
+        need = flux_peak_bytes(models.flux, rows * columns, models.text_tokens, dtype)
+    if len(cut) > 1:
+        pictures += blend_bytes(tokens, models.autoencoder.latent_channels)
+    return StagePlan("transformer", need, pictures, flops, _path(models.pieces, len(cut)))
+
+
+def _path(pieces: Pieces | None, count: int) -> str:
+    if pieces is None or count == 1:
+        return "one forward pass, no tiles"
+    return f"{count} forward passes, pieces of {pieces.size_px} px that share {pieces.overlap_px} px, blended"
 
 
 def _live(
@@ -140,6 +165,9 @@ def _remedies(size: tuple[int, int], target: Target, models: Models, machine: Ma
             high = middle - 1
     if low:
         remedies.append(f"ask for a long edge of at most {16 * low} px")
+    pieces = trained_pieces(models)
+    if models.pieces != pieces and fits(target, replace(models, pieces=pieces)):
+        remedies.append(f"run the transformer in {pieces_asked_for(pieces, machine)}")
     if machine.host:
         return remedies or ["no size fits: choose a smaller model, or one in fp8"]
     half = _cast(models, machine.dtype, torch.bfloat16)
@@ -151,6 +179,13 @@ def _remedies(size: tuple[int, int], target: Target, models: Models, machine: Ma
         if fits(target, _cast(models, machine.dtype, torch.float32), cpu):
             remedies.append("run on the CPU")
     return remedies or ["no size fits: run it in ComfyUI, which moves weights in and out, or choose a smaller model"]
+
+
+def trained_pieces(models: Models) -> Pieces:
+    """Windows of the side that the model was trained at, else of Flux's, with half of it as overlap, as published."""
+    token = models.autoencoder.ratio * PATCH
+    side = models.train_tokens or FLUX_TRAIN_TOKENS
+    return Pieces(side * token, side // 2 * token)
 
 
 def _cast(models: Models, old: torch.dtype, new: torch.dtype) -> Models:

@@ -6,13 +6,15 @@ Memory is in live tensors, as ``vae.estimate`` and ``cost`` estimate it; kernels
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
 
 from ..errors import OutOfMemoryError
 from ..machine import dtype_name
+from ..models.rope import GRID_POLICIES, Policy
+from ..pieces import Pieces
 from ..vae.estimate import Stage, StripPlan
 from ..vae.strips import MemoryMode, StripSettings
 
@@ -75,7 +77,8 @@ class Plan:
     """Sizes are (height, width) in px; tokens (rows, columns).
 
     framed: what the VAE sees, whole tokens and the mirrored margin; latent: its latent. The margin is
-    not among the tokens.
+    not among the tokens. pieces: how many windows the transformer runs over, of ``window`` tokens each;
+    1: the whole picture, 0: there is no transformer.
     """
 
     input: tuple[int, int]
@@ -83,6 +86,8 @@ class Plan:
     framed: tuple[int, int]
     latent: tuple[int, int]
     tokens: tuple[int, int]
+    pieces: int
+    window: tuple[int, int]
     stages: tuple[StagePlan, ...]
     weights: tuple[Weights, ...]
     machine: Machine
@@ -91,6 +96,10 @@ class Plan:
     remedies: tuple[str, ...] = ()
     #: Pictures of this size, done one by one.
     batch: int = 1
+    #: Of the model.
+    positions: Policy = "checkpoint"
+    #: Windows that the model was trained for.
+    trained: Pieces = field(default_factory=Pieces)
 
     @property
     def peak(self) -> int:
@@ -118,14 +127,25 @@ class Plan:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings for the user: a grid larger than the model has seen."""
-        if self.train_tokens is None or max(self.tokens) <= self.train_tokens:
+        """Warnings for the user: a pass over more tokens than the model has seen, and what to try."""
+        rows, columns = self.window
+        if self.train_tokens is None or max(rows, columns) <= self.train_tokens or not self.pieces:
             return []
-        rows, columns = self.tokens
+        side = self.trained.size_px
+        ways = [pieces_asked_for(self.trained, self.machine), f"a target of at most {side} px a side"]
+        known = f", with RFR {self.positions}," if self.positions in GRID_POLICIES else ","
+        if self.positions not in GRID_POLICIES:
+            ways.insert(0, _rfr_asked_for(self.machine))
         return [
-            f"{rows} x {columns} tokens are more than the {self.train_tokens} per side this model was trained on: "
-            "it is computed, but nobody knows how well the model does there"
+            f"{rows} x {columns} tokens are more than the {self.train_tokens} per side ({side} px) this model was "
+            f"trained on: it is computed{known} but nobody knows how well the model does there; to compare, try "
+            f"{', '.join(ways[:-1])}{',' if len(ways) > 2 else ''} or {ways[-1]}"
         ]
+
+    def _pieces_report(self) -> dict[str, int] | None:
+        if self.pieces <= 1:
+            return None
+        return {"count": self.pieces, "rows": self.window[0], "columns": self.window[1]}
 
     def verdict(self) -> str:
         """One sentence: fits, or will not fit and what to do."""
@@ -158,7 +178,7 @@ class Plan:
         rows, columns = self.tokens
         lines = [
             f"{sizes[0]} -> {sizes[1]} px, {sizes[2]} with its margin; latent {sizes[3]}, "
-            f"{columns} x {rows} = {rows * columns:,} tokens"
+            f"{columns} x {rows} = {rows * columns:,} tokens{self._in_pieces()}"
         ]
         lines += [_line(stage) for stage in self.stages]
         lines += [f"weights      {w.size / GIGABYTE:8.3f} GB  {w.name}: {w.place}" for w in self.weights]
@@ -170,6 +190,12 @@ class Plan:
         lines.append(f"{self.machine.device}, {dtype_name(self.machine.dtype)}: {self.verdict()}")
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
 
+    def _in_pieces(self) -> str:
+        if self.pieces <= 1:
+            return ""
+        rows, columns = self.window
+        return f", in {self.pieces} pieces of {columns} x {rows} = {rows * columns:,}"
+
     def report(self) -> dict[str, Any]:
         """The plan as plain values, for JSON; sizes are [width, height]."""
         return {
@@ -179,6 +205,7 @@ class Plan:
             "latent_size": list(self.latent[::-1]),
             "pictures": self.batch,
             "tokens": {"rows": self.tokens[0], "columns": self.tokens[1], "train_tokens": self.train_tokens},
+            "pieces": self._pieces_report(),
             "stages": [_stage_report(stage) for stage in self.stages],
             "weights": [{"name": w.name, "size": w.size, "place": w.place} for w in self.weights],
             "device": self.machine.device,
@@ -189,6 +216,17 @@ class Plan:
             "verdict": self.verdict(),
             "warnings": self.warnings,
         }
+
+
+def pieces_asked_for(pieces: Pieces, machine: Machine) -> str:
+    """How the user asks for them: a node's inputs, or the command's option."""
+    if machine.host:
+        return f"pieces (pieces {pieces.size_px}, pieces_overlap {pieces.overlap_px})"
+    return f"pieces (--pieces {pieces.size_px}:{pieces.overlap_px})"
+
+
+def _rfr_asked_for(machine: Machine) -> str:
+    return "Apply RFR (policy ntk, interpolate or parts)" if machine.host else "--rfr ntk, interpolate or parts"
 
 
 def beside(pictures: int, weights: tuple[Weights, ...], machine: Machine) -> int:

@@ -44,6 +44,11 @@ def test_policies(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit["turns_after"][-1] == pytest.approx(0.25)
     ntk = axes(capsys, "--policy", "ntk", "--grid", "128", "--train-tokens", "32")[0]
     assert ntk["turns_after"][-1] == pytest.approx(ntk["turns_before"][-1] / 4)
+    squeezed = axes(capsys, "--policy", "interpolate", "--grid", "256")[0]
+    assert squeezed["turns_after"] == pytest.approx([turns / 4 for turns in squeezed["turns_before"]])
+    parts, at_half = (axes(capsys, "--policy", "parts", "--grid", "256", "--sigma", s)[0] for s in ("1", "0.5"))
+    assert parts["magnitude"] == at_half["magnitude"] == pytest.approx(0.1 * math.log(4) + 1)
+    assert parts["turns_after"][0] == parts["turns_before"][0] and parts["turns_after"] != at_half["turns_after"]
     ultra = axes(capsys, "--policy", "ultraflux")[0]
     assert ultra["magnitude"] == pytest.approx(0.1 * math.log(2) + 1)
 

@@ -22,6 +22,7 @@ ROOMS = [
     "machine",
     "images",
     "models",
+    "pieces",
     "vae",
     "planning",
     "weights",

@@ -14,6 +14,7 @@ from torch import Tensor
 from op4ksr_core import OptionError
 from op4ksr_core.models.latent import position_ids
 from op4ksr_core.models.rope import (
+    Policy,
     RescaledEmbedND,
     Rfr,
     apply_rotation,
@@ -61,6 +62,9 @@ def image_rotations(rfr: Rfr, grid: tuple[int, int], theta: tuple[float, float] 
         Rfr("theta", theta=(THETA, THETA)),
         Rfr("ntk", train_tokens=64),
         Rfr("ntk", train_tokens=100),
+        Rfr("interpolate", train_tokens=64),
+        Rfr("parts", train_tokens=64),
+        Rfr("parts", train_tokens=70, sigma=0.5),
         Rfr("ultraflux"),
     ],
     ids=lambda rfr: f"{rfr.policy}-{rfr.train_tokens}",
@@ -98,7 +102,8 @@ def test_table_of_a_batch_of_ids() -> None:
 
 @pytest.mark.parametrize(
     "rfr",
-    [Rfr("theta", theta=(50.0, 80.0)), Rfr("fit"), Rfr("ntk", train_tokens=16), Rfr("ultraflux")],
+    [Rfr("theta", theta=(50.0, 80.0)), Rfr("fit"), Rfr("ultraflux")]
+    + [Rfr(policy, train_tokens=16) for policy in ("ntk", "interpolate", "parts")],
     ids=lambda rfr: rfr.policy,
 )
 def test_text_axis_is_untouched(rfr: Rfr) -> None:
@@ -182,6 +187,75 @@ def test_the_grid_is_read_off_the_ids_wherever_they_start() -> None:
     assert torch.equal(embedder(moved), expected)
 
 
+# --- interpolate ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theta", [THETA, 46.74])
+def test_interpolated_positions_are_the_trained_ones_s_times_closer(theta: float) -> None:
+    """Position p has the table of p / s: 256 tokens lie where 64 did."""
+    embedder = RescaledEmbedND(AXES, theta, Rfr("interpolate", train_tokens=64))
+    ids = position_ids(3, 256, 100)
+    squeezed = ids * torch.tensor([1.0, 64 / 256, 64 / 100])
+    torch.testing.assert_close(embedder(ids), comfy_table(squeezed, (theta,) * 3), rtol=0, atol=1e-4)
+    rows, columns = image_rotations(Rfr("interpolate"), (256, 64), (theta, theta))
+    assert torch.equal(rows.omega, plain_omega(theta, 56) / 4) and rows.magnitude == 1
+    assert torch.equal(columns.omega, plain_omega(theta, 56))
+
+
+# --- parts ------------------------------------------------------------------------------------
+
+
+def by_parts(dim: int, theta: float, tokens: int, trained: int, sigma: float) -> tuple[list[float], float]:
+    """NTK by parts as DyPE states it, pair by pair in Python's floats: its bounds in turns, times sigma squared."""
+    scale, kappa, found = tokens / trained, sigma**2, []
+
+    def ramp(pair: int, many: float, few: float) -> float:
+        first = math.floor(dim * math.log(trained / (many * kappa * 2 * math.pi)) / (2 * math.log(theta)))
+        last = math.ceil(dim * math.log(trained / (few * kappa * 2 * math.pi)) / (2 * math.log(theta)))
+        first, last = max(first, 0), min(last, dim - 1, dim // 2)
+        return 1 - min(max((pair - first) / (last - first if last != first else 0.001), 0), 1)
+
+    for pair in range(dim // 2):
+        own = theta ** (-2 * pair / dim)
+        ntk = (theta * scale ** (dim / (dim - 2))) ** (-2 * pair / dim)
+        low, high = ramp(pair, 1.25, 0.75), ramp(pair, 16, 2)
+        slow = own / scale * (1 - low) + ntk * low
+        found.append(slow * (1 - high) + own * high)
+    return found, 0.1 * math.log(scale) + 1
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.5051, 0.25])
+@pytest.mark.parametrize("theta", [THETA, 300.0])
+@pytest.mark.parametrize(("tokens", "trained"), [(256, 64), (65, 64), (200, 128), (4096, 64)])
+def test_parts_are_the_published_formula(tokens: int, trained: int, theta: float, sigma: float) -> None:
+    rotation, other = image_rotations(
+        Rfr("parts", train_tokens=trained, sigma=sigma), (tokens, trained), (theta, theta)
+    )
+    expected, magnitude = by_parts(56, theta, tokens, trained, sigma)
+    assert rotation.omega.dtype == torch.float64
+    assert rotation.omega.tolist() == pytest.approx(expected, rel=1e-12)
+    assert rotation.magnitude == pytest.approx(magnitude, rel=1e-12)
+    assert torch.equal(other.omega, plain_omega(theta, 56)) and other.magnitude == 1
+
+
+def test_parts_are_the_trained_frequencies_at_both_ends_of_the_flow() -> None:
+    """At the noisy end slow pairs are interpolated; towards the clean one all keep their own."""
+    own = plain_omega(THETA, 56)
+    noisy, half, clean = (
+        image_rotations(Rfr("parts", sigma=sigma), (256, 256))[0].omega for sigma in (1.0, 0.5, 1e-200)
+    )
+    assert torch.equal(noisy[0], own[0]) and torch.equal(noisy[-1], own[-1] / 4)
+    assert (noisy <= half + 1e-15).all() and not torch.equal(noisy, half)
+    assert torch.equal(clean, own)
+
+
+def test_parts_are_ultrafluxs_where_its_frequencies_are_not_rounded() -> None:
+    parts, ultraflux = (image_rotations(Rfr(name), (256, 64))[0] for name in ("parts", "ultraflux"))
+    slow = turns_per_pair(image_rotations(Rfr(), (64, 64))[0], 64) < 1
+    torch.testing.assert_close(parts.omega[slow], ultraflux.omega[slow], rtol=1e-12, atol=0)
+    assert not torch.equal(parts.omega, ultraflux.omega) and parts.magnitude == ultraflux.magnitude
+
+
 # --- ultraflux --------------------------------------------------------------------------------
 
 
@@ -224,9 +298,10 @@ def test_resolved_theta_as_a_number_gives_the_policys_frequencies(rfr: Rfr) -> N
         assert torch.equal(rotation.omega, plain_omega(theta[axis], 56))
 
 
-def test_ultraflux_resolves_to_no_theta() -> None:
-    with pytest.raises(OptionError, match="ultraflux"):
-        resolve(Rfr("ultraflux"), (THETA, THETA), (56, 56), (128, 128))
+@pytest.mark.parametrize("policy", ["ultraflux", "interpolate", "parts"])
+def test_policies_of_single_frequencies_resolve_to_no_theta(policy: Policy) -> None:
+    with pytest.raises(OptionError, match=f"'{policy}' .* has no theta; choose another to train"):
+        resolve(Rfr(policy), (THETA, THETA), (56, 56), (128, 128))
 
 
 def test_embedder_resolves_with_its_own_axes() -> None:
@@ -294,6 +369,9 @@ def test_rotation_of_bf16_is_computed_in_float32(generator: torch.Generator) -> 
         {"policy": "fit", "tokens": (0, 128)},
         {"policy": "fit", "tokens": (128, -1)},
         {"policy": "ntk", "train_tokens": 0},
+        {"policy": "parts", "sigma": 0.0},
+        {"policy": "parts", "sigma": 1.5},
+        {"policy": "parts", "sigma": math.nan},
     ],
     ids=str,
 )

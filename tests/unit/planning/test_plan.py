@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
 
-from op4ksr_core import BUNDLED_AUTOENCODER, BUNDLED_FLUX, load_autoencoder, load_flux, upscale
+from op4ksr_core import (
+    BUNDLED_AUTOENCODER,
+    BUNDLED_FLUX,
+    AutoEncoder,
+    Flux,
+    OneStepSettings,
+    load_autoencoder,
+    load_flux,
+    upscale,
+)
 from op4ksr_core.errors import OptionError, OutOfMemoryError
 from op4ksr_core.images.resize import Target
 from op4ksr_core.machine import AllocationTracker
+from op4ksr_core.models import flux_layers
 from op4ksr_core.models.flux import FluxParams
-from op4ksr_core.one_step import OneStepOptions
+from op4ksr_core.one_step import CoreStages, OneStepOptions
+from op4ksr_core.pieces import Pieces, in_pieces
+from op4ksr_core.planning.cost import flux_peak_bytes
+from op4ksr_core.planning.geometries import AUTOENCODERS
 from op4ksr_core.planning.make import Models, make_plan
 from op4ksr_core.planning.plan import Machine, Plan, Weights
 from op4ksr_core.vae.estimate import both
@@ -140,6 +154,117 @@ def test_a_grid_beyond_training_is_warned_of() -> None:
     assert not plan(100, models=replace(FULL, train_tokens=None), target=Target(long_edge=8192)).warnings
 
 
+# --- the transformer in pieces ----------------------------------------------------------------
+
+#: FLUX.1-dev with its own VAE, as public one-step weights run on it, and their windows.
+F8 = Models(AutoEncoderParams(stride=1), flux=FluxParams(), text_tokens=512, weights=WEIGHTS, train_tokens=64)
+CUT = replace(F8, pieces=Pieces())
+
+
+def square(models: Models, free: float = 1000, *, host: bool = False, side: int = 4096) -> Plan:
+    machine = Machine("cuda", torch.bfloat16, int(free * 1e9), not host, not host, host=host)
+    return make_plan((1024, 1024), Target(long_edge=side), models, machine)
+
+
+def test_4096_px_on_f8_whole_and_in_pieces() -> None:
+    """The published counts: 49 windows of 4,096 tokens, 3.6 PFLOP, and 65,536 tokens, 3.9 PFLOP."""
+    whole, cut = square(F8), square(CUT)
+    work = [next(stage.flops for stage in plan.stages if stage.name == "transformer") for plan in (whole, cut)]
+    assert work == [pytest.approx(3.9e15, rel=0.02), pytest.approx(3.6e15, rel=0.02)]
+    assert (whole.pieces, whole.window, cut.pieces, cut.window) == (1, (256, 256), 49, (64, 64))
+    assert whole.tokens == cut.tokens == (256, 256)
+    assert whole.text().splitlines()[0].endswith("256 x 256 = 65,536 tokens")
+    assert cut.text().splitlines()[0].endswith("256 x 256 = 65,536 tokens, in 49 pieces of 64 x 64 = 4,096")
+    assert "49 forward passes, pieces of 1024 px that share 512 px, blended" in cut.text()
+    assert whole.report()["pieces"] is None and cut.report()["pieces"] == {"count": 49, "rows": 64, "columns": 64}
+
+
+@pytest.mark.parametrize(("stride", "count"), [(1, 49), (2, 49)])
+def test_the_peak_is_a_windows(stride: int, count: int) -> None:
+    """At F8 and F16 alike, and the sums of the blending lie beside it."""
+    models = replace(CUT, autoencoder=AutoEncoderParams(stride=stride))
+    plan = square(models)
+    peak, beside = next((s.peak, s.pictures) for s in plan.stages if s.name == "transformer")
+    tokens = 64 * 64 // stride**2
+    assert plan.pieces == count and plan.window == (64 // stride, 64 // stride)
+    assert peak == flux_peak_bytes(FluxParams(), tokens, 512, torch.bfloat16)
+    whole = next(s.pictures for s in square(replace(models, pieces=None)).stages if s.name == "transformer")
+    assert beside - whole == 17 * 4 * (512 // stride) ** 2
+
+
+def test_a_picture_no_larger_than_a_window_is_planned_whole() -> None:
+    plan = square(CUT, side=1024)
+    assert (plan.pieces, plan.window) == (1, (64, 64)) and "one forward pass, no tiles" in plan.text()
+    assert plan.report() == square(F8, side=1024).report()
+
+
+def test_without_a_transformer_there_are_no_pieces() -> None:
+    plan = square(replace(CUT, flux=None))
+    assert "pieces" not in plan.text() and plan.pieces == 0 and not plan.warnings
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [(False, "pieces (--pieces 1024:512)"), (True, "pieces (pieces 1024, pieces_overlap 512)")],
+    ids=["command", "node"],
+)
+def test_pieces_are_a_remedy_where_they_fit(host: bool, words: str) -> None:
+    """With a small VAE: of the full-width one the decoder is what needs most, and pieces do not help."""
+    models = replace(F8, autoencoder=AUTOENCODERS["F8, bundled"])
+    free = 5.0 if host else 12.17 + 6.0
+    hopeless = square(models, free, host=host)
+    assert hopeless.fits is False and square(replace(models, pieces=Pieces()), free, host=host).fits is True
+    assert f"run the transformer in {words}" in hopeless.remedies
+    assert (
+        f"run the transformer in {words}" in square(replace(models, pieces=Pieces(3840, 0)), free, host=host).remedies
+    )
+    assert all("pieces" not in way for way in square(models, 1, host=host).remedies)  # where they do not
+    full = square(F8, free, host=host)
+    assert full.fits is False and all("pieces" not in way for way in full.remedies)
+
+
+def test_what_to_try_beyond_the_trained_side() -> None:
+    said = square(F8).warnings[0]
+    assert said.startswith("256 x 256 tokens are more than the 64 per side (1024 px) this model was trained on")
+    assert "; to compare, try --rfr ntk, interpolate or parts, pieces (--pieces 1024:512), or a target of at" in said
+    assert said.endswith("at most 1024 px a side")
+    node = square(F8, host=True).warnings[0]
+    assert "try Apply RFR (policy ntk, interpolate or parts), pieces (pieces 1024, pieces_overlap 512), or a" in node
+    known = square(replace(F8, positions="ntk")).warnings[0]
+    assert "it is computed, with RFR ntk, but nobody knows" in known and "--rfr" not in known
+    assert known.endswith("try pieces (--pieces 1024:512) or a target of at most 1024 px a side")
+
+
+def test_in_pieces_no_larger_than_the_trained_side_nothing_is_beyond_it() -> None:
+    assert not square(CUT).warnings and not square(F8, side=1024).warnings
+    beyond = square(replace(F8, pieces=Pieces(2048, 1024))).warnings[0]
+    assert beyond.startswith("128 x 128 tokens are more than the 64 per side")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pieces", [None, Pieces()], ids=["whole", "in pieces"])
+def test_12_b_at_4096_px_on_f8_needs_what_was_planned(pieces: Pieces | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Live tensors of the transformer, counted on tensors without values: within 10 %."""
+    monkeypatch.setattr(flux_layers, "attention", lambda q, k, v: torch.empty_like(q))  # as fused kernels have it
+    with torch.device("meta"):
+        flux = Flux(FluxParams(), OneStepSettings(txt=torch.empty(512, 4096)), dtype=torch.bfloat16)
+        autoencoder, raw = AutoEncoder(AutoEncoderParams(stride=1)), torch.empty(1, 16, 512, 512, dtype=torch.bfloat16)
+    stages = CoreStages(flux.requires_grad_(False), autoencoder)
+
+    def tell(done: int, total: int) -> None:
+        if (done, total) == (3, 49):
+            raise KeyboardInterrupt  # three windows are like all
+
+    with suppress(KeyboardInterrupt), torch.no_grad(), AllocationTracker() as tracker:
+        if pieces is None:
+            stages.transform(raw, tell)
+        else:
+            in_pieces(raw, stages.transform, pieces, stages.ratio, tell)
+    plan, whole = square(replace(F8, pieces=pieces)), square(F8)
+    stage, other = (next(s for s in p.stages if s.name == "transformer") for p in (plan, whole))
+    assert stage.peak + stage.pictures - other.pictures == pytest.approx(tracker.peak, rel=0.1)
+
+
 @pytest.mark.parametrize("settings", [StripSettings(), StripSettings(16, "tiny")], ids=str)
 @pytest.mark.parametrize("size", [pytest.param((128, 128), marks=pytest.mark.slow), (80, 165)], ids=str)
 def test_a_real_run_needs_what_was_planned(size: tuple[int, int], settings: StripSettings) -> None:
@@ -150,4 +275,16 @@ def test_a_real_run_needs_what_was_planned(size: tuple[int, int], settings: Stri
     low = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     with AllocationTracker() as tracker:
         upscale(low, flux, autoencoder, OneStepOptions(), strips=found.strips())
+    assert found.peak == pytest.approx(tracker.peak, rel=0.1)
+
+
+def test_a_real_run_in_pieces_needs_what_was_planned() -> None:
+    """The bundled weights, x4, live tensors above weights and input: within 10 %."""
+    autoencoder, flux = load_autoencoder(BUNDLED_AUTOENCODER), load_flux(BUNDLED_FLUX)
+    pieces, strips = Pieces(256, 128), both(StripSettings(16, "tiny"))
+    models = Models(autoencoder.params, flux=flux.params, text_tokens=4, strips=strips, pieces=pieces)
+    found = make_plan((80, 165), Target(scale=4), models, Machine("cpu", torch.float32, None))
+    low = torch.rand(1, 3, 80, 165, generator=torch.Generator().manual_seed(0))
+    with AllocationTracker() as tracker:
+        upscale(low, flux, autoencoder, OneStepOptions(pieces=pieces), strips=found.strips())
     assert found.peak == pytest.approx(tracker.peak, rel=0.1)
