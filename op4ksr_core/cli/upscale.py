@@ -253,6 +253,7 @@ def _models_report(options: argparse.Namespace, autoencoder: AutoEncoder, flux: 
         "color": options.color,
         "fidelity": options.fidelity,
         "vae_only": options.vae_only,
+        "seed": options.seed if settings is not None and settings.encode == "sample" else None,
         "pieces": None if options.pieces is None else [options.pieces.size_px, options.pieces.overlap_px],
         "rfr": options.rfr or "checkpoint",
         "device": str(autoencoder.device),

@@ -307,10 +307,14 @@ def test_json_tells_what_was_done(
     }
     assert report == {
         "vae": {"file": str(models[0]), "stride": 2, "shift": 0},
-        "model": {"file": str(models[1]), "theta": [46.7, 80.0], "sigma": 0.4, "guidance": 2.0},
+        "model": {"file": str(models[1]), "theta": [46.7, 80.0], "sigma": 0.4, "guidance": 2.0, "encode": "mean"},
+        "lora": None,
         "color": "wavelet",
         "fidelity": 0.5,
         "vae_only": False,
+        "seed": None,
+        "pieces": None,
+        "rfr": "checkpoint",
         "device": "cpu",
         "dtype": "float32",
         "version": op4ksr_core.__version__,

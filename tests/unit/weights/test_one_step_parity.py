@@ -16,7 +16,7 @@ from op4ksr_core.weights.sr_lora import OMGSR_SIGMA, SrLora, describe_sr_lora
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
-import one_step_weights as public  # noqa: E402
+import one_step_weights as public
 
 SEED, BOUND = 11, 1e-4
 Found = Callable[[], SrLora]
