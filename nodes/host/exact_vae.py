@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
@@ -102,8 +103,30 @@ def usable_memory(vae: Any, held: int = 0) -> int:
     return min(free, int(management.get_total_memory(device) * SHARE))
 
 
-#: How the host's memory enters the core's strips.
-HOST_MEMORY: dict[str, Callable[..., Any]] = {
+def read_weights(module: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """``vae.strip_maps.ReadWeights`` of one of the host's layers.
+
+    Where memory is short the host leaves a patched weight (a LoRA's) as it was, and adds the patch whenever it casts
+    the weight for a call; under dynamic VRAM it always does.
+    """
+    if not any(getattr(module, f"{part}{way}", None) for part in ("weight", "bias") for way in _WHEN_CAST):
+        return module.weight, module.bias
+    place: dict[str, Any] = {"dtype": like.dtype, "device": like.device, "bias_dtype": like.dtype}
+    release = getattr(comfy.ops, "uncast_bias_weight", None)
+    if release is None:  # ComfyUI 0.3
+        return comfy.ops.cast_bias_weight(module, **place)
+    weight, bias, stream = comfy.ops.cast_bias_weight(module, **place, offloadable=True)
+    copies = weight.clone(), bias.clone()
+    release(module, weight, bias, stream)
+    return copies
+
+
+#: Of a layer of the host's: what is added to a weight as it is cast.
+_WHEN_CAST = ("_function", "_lowvram_function")
+
+#: How the host's memory and weights enter the core's strips.
+HOST_WAYS: dict[str, Callable[..., Any]] = {
+    "read_weights": read_weights,
     "free_memory": lambda device: int(comfy.model_management.get_free_memory(device)),
     "release_memory": lambda: comfy.model_management.soft_empty_cache(),
     "is_oom": is_oom,
@@ -183,7 +206,7 @@ class StripEngine:
     def __init__(self, given: Any, ratio: int, strips: StripPlan) -> None:
         self.given, self.ratio, self.strips = given, ratio, strips
         parts = (getattr(given, name, None) for name in ("encoder", "decoder"))
-        self.bounded = BoundedAutoEncoder(*parts, **HOST_MEMORY)
+        self.bounded = BoundedAutoEncoder(*parts, **HOST_WAYS)
         self.engine = _twin(given)
         self.engine.encoder = _twin(given.encoder, _strip_encoder(self.bounded, strips))
         self.engine.decoder = _twin(given.decoder, _strip_decoder(self.bounded, strips))
@@ -259,8 +282,9 @@ class ExactVAE(WholeVAE):
     def of(cls, vae: Any, strips: StripPlan) -> ExactVAE:
         """The same VAE, sharing weights and patcher, in strips. Raises OptionError if it cannot."""
         check_vae(vae)
-        kind = next(base for base in type(vae).__mro__ if not issubclass(base, WholeVAE))
-        exact = cls.__new__(cls if kind is comfy.sd.VAE else type(cls.__name__, (cls, kind), {}))
+        given = type(vae)
+        mixed = given if issubclass(given, cls) else type(cls.__name__, (cls, given), {})
+        exact = cls.__new__(cls if given is comfy.sd.VAE else mixed)
         replaced = ("first_stage_model", "memory_used_encode", "memory_used_decode")
         exact.__dict__.update({name: value for name, value in vae.__dict__.items() if name not in replaced})
         exact.strips = strips
