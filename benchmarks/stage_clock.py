@@ -129,6 +129,9 @@ class TimedStages(Stages):
         self.stages, self.clock, self.names = stages, clock, names or StageNames()
         self.ratio = stages.ratio
 
+    def with_seed(self, seed: int) -> TimedStages:
+        return TimedStages(self.stages.with_seed(seed), self.clock, self.names)
+
     def enlarge(self, low: Tensor, frame: Frame) -> Tensor:
         return self.stages.enlarge(low, frame)
 

@@ -33,12 +33,17 @@ log = plain_logger(__name__)
 
 @dataclass(frozen=True)
 class OneStepOptions:
-    """What the user may choose. ``fidelity`` in [0, 1]: how exactly the result, shrunk, equals the input."""
+    """What the user may choose. ``fidelity`` in [0, 1]: how exactly the result, shrunk, equals the input.
+
+    seed: of the sample that models are given which were trained on one of the posterior; picture i of a batch takes
+    ``seed`` + i. Other models do not see it.
+    """
 
     target: Target = field(default_factory=lambda: Target(scale=4))
     color: ColorFix = "wavelet"
     fidelity: float = 1.0
     vae_only: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.color not in COLOR_FIXES:
@@ -87,6 +92,16 @@ class Stages(ABC):
 
     ratio: int
     strips: StripPlan = {}
+    #: Of the sample that ``encode`` draws, where the model was trained on one.
+    seed: int = 0
+
+    def with_seed(self: AnyStages, seed: int) -> AnyStages:
+        """The same steps, with this seed."""
+        if seed == self.seed:
+            return self
+        stages = copy(self)
+        stages.seed = seed
+        return stages
 
     def with_strips(self: AnyStages, strips: StripPlan) -> AnyStages:
         """The same steps, with these strips: those of the plan that was logged."""
@@ -156,9 +171,13 @@ class CoreStages(Stages):
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
         """Image (1, 3, H, W) in [0, 1] -> raw latent (1, C, H / ratio, W / ratio), the VAE's device and dtype.
 
-        Raises OutOfMemoryError when even the strips that need least fail.
+        The posterior's mean, or its sample by ``seed``, as the model's settings have it. Raises OutOfMemoryError when
+        even the strips that need least fail.
         """
-        return self.autoencoder.encode(image, tell, strips=self.strips.get("encode"))
+        samples = self.flux is not None and self.flux.settings.encode == "sample"
+        return self.autoencoder.encode(
+            image, tell, strips=self.strips.get("encode"), seed=self.seed if samples else None
+        )
 
     def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
         """Raw latent (1, C, h, w) -> that of the sharp picture, on the model's device; the same without a model."""
@@ -238,7 +257,8 @@ def run(
         factor = max(height / low.shape[-2], width / low.shape[-1])
         if alpha is not None:
             low = _as_seen(low, alpha[min(index, len(alpha) - 1)][None], height, width)
-        return _one_picture(low, frame, factor, stages, options, _Meter(on_progress, index, len(image), options))
+        meter = _Meter(on_progress, index, len(image), options)
+        return _one_picture(low, frame, factor, stages.with_seed(options.seed + index), options, meter)
 
     if len(image) == 1:
         return upscaled(0).contiguous(memory_format=memory_format)

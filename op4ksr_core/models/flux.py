@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,10 @@ from .latent import PATCH, pack, position_ids, unpack
 from .rope import FLUX_THETA, RescaledEmbedND, Rfr
 
 OnProgress = Callable[[int, int], None]
+
+#: What of the autoencoder's posterior the transformer is given: its mean, or a sample of it.
+Encode = Literal["mean", "sample"]
+ENCODES: tuple[Encode, ...] = get_args(Encode)
 
 #: Our choice where a file names none: the middle of the flow.
 DEFAULT_SIGMA = 0.5
@@ -70,9 +74,13 @@ class OneStepSettings:
     vec: Tensor | None = None
     #: Tokens per side seen in training; None if unknown.
     train_tokens: int | None = None
+    #: How the input is encoded: by the posterior's mean, or by a seeded sample of it.
+    encode: Encode = "mean"
 
     def __post_init__(self) -> None:
         check_sigma(self.sigma)
+        if self.encode not in ENCODES:
+            raise OptionError(f"encode: expected {' or '.join(ENCODES)}, got {plain(self.encode)}")
         if not 0 <= self.guidance <= GUIDANCE_LIMIT:
             raise OptionError(f"guidance: expected 0 to {GUIDANCE_LIMIT}, got {plain(self.guidance)}")
         if self.train_tokens is not None and not 1 <= self.train_tokens <= TOKENS_LIMIT:

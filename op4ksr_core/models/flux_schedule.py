@@ -31,3 +31,10 @@ def mu_of_shift(shift: float) -> float:
     if not shift > 0:
         raise OptionError(f"shift: expected above 0, got {shift}")
     return math.log(shift)
+
+
+def sigma_of_time(time: float, mu: float) -> float:
+    """sigma = e^mu / (e^mu + 1/t - 1) of a time t in (0, 1], shifted by ``mu``: 1 at t = 1, near 0 where t is."""
+    if not 0 < time <= 1:
+        raise OptionError(f"time: expected above 0 and at most 1, got {time}")
+    return math.exp(mu) / (math.exp(mu) + 1 / time - 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import ImageError
 from .bounded import BoundedAutoEncoder
 from .layers import AutoEncoderParams, Decoder, Encoder
+from .posterior import posterior_mean, posterior_sample
 from .strips import OnStrip, StripSettings
 
 __all__ = ["AutoEncoder", "AutoEncoderParams"]
@@ -50,7 +51,7 @@ class AutoEncoder(nn.Module):
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """The plain pass, for training: (B, 3, H, W) in [-1, 1] -> raw latent (B, C, H/ratio, W/ratio), mean."""
-        return self.encoder(pixels).chunk(2, dim=1)[0]
+        return posterior_mean(self.encoder(pixels))
 
     def decode_pixels(self, latent: Tensor) -> Tensor:
         """The plain pass, for training: raw (B, C, h, w) -> (B, 3, h*ratio, w*ratio), about [-1, 1]."""
@@ -60,7 +61,7 @@ class AutoEncoder(nn.Module):
         self, pixels: Tensor, on_strip: OnStrip | None = None, *, strips: StripSettings | None = None
     ) -> Tensor:
         """``encode_pixels`` in strips, picture by picture: the same to rounding, in bounded memory."""
-        return self._encode(pixels, lambda strip: strip, on_strip, strips)
+        return posterior_mean(self._moments(pixels, lambda strip: strip, on_strip, strips))
 
     def decode_strips(
         self,
@@ -73,18 +74,26 @@ class AutoEncoder(nn.Module):
         """``decode_pixels`` in strips, written as they are done into ``out`` (any device, float dtype) if given."""
         return self.bounded.decode(latent, out, on_strip, strips)
 
-    def _encode(
+    def _moments(
         self,
         pixels: Tensor,
         prepare: Callable[[Tensor], Tensor],
         on_strip: OnStrip | None,
         strips: StripSettings | None,
     ) -> Tensor:
-        moments = self.bounded.encode(pixels, prepare, self.device, self.dtype, on_strip, strips)
-        return moments.chunk(2, dim=1)[0]
+        return self.bounded.encode(pixels, prepare, self.device, self.dtype, on_strip, strips)
 
-    def encode(self, image: Tensor, on_strip: OnStrip | None = None, *, strips: StripSettings | None = None) -> Tensor:
-        """Image (B, 3, H, W), float in [0, 1] -> raw latent (B, C, H/ratio, W/ratio), posterior mean.
+    def encode(
+        self,
+        image: Tensor,
+        on_strip: OnStrip | None = None,
+        *,
+        strips: StripSettings | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Image (B, 3, H, W), float in [0, 1] -> raw latent (B, C, H/ratio, W/ratio): the posterior's mean.
+
+        With a ``seed`` a sample of the posterior instead, as ``posterior_sample`` draws it.
 
         Computed in the weights' dtype on the weights' device. A side that is no multiple of the
         ratio is rounded as the convolutions have it; ``upscale`` pads beforehand.
@@ -94,7 +103,8 @@ class AutoEncoder(nn.Module):
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise ImageError(f"image: expected (B, 3, H, W), got {tuple(image.shape)}")
-        return self._encode(image, self._prepared, on_strip, strips)
+        moments = self._moments(image, self._prepared, on_strip, strips)
+        return posterior_mean(moments) if seed is None else posterior_sample(moments, seed)
 
     def _prepared(self, strip: Tensor) -> Tensor:
         """A strip in [0, 1] -> [-1, 1]. Rounded last: bfloat16 would lose half a grey level of the bright tones."""

@@ -130,6 +130,8 @@ def transformer_metadata(model: Flux, training: str) -> dict[str, str]:
         "op4ksr.guidance": repr(settings.guidance),
         "op4ksr.training": training,
     }
+    if settings.encode != "mean":
+        metadata["op4ksr.encode"] = settings.encode
     if settings.train_tokens is not None:
         metadata["op4ksr.train_tokens"] = str(settings.train_tokens)
     return metadata

@@ -70,7 +70,7 @@ def theta_of(
 
 
 def settings_of(header: Header, sigma: float | None, why: dict[str, str]) -> OneStepSettings:
-    """sigma (as requested, else the metadata's, else ours), guidance and tokens; the reasons go into ``why``.
+    """sigma (as requested, else the metadata's, else ours), guidance, encode, tokens; the reasons go into ``why``.
 
     Raises OptionError for a bad request, UnsupportedCheckpointError for bad metadata.
     """
@@ -85,11 +85,14 @@ def settings_of(header: Header, sigma: float | None, why: dict[str, str]) -> One
         why["sigma"] = "default, as the file names none"
     guidance, tokens = header.metadata.get("op4ksr.guidance"), header.metadata.get("op4ksr.train_tokens")
     why["guidance"] = "the file's metadata" if guidance is not None else "default: FLUX.1-dev's, as the file names none"
+    encode: Any = header.metadata.get("op4ksr.encode")
+    why["encode"] = "the file's metadata" if encode is not None else "default: the posterior's, as the file names none"
     try:
         return OneStepSettings(
             sigma=value,
             guidance=DEFAULT_GUIDANCE if guidance is None else number(header, "op4ksr.guidance", guidance, float),
             train_tokens=None if tokens is None else number(header, "op4ksr.train_tokens", tokens, int),
+            encode="mean" if encode is None else encode,
         )
     except OptionError as error:
         raise UnsupportedCheckpointError(header.path, f"its metadata is wrong: {error}; fetch it again") from error

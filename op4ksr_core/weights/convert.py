@@ -27,7 +27,15 @@ from .lora import describe_lora, merged_weight, read_merge
 from .streamed import DTYPES, Entry, write_safetensors
 
 #: What may be set, by what the file is. ``op4ksr.kind`` and ``op4ksr.format`` are written by themselves.
-_CONSTANTS = ("op4ksr.rope_theta", "op4ksr.sigma", "op4ksr.guidance", "op4ksr.train_tokens", "op4ksr.training")
+_CONSTANTS = (
+    "op4ksr.rope_theta",
+    "op4ksr.sigma",
+    "op4ksr.guidance",
+    "op4ksr.encode",
+    "op4ksr.train_tokens",
+    "op4ksr.training",
+    "op4ksr.origin",
+)
 SETTABLE: dict[str, tuple[str, ...]] = {
     "vae": ("op4ksr.vae_stride", "op4ksr.vae_shift", "op4ksr.norm_groups", "op4ksr.training"),
     "transformer": _CONSTANTS,

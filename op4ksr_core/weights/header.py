@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +36,9 @@ OUR_FORMAT = {"op4ksr.format": "1", "format": "pt"}
 #: Tensors of ours that travel with a transformer or LoRA but are no weights of it.
 PROMPT_KEYS = ("op4ksr.txt", "op4ksr.vec")
 
+#: What the names of a VAE encoder's changes begin with in a file of ours that holds a transformer's beside them; then
+#: come diffusers' names, relative to the encoder. No loader of others takes them for anything.
+ENCODER_PREFIX = "op4ksr.vae_encoder."
 
 #: Dtypes of weights, as safetensors spells them; and of numbers that are no weights.
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -126,6 +129,13 @@ class Header:
                 raise UnsupportedCheckpointError(
                     self.path, f"{names[0]} {first} and {name} {shape} do not fit together; fetch it again"
                 )
+
+    def part(self, keep: Callable[[str], bool], prefix: str = "") -> Header:
+        """The same file with those tensors alone whose names (as on disk) ``keep`` wants; prefix: what they share."""
+        kept = [name for name in self.shapes if keep(name)]
+        shapes, dtypes = {n: self.shapes[n] for n in kept}, {n: self.dtypes[n] for n in kept}
+        prefix = prefix or common_prefix(name for name in kept if name not in PROMPT_KEYS)
+        return replace(self, shapes=shapes, dtypes=dtypes, where={n: self.where[n] for n in kept}, prefix=prefix)
 
     def shape(self, name: str) -> Shape:
         """Of a tensor, by its name without the prefix."""

@@ -23,7 +23,7 @@ from ..errors import UnsupportedCheckpointError
 from ..models.flux import OneStepSettings
 from ..plain_text import plain, plain_logger
 from .constants import constants, with_prompt
-from .header import PROMPT_KEYS, Header, check_dtypes, read_header
+from .header import ENCODER_PREFIX, PROMPT_KEYS, Header, check_dtypes, read_header
 from .layouts import Piece, Shape, export_flux
 from .lora_names import COMPUTED, canonical_name
 from .lora_parts import LoraContents, LoraModule, lora_contents
@@ -106,8 +106,15 @@ def merged_weight(name: str, weight: Tensor, merges: Sequence[LoraMerge]) -> Ten
 
 
 def describe_lora(source: Header | str | Path) -> LoraDescription:
-    """Constants of a LoRA file. UnsupportedCheckpointError: no LoRA, wrong metadata, or dtypes of no weights."""
+    """Constants of a LoRA file, and the part of it that changes a transformer.
+
+    What changes a VAE's encoder is left out and told in the log: ``sr_lora`` takes both. Raises
+    UnsupportedCheckpointError: no LoRA, wrong metadata, or dtypes of no weights.
+    """
     header = source if isinstance(source, Header) else read_header(source)
+    if encoders := sum(name.startswith(ENCODER_PREFIX) for name in header.shapes):
+        log.warning("%s: %d tensors change the VAE's encoder and are left out here", header.path.name, encoders)
+        header = header.part(lambda name: not name.startswith(ENCODER_PREFIX))
     if header.kind != "lora":
         what = {"vae": "a VAE", "transformer": "a whole Flux transformer: load it as the model"}.get(
             header.kind, f"something else ({some_names(sorted(header.names))})"

@@ -278,7 +278,7 @@ def _scales(header: Header, modules: dict[str, LoraModule]) -> tuple[dict[str, f
             scales[base] = 1.0 if stated is None else stated.of(header, base, module.rank)
     sources = ["tensors named .alpha"] if len(without) < len(ranked) else []
     if without:
-        sources.append("nothing says so: 1" if stated is None else f"metadata {stated.source}")
+        sources.append("nothing says so: 1" if stated is None else stated.source)
     return scales, "; else ".join(sources) or "nothing here has a rank"
 
 

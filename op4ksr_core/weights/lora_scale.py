@@ -3,8 +3,9 @@
 Order of belief: the module's own ``.alpha`` tensor; PEFT's config in the header (``lora_adapter_metadata``, as
 diffusers writes it; keys of the transformer before keys without a prefix); plain numbers in the header
 (``transformer.lora_alpha`` and ``transformer.r`` as SimpleTuner writes them, or without a prefix); kohya's
-``ss_network_alpha`` and ``ss_network_dim``; and where nothing says so, 1. The first of them that states an alpha
-counts. PEFT's scale is alpha / rank, with ``use_rslora`` alpha / sqrt(rank)
+``ss_network_alpha`` and ``ss_network_dim``; PEFT's own ``adapter_config.json`` beside a file that is named as PEFT
+names its own (what is in a file counts before what lies beside it); and where nothing says so, 1. The first of them
+that states an alpha counts. PEFT's scale is alpha / rank, with ``use_rslora`` alpha / sqrt(rank)
 (https://huggingface.co/docs/peft/package_reference/lora).
 """
 
@@ -19,9 +20,13 @@ from typing import Any
 from ..errors import UnsupportedCheckpointError
 from ..plain_text import plain
 from .header import Header
-from .json_text import parse_json
+from .json_text import parse_json, read_json
 
 _ADAPTER = "lora_adapter_metadata"
+
+#: What PEFT's ``save_pretrained`` writes into a folder: the tensors, and their config.
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
 _PREFIXES = ("transformer.", "", "diffusion_model.", "base_model.model.")
 
 #: Plain header keys, without their prefix: of the alpha, and of the rank that it is divided by. The last of the
@@ -39,7 +44,7 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class StatedScale:
-    """What a file's metadata says. source: the metadata's name; rank: None where only the alpha is stated.
+    """What a file's metadata says. source: which of it, in words; rank: None where only the alpha is stated.
 
     alphas, ranks: of single modules, by PEFT's patterns of their names, before ``alpha`` and ``rank``.
     """
@@ -57,7 +62,7 @@ class StatedScale:
         if stated is not None and stated != rank:
             raise UnsupportedCheckpointError(
                 header.path,
-                f"its metadata {self.source} states rank {stated:g} and its tensors have {rank} ({plain(base)}), so "
+                f"its {self.source} states rank {stated:g} and its tensors have {rank} ({plain(base)}), so "
                 "its strength is unknown; take the file as its trainer wrote it",
             )
         alpha = _by_pattern(self.alphas, base, self.alpha)
@@ -70,7 +75,7 @@ def stated_scale(header: Header) -> StatedScale | None:
 
     Raises UnsupportedCheckpointError where it says it wrongly: no number, not above 0, no JSON.
     """
-    return _of_adapter(header) or _of_plain_keys(header) or _of_kohya(header)
+    return _of_adapter(header) or _of_plain_keys(header) or _of_kohya(header) or _of_peft(header)
 
 
 def _of_adapter(header: Header) -> StatedScale | None:
@@ -79,21 +84,49 @@ def _of_adapter(header: Header) -> StatedScale | None:
     try:
         config: Any = parse_json(text)
     except ValueError as error:
-        raise _wrong(header, _ADAPTER, f"it cannot be read as JSON ({plain(error)})") from error
+        raise _wrong(header, f"metadata {_ADAPTER}", f"it cannot be read as JSON ({plain(error)})") from error
+    return _of_config(header, f"metadata {_ADAPTER}", "metadata ", config, _PREFIXES)
+
+
+def _of_peft(header: Header) -> StatedScale | None:
+    """From the config that PEFT writes beside its file."""
+    file = header.files[0]
+    if file.name != PEFT_FILE:
+        return None
+    try:
+        config: Any = read_json(file.parent / PEFT_CONFIG)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _wrong(header, PEFT_CONFIG, f"it cannot be opened ({error.strerror})") from error
+    except ValueError as error:
+        raise _wrong(header, PEFT_CONFIG, f"it cannot be read as JSON ({plain(error)})") from error
+    stated = _of_config(header, f"{PEFT_CONFIG} beside the file", f"{PEFT_CONFIG}: ", config, ("",))
+    if stated is None:
+        raise _wrong(header, PEFT_CONFIG, "it states no lora_alpha")
+    return stated
+
+
+def _of_config(header: Header, source: str, where: str, config: Any, prefixes: tuple[str, ...]) -> StatedScale | None:
+    """PEFT's config, wherever it stands. where: what errors put before a key of it."""
     if not isinstance(config, dict):
-        raise _wrong(header, _ADAPTER, "it is no JSON object")
+        raise _wrong(header, source, "it is no JSON object")
     values: dict[str, Any] = config
-    for prefix in _PREFIXES:
+    for prefix in prefixes:
         if values.get(f"{prefix}lora_alpha") is None:
             continue
+
+        def key(name: str, prefix: str = prefix) -> tuple[str, Any]:
+            return f"{where}{prefix}{name}", values.get(f"{prefix}{name}")
+
         rank = values.get(f"{prefix}r")
         return StatedScale(
-            _ADAPTER,
-            _number(header, f"{prefix}lora_alpha", values[f"{prefix}lora_alpha"]),
-            None if rank is None else _number(header, f"{prefix}r", rank),
-            _pattern(header, f"{prefix}alpha_pattern", values.get(f"{prefix}alpha_pattern")),
-            _pattern(header, f"{prefix}rank_pattern", values.get(f"{prefix}rank_pattern")),
-            _flag(header, f"{prefix}use_rslora", values.get(f"{prefix}use_rslora")),
+            source,
+            _number(header, *key("lora_alpha")),
+            None if rank is None else _number(header, *key("r")),
+            _pattern(header, *key("alpha_pattern")),
+            _pattern(header, *key("rank_pattern")),
+            _flag(header, *key("use_rslora")),
         )
     return None
 
@@ -105,10 +138,10 @@ def _of_plain_keys(header: Header) -> StatedScale | None:
         rank = next((key for name in _RANKS if _says(stated, key := prefix + name)), None)
         if alpha is not None and (rank is not None or not alpha.endswith(_ALPHAS[2]) or alpha.endswith(_ALPHAS[:2])):
             return StatedScale(
-                alpha,
-                _number(header, alpha, stated[alpha]),
-                None if rank is None else _number(header, rank, stated[rank]),
-                root=_flag(header, f"{prefix}use_rslora", stated.get(f"{prefix}use_rslora")),
+                f"metadata {alpha}",
+                _number(header, f"metadata {alpha}", stated[alpha]),
+                None if rank is None else _number(header, f"metadata {rank}", stated[rank]),
+                root=_flag(header, f"metadata {prefix}use_rslora", stated.get(f"{prefix}use_rslora")),
             )
     return None
 
@@ -117,8 +150,9 @@ def _of_kohya(header: Header) -> StatedScale | None:
     alpha, rank = "ss_network_alpha", "ss_network_dim"
     if not _says(header.metadata, alpha) or re.fullmatch(r"0(\.0)?", header.metadata[alpha]):  # 0: the rank
         return None
-    dim = _number(header, rank, header.metadata[rank]) if _says(header.metadata, rank) else None
-    return StatedScale(alpha, _number(header, alpha, header.metadata[alpha]), dim)
+    stated = header.metadata
+    dim = _number(header, f"metadata {rank}", stated[rank]) if _says(stated, rank) else None
+    return StatedScale(f"metadata {alpha}", _number(header, f"metadata {alpha}", stated[alpha]), dim)
 
 
 def _says(stated: Mapping[str, str], key: str) -> bool:
@@ -183,5 +217,5 @@ def _by_pattern(patterns: Mapping[str, float], base: str, default: float | None)
 
 def _wrong(header: Header, key: str, fault: str) -> UnsupportedCheckpointError:
     return UnsupportedCheckpointError(
-        header.path, f"its metadata {plain(key)} is wrong: {fault}; its strength is unknown, so fetch it again"
+        header.path, f"its {plain(key)} is wrong: {fault}; its strength is unknown, so fetch it again"
     )

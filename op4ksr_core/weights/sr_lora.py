@@ -1,0 +1,152 @@
+"""One-step LoRAs as they are found on disk: ours in one file, and the folders that others publish.
+
+A one-step LoRA changes a Flux transformer and may change the VAE's encoder; its constants (sigma, guidance, how to
+encode) are in no public file, but in the code that belongs to it:
+
+- OMGSR-F (https://github.com/wuer5/OMGSR): ``flux_adapter/`` and ``vae_encoder_adapter/``, each as PEFT saves an
+  adapter. Its inference code has the constants: step 244 of 999 of FLUX.1-dev's schedule at 1024 px, guidance 1, a
+  sample of the posterior.
+- FluxSR (https://github.com/JianzeLi-114/FluxSR): ``pytorch_lora_weights.safetensors``, and ``training_config.json``
+  with its T_L; the rest is our choice.
+- Ours: one safetensors with ``op4ksr.*`` metadata and the prompt embedding; the encoder's tensors, if there are any,
+  begin with ``ENCODER_PREFIX``.
+
+Folders are recognised by what lies in them, and any file in one stands for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import UnsupportedCheckpointError
+from ..models.flux import OneStepSettings
+from ..models.flux_schedule import mu_of_tokens, sigma_of_time
+from .constants import with_prompt
+from .fluxsr import fluxsr_header, fluxsr_settings
+from .header import ENCODER_PREFIX, PROMPT_KEYS, Header, check_dtypes, read_header
+from .lora import describe_lora
+from .lora_parts import lora_contents, target_of
+from .peft_folders import find_adapters
+from .vae_lora import encoder_contents
+
+Origin = Literal["OMGSR", "FluxSR", "OP4KSR"]
+
+#: OMGSR-F's step, the number of steps that it is one of, and the tokens per side of its training.
+_OMGSR_STEP, _OMGSR_STEPS, _OMGSR_TOKENS = 244, 999, 64
+
+#: As their code computes it: 0.50515 of FLUX.1-dev's schedule for a picture of 1024 px.
+OMGSR_SIGMA = sigma_of_time(_OMGSR_STEP / _OMGSR_STEPS, mu_of_tokens(_OMGSR_TOKENS**2))
+
+
+@dataclass(frozen=True)
+class SrLora:
+    """A one-step LoRA, before its tensors are read.
+
+    path: what was asked for; transformer, encoder: views of the file or files, the encoder's None where it is
+    unchanged; settings: without the prompt embedding; theta: None where none is named; why: fact -> where it is from.
+    """
+
+    path: Path
+    origin: Origin
+    transformer: Header
+    encoder: Header | None
+    settings: OneStepSettings
+    theta: tuple[float, float] | None
+    why: dict[str, str]
+    has_prompt: bool
+
+
+def describe_sr_lora(path: str | Path) -> SrLora:
+    """What lies at ``path``: a file of ours, OMGSR's or FluxSR's folder, or any file in one of those.
+
+    Raises UnsupportedCheckpointError: no such LoRA, half of one, a config that is missing or wrong, metadata that is.
+    """
+    path = Path(path)
+    if (adapters := find_adapters(path)) is not None:
+        return _omgsr(path, *adapters)
+    header = fluxsr_header(path)
+    if header is not None and not _is_ours(header):
+        return _fluxsr(path, header)
+    return _ours(path, header or read_header(path))
+
+
+def sr_lora_settings(found: SrLora) -> OneStepSettings:
+    """The constants with the prompt embedding, float32; txt and vec None where it carries none.
+
+    Raises UnsupportedCheckpointError where it holds NaN or infinite numbers.
+    """
+    return with_prompt(found.transformer, found.settings)
+
+
+def _is_ours(header: Header) -> bool:
+    return "op4ksr.sigma" in header.metadata or all(key in header.shapes for key in PROMPT_KEYS)
+
+
+def _ours(path: Path, header: Header) -> SrLora:
+    encoder = header.part(lambda name: name.startswith(ENCODER_PREFIX), ENCODER_PREFIX)
+    transformer = header.part(lambda name: not name.startswith(ENCODER_PREFIX))
+    if encoder.shapes and not transformer.names:
+        raise UnsupportedCheckpointError(
+            path, "changes a VAE's encoder alone, and the transformer's half is missing; convert the whole folder again"
+        )
+    found = describe_lora(transformer)
+    if not _is_ours(header):
+        raise UnsupportedCheckpointError(
+            path,
+            "is a LoRA that names neither its sigma (op4ksr.sigma) nor a prompt embedding, so it is no one-step LoRA "
+            "as we know them; use a LoRA loader, or write them with 'convert --set' and 'convert --prompt-embedding'",
+        )
+    missing = [key for key in PROMPT_KEYS if key not in header.shapes]
+    if len(missing) == 1:
+        raise UnsupportedCheckpointError(
+            path, f"carries half a prompt embedding ({missing[0]} is missing); make it again"
+        )
+    if encoder.shapes:
+        _check_encoder(encoder)
+    if origin := header.metadata.get("op4ksr.origin"):
+        found.why["origin"] = origin
+    return SrLora(
+        path,
+        "OP4KSR",
+        transformer,
+        encoder if encoder.shapes else None,
+        found.settings,
+        found.theta,
+        found.why,
+        not missing,
+    )
+
+
+def _omgsr(path: Path, transformer: Path, encoder: Path) -> SrLora:
+    why = {
+        "sigma": f"OMGSR-F's code: step {_OMGSR_STEP} of {_OMGSR_STEPS} of FLUX.1-dev's schedule at 1024 px",
+        "guidance": "OMGSR-F's code",
+        "encode": "OMGSR-F's code",
+        "train_tokens": "OMGSR-F's name: 1024 px",
+    }
+    settings = OneStepSettings(OMGSR_SIGMA, 1.0, train_tokens=_OMGSR_TOKENS, encode="sample")
+    halves = _checked_transformer(read_header(transformer)), read_header(encoder)
+    _check_encoder(halves[1])
+    return SrLora(path, "OMGSR", *halves, settings, None, why, False)
+
+
+def _fluxsr(path: Path, header: Header) -> SrLora:
+    header, settings, why = fluxsr_settings(header)
+    return SrLora(path, "FluxSR", _checked_transformer(header), None, settings, None, why, False)
+
+
+def _checked_transformer(header: Header) -> Header:
+    describe_lora(header)
+    if target_of(lora_contents(header)) != "a Flux transformer":
+        raise UnsupportedCheckpointError(
+            header.path, "expected a LoRA of a Flux transformer, got one of another model; choose another folder"
+        )
+    return header
+
+
+def _check_encoder(header: Header) -> None:
+    whole = {name for name in header.shapes if name.endswith(".alpha")}
+    check_dtypes(header, header.shapes.keys() - whole, whole)
+    encoder_contents(header)
