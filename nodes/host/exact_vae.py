@@ -13,6 +13,7 @@ import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from ...op4ksr_core.machine import is_out_of_memory
 from ...op4ksr_core.vae.bounded import BoundedAutoEncoder, check_size
 from ...op4ksr_core.vae.estimate import MARGIN, Stage, StripPlan, both, choose_strips, peak_bytes
 from ...op4ksr_core.vae.layers import AutoEncoderParams
+from ...op4ksr_core.vae.posterior import posterior_sample
 from ...op4ksr_core.vae.strips import MemoryMode, OnStrip, StripSettings
 from .schema import advanced
 from .values import check_latent, check_pixels
@@ -38,14 +40,19 @@ _listener: ContextVar[OnStrip | None] = ContextVar("op4ksr_listener", default=No
 _strips: ContextVar[StripPlan] = ContextVar("op4ksr_strips", default={})  # noqa: B039 (a Mapping: nobody writes)
 #: What is being encoded or decoded whole, in words; None: nothing, and tiles are the user's choice.
 _whole: ContextVar[str | None] = ContextVar("op4ksr_whole", default=None)
+#: The seed of the posterior's sample that is encoded; None: its mean.
+_seed: ContextVar[int | None] = ContextVar("op4ksr_seed", default=None)
 #: Where an encoder in strips computes.
 _target: ContextVar[torch.device] = ContextVar("op4ksr_target")
 
 
 @contextmanager
-def running(strips: StripPlan, on_strip: OnStrip) -> Generator[None, None, None]:
-    """Inside, VAEs run in these strips, and report to ``on_strip`` instead of a bar of their own."""
-    with _set(_strips, strips), _set(_listener, on_strip):
+def running(strips: StripPlan, on_strip: OnStrip, seed: int | None = None) -> Generator[None, None, None]:
+    """Inside, VAEs run in these strips, and report to ``on_strip`` instead of a bar of their own.
+
+    seed: they encode a sample of the posterior, if ``can_sample``; None: its mean, as ComfyUI always does.
+    """
+    with _set(_strips, strips), _set(_listener, on_strip), _set(_seed, seed):
         yield
 
 
@@ -210,6 +217,13 @@ class StripEngine:
         self.engine = _twin(given)
         self.engine.encoder = _twin(given.encoder, _strip_encoder(self.bounded, strips))
         self.engine.decoder = _twin(given.decoder, _strip_decoder(self.bounded, strips))
+        if self.samples:
+            self.engine.regularization = _twin(given.regularization, _sampled(given.regularization))
+
+    @property
+    def samples(self) -> bool:
+        """Whether what follows the encoder takes the mean of a normal distribution, of which a sample may be drawn."""
+        return isinstance(getattr(self.given, "regularization", None), DiagonalGaussianRegularizer)
 
     def encode(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1], on any device -> latent on ``device`` (default: the pixels')."""
@@ -260,6 +274,14 @@ def _strip_encoder(bounded: BoundedAutoEncoder, strips: StripPlan) -> Callable[[
     def forward(pixels: Tensor) -> Tensor:
         device, settings = _target.get(), {**strips, **_strips.get()}.get("encode")
         return bounded.encode(pixels, lambda strip: strip.to(device), device, pixels.dtype, on_strip(), settings)
+
+    return forward
+
+
+def _sampled(given: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def forward(moments: Tensor) -> Any:
+        seed = _seed.get()
+        return given(moments) if seed is None else (posterior_sample(moments, seed), None)
 
     return forward
 
@@ -345,3 +367,8 @@ class ExactVAE(WholeVAE):
         """Bytes, for a latent (B, C, h, w)."""
         ratio = self.spacial_compression_decode()
         return self._room("decode", shape[2] * ratio, shape[3] * ratio, dtype)
+
+
+def can_sample(vae: Any) -> bool:
+    """Whether ``running`` with a seed reaches this VAE."""
+    return isinstance(vae, ExactVAE) and vae.first_stage_model.samples

@@ -70,8 +70,8 @@ def encoder_shapes(vae: Any) -> dict[str, tuple[int, ...]]:
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if name.startswith("encoder.")}
     if "encoder.conv_in.weight" not in shapes:
         raise OptionError(
-            f"VAE: is a {type(vae.first_stage_model).__name__} without an encoder of Flux's kind; connect Flux's own VAE "
-            "(ae.safetensors)"
+            f"VAE: is a {type(vae.first_stage_model).__name__} without an encoder of Flux's kind; connect Flux's own "
+            "VAE (ae.safetensors)"
         )
     return shapes
 

@@ -1,4 +1,4 @@
-"""Changed weights of a VAE's encoder, by the host's patcher: exact in strips, however it is loaded, and in one branch."""
+"""Changed weights of a VAE, by the host's patcher: exact in strips, however it is loaded, and in one branch."""
 
 from __future__ import annotations
 
