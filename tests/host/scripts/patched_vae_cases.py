@@ -117,24 +117,21 @@ def two_branches() -> dict[str, Any]:
     return found
 
 
-def partly_loaded(vae: Any, nbytes: int) -> Any:
-    """As the host loads a model where memory is short: what does not fit is patched as it is cast, call by call."""
-    comfy.model_management.unload_all_models()
-    load = comfy.model_management.load_models_gpu
+def partly_loaded(vae: Any, nbytes: int) -> tuple[tuple[Tensor, Tensor], int]:
+    """What it computes, and how many weights are patched call by call: as the host loads where memory is short."""
+    load, counts = comfy.model_management.load_models_gpu, list[int]()
 
     def partly(models: list[Any], *_: Any, **__: Any) -> None:
         for model in models:
-            model.detach()
             model.partially_load(model.load_device, nbytes)
+            counts.append(sum(bool(getattr(module, "weight_function", ())) for module in model.model.modules()))
 
+    comfy.model_management.unload_all_models()
     comfy.model_management.load_models_gpu = partly
     try:
-        result = both(vae)
-        functions = [m for m in vae.patcher.model.modules() if getattr(m, "weight_function", ())]
-        return result, len(functions)
+        return both(vae), max(counts)
     finally:
         comfy.model_management.load_models_gpu = load
-        vae.patcher.detach()
 
 
 def low_memory() -> dict[str, Any]:
@@ -144,15 +141,10 @@ def low_memory() -> dict[str, Any]:
         for half in ("encoder", "decoder"):
             with Written(vae, half):
                 wanted = both(vae)
-            ours = patched(vae, half)
-            size, seen = ours.patcher.model_size(), list[int]()
-            detach, ours.patcher.detach = ours.patcher.detach, lambda *_: None  # or nothing is left to be counted
-            for part in (1, size // 2, 10 * size):
-                result, functions = partly_loaded(ours, part)
-                seen.append(functions)
-                found[f"{name}_{half}_{part / size:.1f}"] = max(far(result, wanted))
-                detach()
-            found[f"{name}_{half}_functions"] = seen
+            ours, case = patched(vae, half), f"{name}_{half}"
+            size = ours.patcher.model_size()
+            runs = [partly_loaded(ours, part) for part in (1, size // 2, 10 * size)]
+            found[case] = {"far": [max(far(result, wanted)) for result, _ in runs], "patched": [n for _, n in runs]}
     return found
 
 
