@@ -37,7 +37,7 @@ def add_benchmark(kinds: Any) -> None:
 
 
 def _add_quality(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=run_quality, stride=None, shift=None, theta=None, sigma=None, vae_only=False)
+    parser.set_defaults(command=run_quality, stride=None, shift=None, theta=None, sigma=None, lora=None, vae_only=False)
     add = parser.add_argument
     add("photos", nargs="+", type=Path, metavar="SET", help="folders with LR, HR or both in them; or HR pictures")
     add("--vae", type=Path, default=BUNDLED_AUTOENCODER)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 from ..errors import OptionError
 from ..plain_text import plain
 from ..weights.convert import Conversion, convert
 from .console import say, say_json
-from .options import number
+from .options import parse_lora
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +43,7 @@ def run_convert(options: argparse.Namespace) -> int:
     """Write the file and print what is in it. Returns the exit status, 0."""
     conversion = Conversion(
         layout=options.layout,
-        loras=tuple(parse_lora(text) for text in options.merge_lora),
+        loras=tuple(parse_lora(text, "--merge-lora") for text in options.merge_lora),
         metadata=dict(parse_setting(text) for text in options.set),
         prompt=options.prompt_embedding,
     )
@@ -63,17 +62,6 @@ def run_convert(options: argparse.Namespace) -> int:
     if report["unknown"]:
         say("  nothing says its stride: 'inspect --probe PHOTO' tells; write it with --set op4ksr.vae_stride=2 (or 1)")
     return 0
-
-
-def parse_lora(text: str) -> tuple[Path, float]:
-    """``FILE`` or ``FILE:STRENGTH`` (a strength is what reads as a number)."""
-    file, colon, strength = text.rpartition(":")
-    if not (colon and file and re.fullmatch(r"[-+0-9.eE]*[0-9][-+0-9.eE]*|[-+]?(inf|nan)", strength)):
-        return Path(text), 1.0
-    try:
-        return Path(file), number(strength)
-    except argparse.ArgumentTypeError as error:
-        raise OptionError(f"--merge-lora {plain(text)}: {error}") from error
 
 
 def parse_setting(text: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from ..vae.strips import MEMORY_MODES, StripSettings
 from ..weights.checkpoint import load_autoencoder, load_flux
 from ..weights.description import Description, describe_autoencoder, describe_flux
 from ..weights.probe import doubt
+from ..weights.sr_lora import SrLora, check_has_prompt, describe_sr_lora
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _WHOLE = re.compile(r"[-+]?\d{1,18}", re.ASCII)
@@ -50,6 +51,13 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shift", type=whole, choices=(0, 1), help="of the VAE; default: as its file says")
     parser.add_argument("--theta", help="RoPE base, one number or ROWS,COLUMNS; default: the model's own")
     parser.add_argument("--sigma", type=number, help="default: the model's own")
+    parser.add_argument(
+        "--lora",
+        action="append",
+        metavar="FILE_OR_FOLDER[:STRENGTH]",
+        help="a one-step LoRA, of the model and perhaps the VAE's encoder (strength 1); its theta, sigma and prompt "
+        "come along",
+    )
     parser.add_argument("--vae-only", action="store_true", help="skip the transformer: what does it contribute?")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     parser.add_argument(
@@ -96,6 +104,17 @@ def parse_strips(text: str) -> StripSettings:
         ) from error
 
 
+def parse_lora(text: str, option: str) -> tuple[Path, float]:
+    """``FILE`` or ``FILE:STRENGTH`` (a strength is what reads as a number). OptionError for one that is none."""
+    file, colon, strength = text.rpartition(":")
+    if not (colon and file and re.fullmatch(r"[-+0-9.eE]*[0-9][-+0-9.eE]*|[-+]?(inf|nan)", strength)):
+        return Path(text), 1.0
+    try:
+        return Path(file), number(strength)
+    except argparse.ArgumentTypeError as error:
+        raise OptionError(f"{option} {plain(text)}: {error}") from error
+
+
 def target_of(options: argparse.Namespace) -> Target:
     """The size that is asked for; x4 without any. Raises OptionError."""
     given = (options.scale, options.long_edge, options.short_edge, options.megapixels)
@@ -123,10 +142,27 @@ class Described:
 
 
 def describe_models(options: argparse.Namespace) -> Described:
-    """Read the headers of the files that the options name. Raises UnsupportedCheckpointError."""
-    autoencoder = describe_autoencoder(options.vae, stride=options.stride, shift=options.shift)
-    flux = None if options.vae_only else describe_flux(options.model, theta=options.theta, sigma=options.sigma)
+    """Read the headers of the files that the options name. Raises UnsupportedCheckpointError, OptionError."""
+    lora, strength = _lora_of(options)
+    flux = None
+    if not options.vae_only:
+        constants = {"theta": options.theta, "sigma": options.sigma}
+        flux = describe_flux(options.model, **constants, lora=lora, strength=strength)
+    shape = {"stride": options.stride, "shift": options.shift}
+    autoencoder = describe_autoencoder(options.vae, **shape, lora=lora, strength=strength)
     return Described(autoencoder, flux)
+
+
+def _lora_of(options: argparse.Namespace) -> tuple[SrLora | None, float]:
+    """The one-step LoRA that the options name, and its strength. OptionError for more than one."""
+    if not options.lora:
+        return None, 1.0
+    if len(options.lora) > 1:
+        raise OptionError(
+            f"--lora: expected one one-step LoRA, got {len(options.lora)}; merge others with 'convert --merge-lora'"
+        )
+    file, strength = parse_lora(options.lora[0], "--lora")
+    return describe_sr_lora(file), strength
 
 
 def load_models(
@@ -139,8 +175,13 @@ def load_models(
     against 16x.
     """
     found = described or describe_models(options)
+    if found.flux is not None and found.flux.lora is not None:
+        check_has_prompt(found.flux.lora)
     autoencoder = load_autoencoder(found.autoencoder, device=device, dtype=dtype)
-    if warning := doubt(found.autoencoder, autoencoder):
+    probed = autoencoder
+    if found.autoencoder.lora is not None and found.autoencoder.assumed:  # a test picture tells of the VAE alone
+        probed = load_autoencoder(replace(found.autoencoder, lora=None), device=device, dtype=dtype)
+    if warning := doubt(found.autoencoder, probed):
         raise UnsupportedCheckpointError(options.vae, f"{warning}; say which with --stride 1 or --stride 2")
     if found.flux is None:
         return autoencoder, None

@@ -16,11 +16,13 @@ from ..machine import default_dtype, dtype_name, free_memory
 from ..models.flux import Flux, FluxParams
 from ..one_step import check_pair
 from ..plain_text import plain
+from ..planning.geometries import LONGEST_PROMPT
 from ..planning.make import Models, make_plan
 from ..planning.plan import GIGABYTE, Machine, Plan, Weights
 from ..vae.autoencoder import AutoEncoder
 from ..vae.estimate import both
 from ..vae.layers import AutoEncoderParams
+from ..weights.description import Description
 from ..weights.header import PROMPT_KEYS
 from .console import say, say_json
 from .options import DTYPES, add_models, add_size, describe_models, load_models, number, parse_device, target_of
@@ -64,6 +66,13 @@ def _size_of(text: str) -> tuple[int, int]:
             raise OptionError(f"{plain(text)}: expected a size above 0, of at most 9 digits a side, as 1024x768")
         return height, width
     return open_picture(Path(text)).size
+
+
+def _text_tokens(described: Description) -> int:
+    """Of the prompt embedding that the model's file, or the LoRA's, carries."""
+    if described.lora is None:
+        return described.header.shapes.get(PROMPT_KEYS[0], (1,))[0]
+    return described.lora.transformer.shapes.get(PROMPT_KEYS[0], (LONGEST_PROMPT,))[0]
 
 
 class Planner:
@@ -119,7 +128,7 @@ class Planner:
             flux = described.params
             assert isinstance(flux, FluxParams) and described.settings is not None
             check_pair(flux, found)
-            text_tokens = described.header.shapes.get(PROMPT_KEYS[0], (1,))[0]
+            text_tokens = _text_tokens(described)
             train_tokens = described.settings.train_tokens
             dtype = self.dtype or default_dtype(self.device)
             weights.append(self._weights(self.options.model, Flux(flux, device="meta"), dtype))

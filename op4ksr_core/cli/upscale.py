@@ -60,6 +60,9 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bits", type=whole, choices=(8, 16), default=8, help="per colour; 16 for PNG only (default: 8)"
     )
+    parser.add_argument(
+        "--seed", type=whole, default=0, help="of the sample that a model trained on one is given (default: 0)"
+    )
     parser.add_argument("--anyway", action="store_true", help="compute even where the plan says it will not fit")
     add_overwrite(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -153,7 +156,11 @@ class _Run:
     def __init__(self, options: argparse.Namespace, places: Places) -> None:
         self.options, self.places = options, places
         self.settings = OneStepOptions(
-            target=target_of(options), color=options.color, fidelity=options.fidelity, vae_only=options.vae_only
+            target=target_of(options),
+            color=options.color,
+            fidelity=options.fidelity,
+            vae_only=options.vae_only,
+            seed=options.seed,
         )
         self.planner = Planner(options)
         if not options.anyway:
@@ -236,7 +243,9 @@ def _models_report(options: argparse.Namespace, autoencoder: AutoEncoder, flux: 
             "theta": list(flux.params.theta),
             "sigma": settings.sigma,
             "guidance": settings.guidance,
+            "encode": settings.encode,
         },
+        "lora": options.lora[0] if options.lora else None,
         "color": options.color,
         "fidelity": options.fidelity,
         "vae_only": options.vae_only,

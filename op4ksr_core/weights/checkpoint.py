@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import OutputError, UnsupportedCheckpointError
+from ..errors import OptionError, OutputError, UnsupportedCheckpointError
 from ..files import written_whole
 from ..machine import default_dtype
 from ..models.flux import Flux, FluxParams
@@ -18,8 +21,11 @@ from ..plain_text import plain_logger
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .description import Description, describe_autoencoder, describe_flux, settings_with_prompt
 from .header import FLOATS, OUR_FORMAT, PROMPT_KEYS, Header, read_tensors
-from .layouts import Layout
+from .layouts import Layout, Shape
+from .lora import merged_weight, read_merge, rounded_sum
 from .shards import some_names
+from .sr_lora import SrLora, check_has_prompt
+from .vae_lora import encoder_changes
 
 log = plain_logger(__name__)
 
@@ -32,6 +38,8 @@ def load_autoencoder(
     *,
     stride: int | None = None,
     shift: int | None = None,
+    lora: SrLora | None = None,
+    strength: float = 1.0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     operations: Any = nn,
@@ -40,13 +48,19 @@ def load_autoencoder(
 
     path: a file, a folder or a shard index; or its header or description, which are then not read once more.
     stride 2 / 1 and shift 0 / 1 override what the file says (``Description.why`` tells how they are
-    decided otherwise). dtype: default float32 on the CPU, else ``machine.default_dtype``. Raises
-    UnsupportedCheckpointError: no such file, not safetensors, not such a model, wrong tensors.
+    decided otherwise). lora: a one-step LoRA (``sr_lora.describe_sr_lora``), whose changes of the encoder are added,
+    ``strength`` times, in float32 and rounded once. dtype: default float32 on the CPU, else
+    ``machine.default_dtype``. Raises UnsupportedCheckpointError: no such file, not safetensors, not such a model, wrong
+    tensors.
     """
-    found = describe_autoencoder(path, stride=stride, shift=shift)
+    found = describe_autoencoder(path, stride=stride, shift=shift, lora=lora, strength=strength)
     assert isinstance(found.params, AutoEncoderParams)
     model = AutoEncoder(found.params, operations=operations, device="meta")
-    _assign(model, found.header, device, dtype)
+    if found.lora is None:
+        _assign(model, found.header, device, dtype)
+    else:
+        changes = encoder_changes(found.lora, _shapes(model))
+        _assign(model, found.header, device, dtype, partial(_changed, found.lora, found.strength, changes))
     _log_facts(found)
     return model.eval().requires_grad_(False)
 
@@ -56,6 +70,9 @@ def load_flux(
     *,
     theta: float | str | tuple[float, float] | None = None,
     sigma: float | None = None,
+    lora: SrLora | None = None,
+    strength: float = 1.0,
+    prompt: tuple[Tensor, Tensor] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     operations: Any = nn,
@@ -64,20 +81,51 @@ def load_flux(
 
     path: the file, or its header or description, which are then not read once more.
     theta (a number, or rows and columns) and sigma override the file's metadata; without either,
-    10000 and 0.5. dtype: default float32 on the CPU, else ``machine.default_dtype``. Raises
-    UnsupportedCheckpointError: no such file, not safetensors, not such a model, wrong tensors.
+    10000 and 0.5. lora: a one-step LoRA (``sr_lora.describe_sr_lora``), which is added ``strength`` times, in float32
+    and rounded once, and brings its constants and prompt. prompt: an embedding (T, context_in_dim) and pooled
+    (vec_in_dim,), in place of the file's. dtype: default float32 on the CPU, else ``machine.default_dtype``. Raises
+    UnsupportedCheckpointError: no such file, not safetensors, not such a model, wrong tensors, a LoRA without a prompt
+    embedding where none is given; OptionError for a prompt of other sizes.
     """
-    found = describe_flux(path, theta=theta, sigma=sigma)
+    found = describe_flux(path, theta=theta, sigma=sigma, lora=lora, strength=strength)
     assert isinstance(found.params, FluxParams) and found.settings is not None
     if found.quantized:
         raise UnsupportedCheckpointError(
             found.header.path,
             "is quantized with scales, which only ComfyUI's loaders take; take the bf16 or plain fp8 file here",
         )
-    model = Flux(found.params, settings_with_prompt(found), operations=operations, device="meta")
-    _assign(model, found.header, device, dtype)
+    if found.lora is not None and prompt is None:
+        check_has_prompt(found.lora)
+    settings = settings_with_prompt(found)
+    if prompt is not None:
+        settings = replace(settings, txt=prompt[0].float(), vec=prompt[1].float())
+        _check_prompt(found.params, *prompt)
+    model = Flux(found.params, settings, operations=operations, device="meta")
+    if found.lora is None:
+        _assign(model, found.header, device, dtype)
+    else:
+        merges = [read_merge(found.lora.transformer, _shapes(model), found.strength)]
+        _assign(
+            model, found.header, device, dtype, lambda name, weight, dtype: merged_weight(name, weight, merges, dtype)
+        )
     _log_facts(found)
     return model.eval().requires_grad_(False)
+
+
+def _check_prompt(params: FluxParams, txt: Tensor, vec: Tensor) -> None:
+    expected = f"(T, {params.context_in_dim}) and ({params.vec_in_dim},)"
+    if txt.ndim != 2 or not len(txt) or txt.shape[1] != params.context_in_dim or vec.shape != (params.vec_in_dim,):
+        raise OptionError(f"prompt: expected tensors {expected}, got {tuple(txt.shape)} and {tuple(vec.shape)}")
+
+
+def _changed(
+    lora: SrLora, strength: float, changes: dict[str, Tensor], name: str, weight: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """A tensor of an autoencoder with what the LoRA adds to it."""
+    if (change := changes.get(name)) is None:
+        return weight.to(dtype)
+    assert lora.encoder is not None
+    return rounded_sum(lora.encoder.path, name, weight, weight.float() + strength * change, dtype)
 
 
 def _log_facts(found: Description) -> None:
@@ -154,11 +202,25 @@ def save_tensors(
 # --- shared -----------------------------------------------------------------------------------
 
 
-def _assign(model: nn.Module, header: Header, device: torch.device | str, dtype: torch.dtype | None) -> None:
+def _shapes(model: nn.Module) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+#: What becomes of a tensor (our name, as read, the dtype to compute in) on the way into a model: one of that dtype.
+Change = Callable[[str, Tensor, torch.dtype], Tensor]
+
+
+def _assign(
+    model: nn.Module,
+    header: Header,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    change: Change = lambda name, weight, dtype: weight.to(dtype),
+) -> None:
     """Fill a model built on the meta device; refuses missing, unexpected and mismatched tensors by name."""
     check_tensors(model, header, header.layout())
     dtype = dtype or default_dtype(torch.device(device), wide_range=isinstance(model, AutoEncoder))
-    state = {name: tensor.to(device=device, dtype=dtype) for name, tensor in read_state(header).items()}
+    state = {name: change(name, tensor, dtype).to(device) for name, tensor in read_state(header).items()}
     model.load_state_dict(state, strict=True, assign=True)
 
 
@@ -173,7 +235,7 @@ def check_tensors(model: nn.Module, header: Header, layout: Layout, quantized: b
 
     quantized: it holds others beside them, and packed weights have shapes of their own.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = _shapes(model)
     found = {name: recipe.shape(header.shape) for name, recipe in layout.items()}
     problems: list[str] = []
     if missing := sorted(expected.keys() - found.keys()):

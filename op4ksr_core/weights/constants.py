@@ -14,6 +14,9 @@ from ..models.rope import FLUX_THETA, parse_theta
 from ..plain_text import plain
 from .header import PROMPT_KEYS, Header, check_finite, read_tensors
 
+#: Why a fact is as it is, where the caller said so.
+REQUESTED = "as requested"
+
 
 def constants(header: Header) -> tuple[tuple[float, float], OneStepSettings, dict[str, str]]:
     """theta, sigma and the other constants that a transformer or LoRA file names (or our defaults), and why."""
@@ -55,7 +58,7 @@ def theta_of(
     Raises OptionError for a bad request, UnsupportedCheckpointError for bad metadata.
     """
     if requested is not None:
-        why["theta"] = "as requested"
+        why["theta"] = REQUESTED
         return parse_theta(requested)
     if (stated := header.metadata.get("op4ksr.rope_theta")) is not None:
         why["theta"] = "the file's metadata"
@@ -76,7 +79,7 @@ def settings_of(header: Header, sigma: float | None, why: dict[str, str]) -> One
     """
     value = DEFAULT_SIGMA
     if sigma is not None:
-        why["sigma"] = "as requested"
+        why["sigma"] = REQUESTED
         value = check_sigma(sigma)
     elif (stated := header.metadata.get("op4ksr.sigma")) is not None:
         why["sigma"] = "the file's metadata"

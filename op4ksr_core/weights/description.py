@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +18,15 @@ from ..models.flux import FluxParams, OneStepSettings, split_head
 from ..models.latent import PATCH
 from ..vae.autoencoder import AutoEncoderParams
 from .blocks import count_blocks
-from .constants import check_prompt, number, settings_of, theta_of, with_prompt
+from .constants import REQUESTED, check_prompt, number, settings_of, theta_of, with_prompt
 from .diffusers_config import DiffusersConfig, autoencoder_config, shown
 from .header import FLOATS, PACKED, PROMPT_KEYS, Header, check_dtypes, read_header
 from .layouts import Shape
+from .lora import additions, check_strength
+from .lora_parts import lora_contents
 from .shards import some_names
+from .sr_lora import SrLora
+from .vae_lora import encoder_contents, encoder_places
 
 Params = TypeVar("Params", AutoEncoderParams, FluxParams)
 
@@ -50,6 +54,9 @@ class Description:
     assumed: tuple[str, ...] = ()
     #: Holds scales beside its weights (scaled fp8 and the like), which only the host can run.
     quantized: bool = False
+    #: A one-step LoRA that is added to the weights when they are read, and how strongly.
+    lora: SrLora | None = None
+    strength: float = 1.0
 
     def facts(self) -> Iterator[str]:
         """A line for the log for each fact of ``why``: its name, its value, and where that is from."""
@@ -62,15 +69,22 @@ class Description:
 
 
 def describe_autoencoder(
-    source: Description | Header | str | Path, *, stride: int | None = None, shift: int | None = None
+    source: Description | Header | str | Path,
+    *,
+    stride: int | None = None,
+    shift: int | None = None,
+    lora: SrLora | None = None,
+    strength: float = 1.0,
 ) -> Description:
     """Geometry of an autoencoder file; only its header is read, and nothing is where ``source`` holds one already.
 
-    source: a path, a header, or an earlier description, which is returned as it is unless stride (1 or 2) or
-    shift (0 or 1) are given; these override what the file says. Raises UnsupportedCheckpointError: no Flux-type
-    VAE, damaged names, shapes or dtypes, wrong metadata.
+    source: a path, a header, or an earlier description, which is returned as it is unless stride (1 or 2),
+    shift (0 or 1) or a LoRA are given; the two override what the file says. lora: whose changes of the encoder belong
+    to it. Raises UnsupportedCheckpointError: no Flux-type VAE, damaged names, shapes or dtypes, wrong metadata, a LoRA
+    for another encoder; OptionError for a strength that is no number.
     """
-    if isinstance(source, Description) and isinstance(source.params, AutoEncoderParams) and stride is shift is None:
+    same = stride is shift is lora is None
+    if isinstance(source, Description) and isinstance(source.params, AutoEncoderParams) and same:
         return source
     header = _header_of(source)
     if header.kind != "vae":
@@ -104,7 +118,12 @@ def describe_autoencoder(
         stride=stride,
         shift=_shift(header, widths, stride, shift, why),
     )
-    return Description(header, params, None, why, tuple(assumed))
+    found = Description(header, params, None, why, tuple(assumed))
+    if lora is None or lora.encoder is None:
+        return found
+    check_strength(strength)
+    encoder_places(encoder_contents(lora.encoder), shapes)
+    return replace(found, lora=lora, strength=strength)
 
 
 def _stride(
@@ -165,15 +184,19 @@ def describe_flux(
     *,
     theta: float | str | tuple[float, float] | None = None,
     sigma: float | None = None,
+    lora: SrLora | None = None,
+    strength: float = 1.0,
 ) -> Description:
     """Geometry and constants of a transformer file; only its header is read, and nothing is where ``source`` holds one.
 
     source: a path, a header, or an earlier description, which is returned as it is unless theta (one number or
-    rows and columns, at least 1) or sigma (above 0, at most 1) are given; these override what the file says. Raises
-    UnsupportedCheckpointError: no Flux transformer, damaged names, shapes or dtypes, wrong metadata; OptionError
-    for a theta or sigma out of range.
+    rows and columns, at least 1), sigma (above 0, at most 1) or a LoRA are given. theta and sigma override what the
+    file and the LoRA say; the LoRA's constants take the place of the file's. Raises UnsupportedCheckpointError: no
+    Flux transformer, damaged names, shapes or dtypes, wrong metadata, a LoRA for another transformer; OptionError for
+    a theta, sigma or strength out of range.
     """
-    if isinstance(source, Description) and isinstance(source.params, FluxParams) and theta is sigma is None:
+    same = theta is sigma is lora is None
+    if isinstance(source, Description) and isinstance(source.params, FluxParams) and same:
         return source
     header = _header_of(source)
     if header.kind != "transformer":
@@ -209,13 +232,31 @@ def describe_flux(
         theta=theta_of(header, theta, why),
     )
     check_prompt(header, params.context_in_dim, params.vec_in_dim)
-    return Description(header, params, settings_of(header, sigma, why), why, quantized=quantized)
+    found = Description(header, params, settings_of(header, sigma, why), why, quantized=quantized)
+    return found if lora is None else _with_lora(found, lora, strength, shapes)
+
+
+def _with_lora(found: Description, lora: SrLora, strength: float, shapes: dict[str, Shape]) -> Description:
+    """The transformer as it is with the LoRA: what was not asked for is the LoRA's, and no longer the file's."""
+    params, settings, why = found.params, found.settings, dict(found.why)
+    assert isinstance(params, FluxParams) and settings is not None
+    check_strength(strength)
+    check_prompt(lora.transformer, params.context_in_dim, params.vec_in_dim)
+    if not found.quantized:
+        additions(lora_contents(lora.transformer), shapes)
+    asked = {fact for fact, reason in why.items() if reason == REQUESTED}
+    if lora.theta is not None and "theta" not in asked:
+        params, why["theta"] = replace(params, theta=lora.theta), "the LoRA"
+    settings = replace(lora.settings, sigma=settings.sigma if "sigma" in asked else lora.settings.sigma)
+    constants = {fact: f"the LoRA: {reason}" for fact, reason in lora.why.items() if hasattr(settings, fact)}
+    why |= {fact: reason for fact, reason in constants.items() if fact not in asked}
+    return replace(found, params=params, settings=settings, why=why, lora=lora, strength=strength)
 
 
 def settings_with_prompt(found: Description) -> OneStepSettings:
-    """The described constants, with the prompt embedding read from the file if it carries one."""
+    """The described constants, with the prompt embedding that the file, or else its LoRA, carries."""
     assert found.settings is not None
-    return with_prompt(found.header, found.settings)
+    return with_prompt(found.header if found.lora is None else found.lora.transformer, found.settings)
 
 
 def axes_of_head(path: Path, head: int) -> tuple[int, int, int]:

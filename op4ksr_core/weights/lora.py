@@ -12,6 +12,7 @@ A one-step LoRA carries, like a checkpoint, ``op4ksr.*`` metadata and its prompt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedCheckpointError
+from ..errors import OptionError, UnsupportedCheckpointError
 from ..models.flux import OneStepSettings
 from ..plain_text import plain, plain_logger
 from .constants import constants, with_prompt
@@ -80,25 +81,40 @@ def read_merge(header: Header, shapes: Mapping[str, Shape], strength: float = 1.
     return LoraMerge(header.path, parts, contents.read(), strength)
 
 
-def merged_weight(name: str, weight: Tensor, merges: Sequence[LoraMerge]) -> Tensor:
-    """The weight of that name (ours) plus strength * scale * product of each LoRA, in its own dtype.
+def merged_weight(name: str, weight: Tensor, merges: Sequence[LoraMerge], dtype: torch.dtype | None = None) -> Tensor:
+    """The weight of that name (ours) plus strength * scale * product of each LoRA, in ``dtype``, or its own.
 
-    Summed in float32 and rounded once. The weight itself, not a copy, where no LoRA changes it. Raises
-    UnsupportedCheckpointError where the sum holds NaN, or more than the dtype can.
+    Summed in float32 and rounded once. The weight itself, not a copy, where no LoRA changes it and its dtype stays.
+    Raises UnsupportedCheckpointError where the sum holds NaN, or more than the dtype can.
     """
     involved = [merge for merge in merges if name in merge.parts and merge.strength]
     if not involved:
-        return weight
+        return weight.to(dtype or weight.dtype)
     total = weight.float().clone()
     for merge in involved:
         for part in merge.parts[name]:
             total[part.piece.start : part.piece.stop] += merge.strength * part.product(merge.tensors).to(total.device)
-    merged = total.to(weight.dtype)
+    return rounded_sum(involved[-1].path, name, weight, total, dtype or weight.dtype)
+
+
+def check_strength(strength: float) -> float:
+    """The strength itself; OptionError unless it is a number."""
+    if not math.isfinite(strength):
+        raise OptionError(f"strength: expected a number, got {plain(strength)}; 1 is the usual one")
+    return strength
+
+
+def rounded_sum(path: Path, name: str, weight: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight and what the LoRA at ``path`` adds to it, float32, in ``dtype``.
+
+    Raises UnsupportedCheckpointError where that holds NaN or infinite numbers.
+    """
+    merged = total.to(dtype)
     if not torch.isfinite(merged.float()).all():
-        dtype = str(weight.dtype).removeprefix("torch.")
-        fault = f"makes {name} larger than {dtype} can hold" if torch.isfinite(weight.float()).all() else ""
+        held = str(dtype).removeprefix("torch.")
+        fault = f"makes {name} larger than {held} can hold" if torch.isfinite(weight.float()).all() else ""
         raise UnsupportedCheckpointError(
-            involved[-1].path,
+            path,
             f"merging {fault or f'adds to {name}, which holds NaN or infinite numbers already'}; merge it at a smaller "
             "strength, or into another file",
         )

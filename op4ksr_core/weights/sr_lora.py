@@ -80,6 +80,22 @@ def sr_lora_settings(found: SrLora) -> OneStepSettings:
     return with_prompt(found.transformer, found.settings)
 
 
+def check_has_prompt(found: SrLora) -> None:
+    """Raise UnsupportedCheckpointError, with what to do, where no prompt embedding travels with it."""
+    if found.has_prompt:
+        return
+    if found.origin == "FluxSR":
+        reason = "its .pth files are read once, by 'convert --sr-lora FOLDER -o FILE.safetensors'; name that file then"
+    else:
+        reason = (
+            "save one in ComfyUI (CLIP Text Encode with an empty text, then Save Prompt Embedding), add it with "
+            "'convert --sr-lora FOLDER --prompt-embedding FILE -o ONE.safetensors', and name that file"
+        )
+    if found.origin == "OP4KSR":
+        reason = reason.replace("--sr-lora FOLDER", "THIS")
+    raise UnsupportedCheckpointError(found.path, f"carries no prompt embedding: {reason}")
+
+
 def _is_ours(header: Header) -> bool:
     return "op4ksr.sigma" in header.metadata or all(key in header.shapes for key in PROMPT_KEYS)
 

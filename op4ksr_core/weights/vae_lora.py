@@ -37,7 +37,7 @@ def encoder_changes(found: SrLora | Header, shapes: Mapping[str, Shape]) -> dict
     if header is None:
         return {}
     contents = encoder_contents(header)
-    places = _places(contents, shapes)
+    places = encoder_places(contents, shapes)
     tensors = contents.read()
     changes: dict[str, Tensor] = {}
     for base, name in places.items():
@@ -75,8 +75,11 @@ def encoder_module(base: str) -> str:
     return ours.removesuffix(".weight")
 
 
-def _places(contents: LoraContents, shapes: Mapping[str, Shape]) -> dict[str, str]:
-    """{module: our tensor that it changes}, of the right shape each, and none of them twice."""
+def encoder_places(contents: LoraContents, shapes: Mapping[str, Shape]) -> dict[str, str]:
+    """{module: our tensor that it changes}, of the right shape each, and none of them twice.
+
+    Raises UnsupportedCheckpointError, in words for the file.
+    """
     places = {base: f"{encoder_module(base)}.weight" for base in contents.modules}
     path = contents.header.path
     if left := sorted(base for base, name in places.items() if len(shapes.get(name, ())) < 2):

@@ -22,7 +22,7 @@ from op4ksr_core.cli import console
 from op4ksr_core.cli import main as cli
 from op4ksr_core.cli import periodicity as cli_periodicity
 from op4ksr_core.cli import upscale as cli_upscale
-from op4ksr_core.cli.convert import parse_lora
+from op4ksr_core.cli.options import parse_lora
 from op4ksr_core.files import claimed
 from op4ksr_core.images import paths
 from op4ksr_core.images.io import Picture, save_image
@@ -392,12 +392,12 @@ def test_no_ceiling_is_a_number_too(capsys: Capture) -> None:
 
 
 def test_a_loras_strength() -> None:
-    assert parse_lora("a.safetensors") == (Path("a.safetensors"), 1.0)
-    assert parse_lora("a:b.safetensors:-.5e1") == (Path("a:b.safetensors"), -5.0)
-    assert parse_lora("C:\\a.safetensors") == (Path("C:\\a.safetensors"), 1.0)
+    assert parse_lora("a.safetensors", "--lora") == (Path("a.safetensors"), 1.0)
+    assert parse_lora("a:b.safetensors:-.5e1", "--lora") == (Path("a:b.safetensors"), -5.0)
+    assert parse_lora("C:\\a.safetensors", "--lora") == (Path("C:\\a.safetensors"), 1.0)
     for text in ("nan", "inf", "1e400", "9" * 5000):
         with pytest.raises(OptionError, match="--merge-lora a:.*expected a number"):
-            parse_lora(f"a:{text}")
+            parse_lora(f"a:{text}", "--merge-lora")
 
 
 def test_words_out_of_files_are_made_plain(
