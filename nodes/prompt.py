@@ -8,7 +8,8 @@ from comfy_api.latest import io, ui
 
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.plain_text import plain_logger
-from ..op4ksr_core.weights.prompt import read_prompt, write_prompt
+from ..op4ksr_core.weights.checkpoint import save_prompt
+from ..op4ksr_core.weights.prompt import read_prompt
 from .host.files import check_file, file_options, file_path
 from .host.inputs import checked
 from .host.names import check_prefix, choose_place, claim
@@ -61,7 +62,7 @@ class SavePromptEmbedding(io.ComfyNode):
         place = choose_place(filename_prefix, 0, 0)
         path, _ = claim(place.folder, place.start, place.counter, _SUFFIX)
         try:
-            write_prompt(path, txt, vec)
+            save_prompt(path, txt, vec)
         except BaseException:  # Ctrl-C too: it goes on, without the empty file that holds the name
             path.unlink(missing_ok=True)
             raise

@@ -19,7 +19,7 @@ from ...op4ksr_core.weights.lora_parts import LoraContents, LoraModule, lora_con
 from ...op4ksr_core.weights.shards import some_names
 from ...op4ksr_core.weights.sr_lora import SrLora, sr_lora_settings
 from ...op4ksr_core.weights.vae_lora import encoder_changes
-from .model import ATTACHMENT, check_conditioning
+from .model import ATTACHMENT, ENCODER_ATTACHMENT, check_conditioning
 from .patched_vae import encoder_shapes, patched_vae
 from .positions import own_positions, patch_positions
 from .prompt import prompt_of
@@ -56,6 +56,8 @@ def load_lora(model: Any, found: SrLora, strength: float, conditioning: list[Any
         if replaced:
             log.warning("%s: its theta is the model's from now on. %s", path.name, replaced)
     clone.set_attachments(ATTACHMENT, settings)
+    if found.encoder is not None and strength:
+        clone.set_attachments(ENCODER_ATTACHMENT, path.name)
     log.info("%s: alpha / rank (%s)", path.name, contents.source)
     for fact, reason in found.why.items():
         known = {"theta": found.theta or "of the model", "origin": found.origin}

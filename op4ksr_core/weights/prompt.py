@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import UnsupportedCheckpointError
-from .checkpoint import save_tensors
 from .header import PROMPT_KEYS, check_dtypes, check_finite, read_header, read_tensors
 from .shards import some_names
 
@@ -41,8 +40,3 @@ def read_prompt(path: Path) -> dict[str, Tensor]:
         check_finite(header, name, tensor)
         tensors[ours] = tensor.contiguous()
     return tensors
-
-
-def write_prompt(path: Path, txt: Tensor, vec: Tensor) -> None:
-    """Write txt (T, context) and vec (pooled,) for ``read_prompt``; whole or not at all. Raises OutputError."""
-    save_tensors(path, dict(zip(PROMPT_KEYS, (txt, vec), strict=True)), {"op4ksr.kind": "prompt"})

@@ -81,3 +81,100 @@ def test_the_constants_are_the_published_ones(published: Cases) -> None:
     sigma = math.exp(1.15) / (math.exp(1.15) + 999 / 244 - 1)
     assert published["constants"]["omgsr"] == [pytest.approx(sigma, abs=1e-6), 1.0, "sample", 5]
     assert published["constants"]["fluxsr"] == [0.25, 1.0, "mean", 5]
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    return run_cases(find_host(), "sr_lora_cases", tmp_path_factory.mktemp("graphs"))
+
+
+#: Of images in [0, 1]: fp32 in another order.
+SAME = 1e-4
+#: A difference that shows.
+VISIBLE = 0.02
+
+
+def test_the_node_is_the_cores_upscale(graphs: Cases) -> None:
+    found = graphs["as_the_core"]
+    assert max(found["batch"], found["half"]) <= SAME and found["half_shows"] > VISIBLE
+
+
+def test_picture_i_has_the_sample_of_seed_plus_i(graphs: Cases) -> None:
+    found = graphs["as_the_core"]
+    assert found["picture_1_is_seed_6"] == found["default_is_0"] == 0
+    assert min(found["seed_shows"], found["vae_only"]) > VISIBLE
+    assert graphs["own_file"]["seed_is_not_used"] == 0
+
+
+@pytest.mark.parametrize("way", ["lora_after", "lora_before", "exact_after", "exact_before", "clone", "rfr_before"])
+def test_other_nodes_before_and_after(graphs: Cases, way: str) -> None:
+    found = graphs["what_comes_after"]
+    assert found[way] <= SAME
+    assert min(found["shows"], found["lora_shows"], found["rfr_shows"]) > VISIBLE
+
+
+def test_on_a_base_in_fp8(graphs: Cases) -> None:
+    found = graphs["what_comes_after"]
+    assert 0 < found["fp8"] < found["fp8_is_not_the_base"] / 5
+
+
+def test_on_the_hosts_own_loader(graphs: Cases) -> None:
+    assert graphs["hosts_own_loader"]["far"] <= SAME
+
+
+def test_branches_with_and_without_do_not_leak(graphs: Cases) -> None:
+    found = graphs["two_branches"]
+    assert found["leaks"] == 0 and found["apart"] > VISIBLE
+
+
+def test_after_a_cancel_all_is_as_before(graphs: Cases) -> None:
+    found = graphs["cancelled"]
+    assert found.pop("same") == 0
+    assert found == {"ended_8": "interrupted", "clean_8": True, "ended_60": "interrupted", "clean_60": True}
+
+
+def test_the_prompt_is_the_connected_one_else_the_files(graphs: Cases) -> None:
+    found = graphs["own_file"]
+    assert found["own_prompt"] and found["connected_wins"] and found["travels"] == 0 and found["differ"] > VISIBLE
+    assert found["guidance"] == [2.5, 2.5, 2.5] and len(found["said"]) == 1
+    assert found["without_pooled"] == 0 and found["base_is_left_alone"] == 0.5
+
+
+def test_a_vae_passes_where_the_file_changes_none(graphs: Cases) -> None:
+    assert graphs["own_file"]["vae_passes"] and graphs["own_file"]["without_vae"]
+    found = graphs["every_file_of_the_folder"]
+    assert found["passed"] and found["none"]
+
+
+def test_any_file_of_a_folder_stands_for_it(graphs: Cases) -> None:
+    assert graphs["every_file_of_the_folder"]["far"] == 0
+
+
+def test_half_of_a_lora_is_warned_of(graphs: Cases) -> None:
+    found = graphs["plain_encoder"]
+    (line,) = found["half"]
+    assert line.endswith("this VAE has no LoRA; connect the VAE of Load SR LoRA")
+    assert found["whole"] == found["none"] == []
+
+
+REFUSED = {
+    "no_prompt": "carries no prompt embedding: connect one to conditioning, from ComfyUI's CLIP Text Encode",
+    "no_vae": "also changes the VAE's encoder, and no VAE is connected; connect",
+    "two_prompts": "conditioning: holds 2 prompts",
+    "batch": "conditioning: holds 2 prompts",
+    "pooled_batch": "conditioning: its pooled_output holds 2 prompts",
+    "other_models": "CONDITIONING: has 96 channels, but the model takes 64",
+    "other_vae": "it is for another VAE",
+    "no_strips": "VAE: is of a kind that cannot give a seeded sample",
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_go_wrong_is_one_sentence(graphs: Cases, case: str) -> None:
+    found = graphs["refused"][case]
+    assert "Op4ksrError" in found["classes"] and REFUSED[case] in found["message"]
+    assert "\n" not in found["message"] and len(found["message"]) < 700
+
+
+def test_every_refusal_is_expected_too(graphs: Cases) -> None:
+    assert graphs["refused"].keys() == REFUSED.keys()
