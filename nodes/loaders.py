@@ -165,10 +165,20 @@ class LoadSRLoRA(io.ComfyNode):
             node_id="OP4KSR_LoadSRLoRA",
             display_name="Load SR LoRA (OP4KSR)",
             category="loaders",
-            description="Turns a Flux model into a one-step super-resolution model by a LoRA file that also carries "
-            "theta, sigma, guidance and the prompt embedding it was trained with. An ordinary LoRA needs ComfyUI's "
-            "own loader instead.",
-            search_aliases=["lora", "flux", "4k", "upscale", "super resolution", "one step", "op4ksr"],
+            description="Turns a Flux model into a one-step super-resolution model by a LoRA: one file that also "
+            "carries theta, sigma, guidance and its prompt embedding, or OMGSR-F's or FluxSR's folder. An "
+            "ordinary LoRA needs ComfyUI's own loader instead.",
+            search_aliases=[
+                "lora",
+                "flux",
+                "4k",
+                "upscale",
+                "super resolution",
+                "one step",
+                "omgsr",
+                "fluxsr",
+                "op4ksr",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The Flux model that the LoRA was trained on, from any loader."),
                 io.Combo.Input(
@@ -199,7 +209,9 @@ class LoadSRLoRA(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output("MODEL", tooltip="A clone with the LoRA, its theta and its constants."),
-                io.Conditioning.Output("CONDITIONING", tooltip="The prompt embedding the LoRA was trained with."),
+                io.Conditioning.Output(
+                    "CONDITIONING", tooltip="The prompt embedding the LoRA was trained with, or the one connected."
+                ),
                 io.Vae.Output(
                     "VAE", tooltip="The VAE with the LoRA in its encoder; as it came where the file changes none."
                 ),
