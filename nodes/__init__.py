@@ -9,6 +9,7 @@ from .loaders import ExactVAENode, LoadF16VAE, LoadFluxSR, LoadSRLoRA
 from .one_step_sampler import EmptyLatent16x, OneStepSamplerNode
 from .periodicity import PeriodicityDiagnostic, SuppressPeriodicity
 from .plan import PlanRun
+from .prompt import LoadPromptEmbedding, SavePromptEmbedding
 from .rope import ApplyRFR
 from .sample_picture import SamplePicture
 from .save import SavePicture
@@ -29,6 +30,8 @@ NODES: list[type[io.ComfyNode]] = [
     LoadSRLoRA,
     FluxShift16x,
     SavePicture,
+    SavePromptEmbedding,
+    LoadPromptEmbedding,
 ]
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..op4ksr_core.weights.sr_lora import describe_sr_lora
 from .host.exact_vae import ExactVAE, memory_widget, strips_of
 from .host.files import check_file, file_options, file_path
 from .host.inputs import checked
-from .host.lora import load_lora
+from .host.lora import load_encoder_lora, load_lora
 from .host.model import WEIGHT_DTYPES, load_model, prompt_conditioning
 from .host.schema import advanced, schema
 from .host.vae import load_vae
@@ -164,16 +165,27 @@ class LoadSRLoRA(io.ComfyNode):
             node_id="OP4KSR_LoadSRLoRA",
             display_name="Load SR LoRA (OP4KSR)",
             category="loaders",
-            description="Turns a Flux model into a one-step super-resolution model by a LoRA file that also carries "
-            "theta, sigma, guidance and the prompt embedding it was trained with. An ordinary LoRA needs ComfyUI's "
-            "own loader instead.",
-            search_aliases=["lora", "flux", "4k", "upscale", "super resolution", "one step", "op4ksr"],
+            description="Turns a Flux model into a one-step super-resolution model by a LoRA: one file that also "
+            "carries theta, sigma, guidance and its prompt embedding, or OMGSR-F's or FluxSR's folder. An "
+            "ordinary LoRA needs ComfyUI's own loader instead.",
+            search_aliases=[
+                "lora",
+                "flux",
+                "4k",
+                "upscale",
+                "super resolution",
+                "one step",
+                "omgsr",
+                "fluxsr",
+                "op4ksr",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The Flux model that the LoRA was trained on, from any loader."),
                 io.Combo.Input(
                     "lora_name",
                     options=file_options("loras"),
-                    tooltip="From models/loras: kohya, diffusers (PEFT) or BFL names, with op4ksr.txt and op4ksr.vec.",
+                    tooltip="From models/loras: a one-step LoRA made for OP4KSR, or any file of OMGSR-F's or FluxSR's "
+                    "folder, which is then taken whole.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -183,10 +195,26 @@ class LoadSRLoRA(io.ComfyNode):
                     step=0.05,
                     tooltip="Of the change of the weights; theta, sigma and the prompt are always the file's.",
                 ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Flux's own VAE, for a LoRA that also changes its encoder (OMGSR-F). It stays as it is.",
+                ),
+                io.Conditioning.Input(
+                    "conditioning",
+                    optional=True,
+                    tooltip="The prompt embedding, for a file that carries none: CLIP Text Encode with an empty text, "
+                    "or Load Prompt Embedding. It wins over the file's own.",
+                ),
             ],
             outputs=[
                 io.Model.Output("MODEL", tooltip="A clone with the LoRA, its theta and its constants."),
-                io.Conditioning.Output("CONDITIONING", tooltip="The prompt embedding the LoRA was trained with."),
+                io.Conditioning.Output(
+                    "CONDITIONING", tooltip="The prompt embedding the LoRA was trained with, or the one connected."
+                ),
+                io.Vae.Output(
+                    "VAE", tooltip="The VAE with the LoRA in its encoder; as it came where the file changes none."
+                ),
             ],
         )
 
@@ -196,6 +224,14 @@ class LoadSRLoRA(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model: Any, lora_name: str, strength: float = 1.0) -> io.NodeOutput:
-        patched = load_lora(model, file_path("loras", lora_name), strength)
-        return io.NodeOutput(patched, prompt_conditioning(patched))
+    def execute(
+        cls,
+        model: Any,
+        lora_name: str,
+        strength: float = 1.0,
+        vae: Any | None = None,
+        conditioning: list[Any] | None = None,
+    ) -> io.NodeOutput:
+        found = describe_sr_lora(file_path("loras", lora_name))
+        patched = load_lora(model, found, strength, conditioning)
+        return io.NodeOutput(patched, prompt_conditioning(patched), load_encoder_lora(vae, found, strength))

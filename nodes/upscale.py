@@ -91,6 +91,18 @@ class OneStepUpscale(io.ComfyNode):
                     )
                 ),
                 ceiling_widget("Ceiling: a larger output is refused before anything is computed."),
+                advanced(
+                    io.Int.Input(
+                        "seed",
+                        optional=True,  # prompts saved before it existed still run
+                        default=0,
+                        min=0,
+                        max=2**64 - 1,
+                        control_after_generate=False,
+                        tooltip="Of the VAE's sample, for models that were trained with one (OMGSR-F); others do not "
+                        "use it. Picture i of a batch takes seed + i. The same seed gives the same picture.",
+                    )
+                ),
             ],
             outputs=[
                 io.Image.Output("IMAGE", tooltip="The enlarged picture(s)."),
@@ -117,6 +129,7 @@ class OneStepUpscale(io.ComfyNode):
         sigma: float = 0.0,
         guidance: float = -1.0,
         max_megapixels: float = DEFAULT_CEILING_MEGAPIXELS,
+        seed: int = 0,
     ) -> io.NodeOutput:
         mask = own_mask(image) if mask is None else mask
         low = image_to_core(image)
@@ -125,6 +138,7 @@ class OneStepUpscale(io.ComfyNode):
             color=color_fix,  # pyright: ignore
             fidelity=fidelity,
             vae_only=vae_only,
+            seed=seed,
         )
         stages = HostStages(model, vae, conditioning, sigma or None, guidance if guidance >= 0 else None)
         plan = announce(low, options, stages)

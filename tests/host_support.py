@@ -47,6 +47,8 @@ NODES = (
     "OP4KSR_LoadSRLoRA",
     "OP4KSR_FluxShift16x",
     "OP4KSR_SavePicture",
+    "OP4KSR_SavePromptEmbedding",
+    "OP4KSR_LoadPromptEmbedding",
 )
 
 #: What a Python must be able to import to run any ComfyUI.

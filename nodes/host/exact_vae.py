@@ -9,9 +9,11 @@ from contextvars import ContextVar
 from typing import Any
 
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from ...op4ksr_core.machine import is_out_of_memory
 from ...op4ksr_core.vae.bounded import BoundedAutoEncoder, check_size
 from ...op4ksr_core.vae.estimate import MARGIN, Stage, StripPlan, both, choose_strips, peak_bytes
 from ...op4ksr_core.vae.layers import AutoEncoderParams
+from ...op4ksr_core.vae.posterior import posterior_sample
 from ...op4ksr_core.vae.strips import MemoryMode, OnStrip, StripSettings
 from .schema import advanced
 from .values import check_latent, check_pixels
@@ -37,14 +40,19 @@ _listener: ContextVar[OnStrip | None] = ContextVar("op4ksr_listener", default=No
 _strips: ContextVar[StripPlan] = ContextVar("op4ksr_strips", default={})  # noqa: B039 (a Mapping: nobody writes)
 #: What is being encoded or decoded whole, in words; None: nothing, and tiles are the user's choice.
 _whole: ContextVar[str | None] = ContextVar("op4ksr_whole", default=None)
+#: The seed of the posterior's sample that is encoded; None: its mean.
+_seed: ContextVar[int | None] = ContextVar("op4ksr_seed", default=None)
 #: Where an encoder in strips computes.
 _target: ContextVar[torch.device] = ContextVar("op4ksr_target")
 
 
 @contextmanager
-def running(strips: StripPlan, on_strip: OnStrip) -> Generator[None, None, None]:
-    """Inside, VAEs run in these strips, and report to ``on_strip`` instead of a bar of their own."""
-    with _set(_strips, strips), _set(_listener, on_strip):
+def running(strips: StripPlan, on_strip: OnStrip, seed: int | None = None) -> Generator[None, None, None]:
+    """Inside, VAEs run in these strips, and report to ``on_strip`` instead of a bar of their own.
+
+    seed: they encode a sample of the posterior, if ``can_sample``; None: its mean, as ComfyUI always does.
+    """
+    with _set(_strips, strips), _set(_listener, on_strip), _set(_seed, seed):
         yield
 
 
@@ -102,8 +110,30 @@ def usable_memory(vae: Any, held: int = 0) -> int:
     return min(free, int(management.get_total_memory(device) * SHARE))
 
 
-#: How the host's memory enters the core's strips.
-HOST_MEMORY: dict[str, Callable[..., Any]] = {
+def read_weights(module: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """``vae.strip_maps.ReadWeights`` of one of the host's layers.
+
+    Where memory is short the host leaves a patched weight (a LoRA's) as it was, and adds the patch whenever it casts
+    the weight for a call; under dynamic VRAM it always does.
+    """
+    if not any(getattr(module, f"{part}{way}", None) for part in ("weight", "bias") for way in _WHEN_CAST):
+        return module.weight, module.bias
+    place: dict[str, Any] = {"dtype": like.dtype, "device": like.device, "bias_dtype": like.dtype}
+    release = getattr(comfy.ops, "uncast_bias_weight", None)
+    if release is None:  # ComfyUI 0.3
+        return comfy.ops.cast_bias_weight(module, **place)
+    weight, bias, stream = comfy.ops.cast_bias_weight(module, **place, offloadable=True)
+    copies = weight.clone(), bias.clone()
+    release(module, weight, bias, stream)
+    return copies
+
+
+#: Of a layer of the host's: what is added to a weight as it is cast.
+_WHEN_CAST = ("_function", "_lowvram_function")
+
+#: How the host's memory and weights enter the core's strips.
+HOST_WAYS: dict[str, Callable[..., Any]] = {
+    "read_weights": read_weights,
     "free_memory": lambda device: int(comfy.model_management.get_free_memory(device)),
     "release_memory": lambda: comfy.model_management.soft_empty_cache(),
     "is_oom": is_oom,
@@ -183,10 +213,17 @@ class StripEngine:
     def __init__(self, given: Any, ratio: int, strips: StripPlan) -> None:
         self.given, self.ratio, self.strips = given, ratio, strips
         parts = (getattr(given, name, None) for name in ("encoder", "decoder"))
-        self.bounded = BoundedAutoEncoder(*parts, **HOST_MEMORY)
+        self.bounded = BoundedAutoEncoder(*parts, **HOST_WAYS)
         self.engine = _twin(given)
         self.engine.encoder = _twin(given.encoder, _strip_encoder(self.bounded, strips))
         self.engine.decoder = _twin(given.decoder, _strip_decoder(self.bounded, strips))
+        if self.samples:
+            self.engine.regularization = _twin(given.regularization, _sampled(given.regularization))
+
+    @property
+    def samples(self) -> bool:
+        """Whether what follows the encoder takes the mean of a normal distribution, of which a sample may be drawn."""
+        return isinstance(getattr(self.given, "regularization", None), DiagonalGaussianRegularizer)
 
     def encode(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1], on any device -> latent on ``device`` (default: the pixels')."""
@@ -241,6 +278,14 @@ def _strip_encoder(bounded: BoundedAutoEncoder, strips: StripPlan) -> Callable[[
     return forward
 
 
+def _sampled(given: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def forward(moments: Tensor) -> Any:
+        seed = _seed.get()
+        return given(moments) if seed is None else (posterior_sample(moments, seed), None)
+
+    return forward
+
+
 def _strip_decoder(bounded: BoundedAutoEncoder, strips: StripPlan) -> Callable[..., Tensor]:
     def forward(latent: Tensor, output_buffer: Tensor | None = None) -> Tensor:
         settings = {**strips, **_strips.get()}.get("decode")
@@ -259,8 +304,9 @@ class ExactVAE(WholeVAE):
     def of(cls, vae: Any, strips: StripPlan) -> ExactVAE:
         """The same VAE, sharing weights and patcher, in strips. Raises OptionError if it cannot."""
         check_vae(vae)
-        kind = next(base for base in type(vae).__mro__ if not issubclass(base, WholeVAE))
-        exact = cls.__new__(cls if kind is comfy.sd.VAE else type(cls.__name__, (cls, kind), {}))
+        given = type(vae)
+        mixed = given if issubclass(given, cls) else type(cls.__name__, (cls, given), {})
+        exact = cls.__new__(cls if given is comfy.sd.VAE else mixed)
         replaced = ("first_stage_model", "memory_used_encode", "memory_used_decode")
         exact.__dict__.update({name: value for name, value in vae.__dict__.items() if name not in replaced})
         exact.strips = strips
@@ -321,3 +367,8 @@ class ExactVAE(WholeVAE):
         """Bytes, for a latent (B, C, h, w)."""
         ratio = self.spacial_compression_decode()
         return self._room("decode", shape[2] * ratio, shape[3] * ratio, dtype)
+
+
+def can_sample(vae: Any) -> bool:
+    """Whether ``running`` with a seed reaches this VAE."""
+    return isinstance(vae, ExactVAE) and vae.first_stage_model.samples

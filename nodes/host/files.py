@@ -13,6 +13,7 @@ from .values import told
 
 BUNDLED: dict[str, dict[str, Path]] = {
     "loras": {},
+    "embeddings": {},
     "vae": {f"bundled: {BUNDLED_AUTOENCODER.name}": BUNDLED_AUTOENCODER},
     "diffusion_models": {f"bundled: {BUNDLED_FLUX.name}": BUNDLED_FLUX},
 }

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import comfy.lora
 
 from ...op4ksr_core.errors import OptionError, UnsupportedCheckpointError
+from ...op4ksr_core.models.flux import OneStepSettings
 from ...op4ksr_core.models.rope import RescaledEmbedND
 from ...op4ksr_core.plain_text import plain, plain_logger
 from ...op4ksr_core.weights.constants import check_prompt
 from ...op4ksr_core.weights.header import Header
-from ...op4ksr_core.weights.lora import check_module_shape, check_places, describe_lora, host_tensors, lora_settings
+from ...op4ksr_core.weights.lora import check_module_shape, check_places, host_tensors
 from ...op4ksr_core.weights.lora_parts import LoraContents, LoraModule, lora_contents
 from ...op4ksr_core.weights.shards import some_names
-from .model import ATTACHMENT
+from ...op4ksr_core.weights.sr_lora import SrLora, sr_lora_settings
+from ...op4ksr_core.weights.vae_lora import encoder_changes
+from .model import ATTACHMENT, ENCODER_ATTACHMENT, check_conditioning
+from .patched_vae import encoder_shapes, patched_vae
 from .positions import own_positions, patch_positions
+from .prompt import prompt_of
 
 log = plain_logger(__name__)
 
 
-def load_lora(model: Any, path: Path, strength: float) -> Any:
+def load_lora(model: Any, found: SrLora, strength: float, conditioning: list[Any] | None = None) -> Any:
     """A clone of a Flux MODEL with the file's LoRA, theta and one-step settings.
 
-    Kinds other than LoRA are the host's to apply; what changes text encoders, or no part of this model, is left out
-    and named in the log. alpha / rank is as ``weights.lora_scale`` decides, so that the change is ``convert``'s.
-    Raises UnsupportedCheckpointError: no LoRA, no prompt embedding, made for another model, of a kind that the host
-    would half apply; OptionError: the MODEL is no Flux, the strength no number.
+    conditioning: the prompt embedding, in place of the file's. Kinds other than LoRA are the host's to apply; what
+    changes text encoders, or no part of this model, is left out and named in the log. alpha / rank is as
+    ``weights.lora_scale`` decides, so that the change is ``convert``'s. Raises UnsupportedCheckpointError: no prompt
+    embedding, made for another model, of a kind that the host would half apply; OptionError: the MODEL is no Flux, the
+    strength no number, the conditioning not one prompt's.
     """
-    found = describe_lora(path)
-    settings, contents = lora_settings(found), lora_contents(found.header)
+    path, contents = found.path, lora_contents(found.transformer)
     if not math.isfinite(strength):
         raise OptionError(f"strength: expected a number, got {strength}")
     try:
@@ -41,7 +46,7 @@ def load_lora(model: Any, path: Path, strength: float) -> Any:
     except (AttributeError, KeyError) as error:
         name = type(model.model).__name__
         raise OptionError(f"MODEL: is a {name}; Load SR LoRA needs the Flux model the LoRA was trained on") from error
-    check_prompt(found.header, *dims)
+    settings = _settings(found, model, dims, conditioning)
     if line := contents.left_out_line():
         log.warning("%s: %s", path.name, line)
     clone = model.clone()
@@ -51,11 +56,52 @@ def load_lora(model: Any, path: Path, strength: float) -> Any:
         if replaced:
             log.warning("%s: its theta is the model's from now on. %s", path.name, replaced)
     clone.set_attachments(ATTACHMENT, settings)
+    if found.encoder is not None and strength:
+        clone.set_attachments(ENCODER_ATTACHMENT, path.name)
     log.info("%s: alpha / rank (%s)", path.name, contents.source)
     for fact, reason in found.why.items():
-        value = found.theta or "of the model" if fact == "theta" else getattr(settings, fact)
-        log.info("%s: %s %s (%s)", path.name, fact, value, reason)
+        known = {"theta": found.theta or "of the model", "origin": found.origin}
+        log.info("%s: %s %s (%s)", path.name, fact, known.get(fact) or getattr(settings, fact), reason)
     return clone
+
+
+def _settings(found: SrLora, model: Any, dims: tuple[int, int], conditioning: list[Any] | None) -> OneStepSettings:
+    """The file's constants with the prompt embedding that is connected, else the file's own."""
+    if conditioning is not None:
+        check_conditioning(model, conditioning)
+        txt, vec, guidance = prompt_of(conditioning)
+        if guidance is not None and guidance != found.settings.guidance:
+            log.info(
+                "%s: guidance %s, which it was trained with; the CONDITIONING's %s is left out (the widget guidance of "
+                "One-Step Upscale changes it)", found.path.name, found.settings.guidance, guidance
+            )  # fmt: skip
+        return replace(found.settings, txt=txt, vec=vec)
+    if not found.has_prompt:
+        raise UnsupportedCheckpointError(
+            found.path,
+            "carries no prompt embedding: connect one to conditioning, from ComfyUI's CLIP Text Encode with the text "
+            "it was trained with (none, as a rule), or from Load Prompt Embedding",
+        )
+    check_prompt(found.transformer, *dims)
+    return sr_lora_settings(found)
+
+
+def load_encoder_lora(vae: Any | None, found: SrLora, strength: float) -> Any | None:
+    """The VAE with the file's change of its encoder; the VAE itself where the file has none, or at strength 0.
+
+    Raises OptionError where the file changes an encoder and no VAE is connected, or one that cannot be patched;
+    UnsupportedCheckpointError where it was made for another VAE.
+    """
+    if found.encoder is None or strength == 0:
+        return vae
+    if vae is None:
+        raise OptionError(
+            f"vae: {plain(found.path.name)} also changes the VAE's encoder, and no VAE is connected; connect Flux's "
+            "own (Load VAE), and use this node's VAE output from here on"
+        )
+    changes = encoder_changes(found, encoder_shapes(vae))
+    log.info("%s: changes %d weights of the VAE's encoder", found.path.name, len(changes))
+    return patched_vae(vae, changes, strength)
 
 
 def _patch_weights(clone: Any, contents: LoraContents, strength: float) -> None:

@@ -28,6 +28,8 @@ log = plain_logger(__name__)
 
 #: Under which the one-step settings travel with a MODEL, through every clone.
 ATTACHMENT = "op4ksr"
+#: Under which a MODEL names the file that changes a VAE's encoder, too.
+ENCODER_ATTACHMENT = "op4ksr_encoder"
 
 
 def load_model(path: Path, weight_dtype: str) -> Any:

@@ -154,13 +154,13 @@ def _is_inside(folder: str, output: str) -> bool:
         return False
 
 
-def claim(place: Path, start: str, counter: int) -> tuple[Path, int]:
+def claim(place: Path, start: str, counter: int, suffix: str = ".png") -> tuple[Path, int]:
     """The first free name from this number on, as an empty file that nobody else takes, and its number.
 
     Raises OutputError where the folder cannot be written to.
     """
     while True:
-        path = place / f"{start}_{counter:05}_.png"
+        path = place / f"{start}_{counter:05}_{suffix}"
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             return path, counter

@@ -16,8 +16,8 @@ from ...op4ksr_core.images.color import ColorFix
 from ...op4ksr_core.models.flux import OnProgress
 from ...op4ksr_core.one_step import PICTURES_AT_ONCE, Frame, Stages
 from ...op4ksr_core.plain_text import plain, plain_logger
-from .exact_vae import ExactVAE, check_vae, is_oom, running
-from .model import check_conditioning, check_flow, prompt_conditioning, settings_of
+from .exact_vae import ExactVAE, can_sample, check_vae, is_oom, running
+from .model import ENCODER_ATTACHMENT, check_conditioning, check_flow, prompt_conditioning, settings_of
 from .values import check_latent, refusal
 
 log = plain_logger(__name__)
@@ -88,6 +88,13 @@ class HostStages(Stages):
             raise OptionError("VAE: is a video VAE; choose a Flux-type picture VAE (16 channels)")
         settings = settings_of(model)
         self.model, self.vae = model, in_strips(vae)
+        warn_of_plain_encoder(model, vae)
+        self.samples = settings.encode == "sample"
+        if self.samples and not can_sample(self.vae):
+            raise OptionError(
+                "VAE: is of a kind that cannot give a seeded sample, which this model was trained on; connect Flux's "
+                "own VAE (ae.safetensors)"
+            )
         self.sigma = settings.sigma if sigma is None else sigma
         if conditioning is not None:
             check_conditioning(model, conditioning)
@@ -97,7 +104,7 @@ class HostStages(Stages):
         self.ratio = int(vae.spacial_compression_encode())
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
-        with running(self.strips, tell):
+        with running(self.strips, tell, self.seed if self.samples else None):
             return self.vae.encode(image.movedim(1, -1))  # a view: the host turns it back, and nothing is copied
 
     def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
@@ -151,6 +158,18 @@ def with_retreat(step: Callable[..., Tensor], device: torch.device, home: torch.
         log.info("colours and pixels are fixed on %s: %s is out of memory", home, device)
     comfy.model_management.soft_empty_cache()
     return step(*pictures)
+
+
+def warn_of_plain_encoder(model: Any, vae: Any) -> None:
+    """A MODEL whose LoRA has a half for the VAE, with a VAE that has none: its picture is worse, and nothing shows it.
+
+    No error: the VAE may be one that was saved with the change.
+    """
+    name = model.get_attachment(ENCODER_ATTACHMENT)
+    if name is not None and not any(key.startswith("encoder.") for key in getattr(vae, "patcher", model).patches):
+        log.warning(
+            "VAE: %s changes the VAE's encoder, and this VAE has no LoRA; connect the VAE of Load SR LoRA", name
+        )
 
 
 def in_strips(vae: Any) -> Any:

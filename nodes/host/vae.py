@@ -10,6 +10,7 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import torch
+from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
 from torch import Tensor
 
 from ...op4ksr_core.errors import UnsupportedCheckpointError
@@ -35,9 +36,10 @@ class HostAutoEncoder(AutoEncoder):
 
     def __init__(self, params: AutoEncoderParams) -> None:
         super().__init__(params, operations=comfy.ops.disable_weight_init)
+        self.regularization = DiagonalGaussianRegularizer()
 
     def encode(self, image: Tensor) -> Tensor:  # pyright: ignore
-        return self.encode_pixels(image)
+        return self.regularization(self.encoder(image))[0]
 
     def decode(self, latent: Tensor, **options: Any) -> Tensor:  # pyright: ignore
         return self.decoder(latent, **options)

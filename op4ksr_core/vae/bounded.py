@@ -14,14 +14,16 @@ from ..machine import explain_out_of_memory, free_memory, is_out_of_memory, rele
 from .estimate import Stage, choose_strips
 from .layers import AutoEncoderParams
 from .retry import Result, recovering
+from .strip_maps import ReadWeights, own_weights
 from .strips import OnStrip, StripSettings, decode_picture, encode_picture
 
 
 class BoundedAutoEncoder:
     """An encoder and a decoder, ours or any of the same layout (the host's own), run in strips.
 
-    It holds no weights. ``free_memory(device)`` (bytes, None if unknown), ``release_memory()`` and
-    ``is_oom(error)`` may be a host's.
+    It holds no weights. ``free_memory(device)`` (bytes, None if unknown), ``release_memory()``,
+    ``is_oom(error)`` and ``read_weights`` may be a host's; without the last, modules whose weights a host changes as it
+    casts them are refused.
     """
 
     def __init__(
@@ -33,10 +35,13 @@ class BoundedAutoEncoder:
         free_memory: Callable[[torch.device], int | None] = free_memory,
         release_memory: Callable[[], None] = release_memory,
         is_oom: Callable[[BaseException], bool] = is_out_of_memory,
+        read_weights: ReadWeights = own_weights,
     ) -> None:
         self.encoder, self.decoder = encoder, decoder
+        self.read_weights = read_weights
         self.params = params or read_params(encoder, decoder)
         self._checked = params is None
+        self._check_patches()
         self.free_memory, self.release_memory, self.is_oom = free_memory, release_memory, is_oom
 
     def params_of(self, stage: Stage) -> AutoEncoderParams:
@@ -65,7 +70,9 @@ class BoundedAutoEncoder:
 
         def encode_one(one: Tensor) -> Tensor:
             def run(settings: StripSettings) -> Tensor:
-                return encode_picture(self.encoder, height, lambda a, b: prepare(one[:, :, a:b]), settings, on_strip)
+                return encode_picture(
+                    self.encoder, height, lambda a, b: prepare(one[:, :, a:b]), settings, on_strip, self.read_weights
+                )
 
             return self._run("encode", run, settings, height, width)
 
@@ -96,7 +103,7 @@ class BoundedAutoEncoder:
             for one, place in zip(latent.split(1), out.split(1), strict=True):
 
                 def run(settings: StripSettings, one: Tensor = one, place: Tensor = place) -> None:
-                    decode_picture(self.decoder, one, settings, place, on_strip)
+                    decode_picture(self.decoder, one, settings, place, on_strip, self.read_weights)
 
                 self._run("decode", run, settings, height, width)
         return out
@@ -105,6 +112,14 @@ class BoundedAutoEncoder:
         """Modules of others may have been changed since: circular padding, hooks, patches."""
         if self._checked:
             read_params(self.encoder, self.decoder)
+            self._check_patches()
+
+    def _check_patches(self) -> None:
+        """What changes a weight as it is cast is in the host's reading of it, and in no other."""
+        if self._checked and self.read_weights is own_weights:
+            changed = (getattr(m, name, ()) for half in (self.encoder, self.decoder) for m in half.modules()
+                       for name in ("weight_function", "bias_function"))  # fmt: skip
+            _demand(not any(changed), _CHANGED)
 
     def _chosen(
         self, stage: Stage, height: int, width: int, device: torch.device, dtype: torch.dtype, beside: int = 0
@@ -151,6 +166,8 @@ def read_params(encoder: Any, decoder: Any) -> AutoEncoderParams:
 
 
 _NOT_OURS = "{}, so it cannot run in exact strips; choose a Flux-type picture VAE, or leave this node out"
+
+_CHANGED = "was changed by another node pack"
 
 #: The parts that strips run, by what they are in; anything beside them would be left out silently.
 _KNOWN = {
@@ -214,9 +231,8 @@ def _check_norm(norm: Any) -> None:
 def _check_own_ways(module: Any) -> None:
     """Nothing hung onto this one module that calling it would run, and strips would not."""
     own = {"forward", "_conv_forward"} & set(vars(module))
-    patched = getattr(module, "weight_function", ()) or getattr(module, "bias_function", ())
     hooks = module._forward_pre_hooks or module._forward_hooks
-    _demand(not (own or patched or hooks), "was changed by another node pack")
+    _demand(not (own or hooks), _CHANGED)
 
 
 def _demand(condition: bool, otherwise: str) -> None:

@@ -7,7 +7,7 @@ are stored; here each kind answers ``rows(top, bottom)``, and each layer is a fu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,16 @@ class Rows(Protocol):
     def rows(self, top: int, bottom: int) -> Tensor:
         """Rows top to bottom, the latter excluded: (1, C, bottom - top, width)."""
         ...
+
+
+#: (A norm or a convolution, a strip that it is for) -> its weight and bias as calling it would use them; any float
+#: dtype, any device.
+ReadWeights = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+
+
+def own_weights(module: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The module's own parameters: what calling it uses, unless a host changes weights as it casts them."""
+    return module.weight, module.bias
 
 
 #: Devices with float64, and with a batch norm of half inputs and float32 statistics. Elsewhere (MPS, XPU,
@@ -110,20 +120,22 @@ class Computed:
 class Affine:
     """GroupNorm and SiLU of a strip, with the whole map's moments; without a float32 copy of the strip."""
 
-    def __init__(self, norm: nn.GroupNorm, moments: Moments) -> None:
+    def __init__(self, norm: nn.GroupNorm, moments: Moments, read: ReadWeights = own_weights) -> None:
+        self.read, self.norm = read, norm
         assert moments.mean is not None and moments.m2 is not None
         mean, m2 = (t.view(norm.num_groups, -1) for t in (moments.mean, moments.m2))
         group = mean.mean(1, keepdim=True)
         variance = (m2 / moments.count + (mean - group).square()).mean(1, keepdim=True)
         self.mean, self.variance = (t.expand_as(mean).flatten().float() for t in (group, variance))
-        self.weight, self.bias = (p.detach().float() for p in (norm.weight, norm.bias))
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
         self.eps = norm.eps
 
     def __call__(self, strip: Tensor) -> Tensor:
         """A strip (1, C, n, W) -> the same shape, dtype and device, in memory of its own."""
-        if self.mean.device != strip.device or self.weight.device != strip.device:
-            parts = (self.mean, self.variance, self.weight, self.bias)
-            self.mean, self.variance, self.weight, self.bias = (t.to(strip.device) for t in parts)
+        if self.weight is None or self.mean.device != strip.device:
+            parts = (self.mean, self.variance, *self.read(self.norm, strip))
+            self.mean, self.variance, self.weight, self.bias = (t.detach().to(strip.device).float() for t in parts)
         given = strip if strip.device.type in _FULL_DEVICES else strip.float()
         normed = F.batch_norm(given, self.mean, self.variance, self.weight, self.bias, False, 0.0, self.eps)
         return F.silu(normed.to(strip.dtype), inplace=True)
@@ -148,26 +160,29 @@ def convolved(source: Rows, conv: nn.Conv2d, apply: Callable[[Tensor], Tensor]) 
     return compute
 
 
-def fold_upsampling(conv: nn.Conv2d, like: Tensor) -> tuple[Tensor, Tensor]:
+def fold_upsampling(conv: nn.Conv2d, like: Tensor, read: ReadWeights = own_weights) -> tuple[Tensor, Tensor]:
     """nearest 2x then a 3x3 convolution, as one 2x2 convolution with four times the outputs.
 
     Output pixel (2i + p, 2j + q) sees two source rows: i - 1 + p with the taps that fall on it, and
     i + p with the rest. Summed in fp32. Returns weight (4 C, C_in, 2, 2), ordered (p, q, C), and bias.
     """
-    weight = conv.weight.detach().to(like.device, torch.float32)
+    given, bias = read(conv, like)
+    weight = given.detach().to(like.device, torch.float32)
 
     def pairs(taps: Tensor, axis: int, parity: int) -> Tensor:
         a, b, c = taps.unbind(axis)
         return torch.stack((a, b + c) if parity == 0 else (a + b, c), axis)
 
     parts = [pairs(pairs(weight, 2, p), 3, q) for p in (0, 1) for q in (0, 1)]
-    bias = conv.bias
-    assert bias is not None
     return torch.cat(parts).to(like.dtype), bias.detach().to(like.device, like.dtype).repeat(4)
 
 
 def upsampled(
-    source: Rows, conv: nn.Conv2d, apply: Callable[[Tensor], Tensor], shift: int = 0
+    source: Rows,
+    conv: nn.Conv2d,
+    apply: Callable[[Tensor], Tensor],
+    shift: int = 0,
+    read: ReadWeights = own_weights,
 ) -> Callable[[int, int], Tensor]:
     """Rows of conv(nearest 2x of ``apply`` of the source); top and bottom even, in rows of the output.
 
@@ -179,7 +194,7 @@ def upsampled(
         low, high = top // 2, -(-bottom // 2)
         strip, before = with_halo(source, low, high, apply)
         if not folded:
-            folded.append(fold_upsampling(conv, strip))
+            folded.append(fold_upsampling(conv, strip, read))
         missing_above, missing_below = 1 - before, 1 - (strip.shape[2] - before - (high - low))
         strip = F.pad(strip, (1, 1, missing_above, missing_below))
         parts = F.conv2d(strip, *folded[0]).chunk(4, dim=1)

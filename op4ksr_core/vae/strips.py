@@ -21,7 +21,20 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from .strip_maps import Affine, Computed, Moments, Stored, convolved, dense, downsampled, empty_map, same, upsampled
+from .strip_maps import (
+    Affine,
+    Computed,
+    Moments,
+    ReadWeights,
+    Stored,
+    convolved,
+    dense,
+    downsampled,
+    empty_map,
+    own_weights,
+    same,
+    upsampled,
+)
 
 MemoryMode = Literal["fast", "lean", "tiny"]
 MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
@@ -50,8 +63,15 @@ class StripSettings:
 class Strips:
     """The pass of one picture: takes a map through block after block, and stores what the mode allows."""
 
-    def __init__(self, settings: StripSettings, on_strip: OnStrip | None = None, total: int = 0) -> None:
+    def __init__(
+        self,
+        settings: StripSettings,
+        on_strip: OnStrip | None = None,
+        total: int = 0,
+        read: ReadWeights = own_weights,
+    ) -> None:
         self.settings, self.on_strip, self.done, self.total = settings, on_strip, 0, total
+        self.read = read
 
     def ranges(self, height: int) -> Iterator[tuple[int, int]]:
         """The strips of a map, top to bottom; they begin at even rows."""
@@ -84,13 +104,17 @@ class Strips:
             moments.add(source.rows(top, bottom))
         return moments
 
+    def affine(self, norm: nn.GroupNorm, source: Stored | Computed) -> Affine:
+        """The norm, with the moments of the source, and SiLU."""
+        return Affine(norm, self.moments(source), self.read)
+
     def block(self, source: Stored | Computed, block: Any, spare: Tensor | None = None) -> tuple[Stored, Tensor | None]:
         """The map after a residual block, and a map's memory that is free now.
 
         spare: what the block before gave as free, to be used again, as taking new memory is slow. A stored source is
         overwritten where the block does not change its width.
         """
-        inner = convolved(source, block.conv1, Affine(block.norm1, self.moments(source)))
+        inner = convolved(source, block.conv1, self.affine(block.norm1, source))
         shortcut = getattr(block, "nin_shortcut", None)
         carry = same if shortcut is None else shortcut
         hidden: Stored | Computed = Computed(source.height, inner)
@@ -100,7 +124,7 @@ class Strips:
                 hidden, carried = self._store_both(source, inner, carry)
             else:
                 hidden = self.store(source.height, inner, spare)
-        outer = convolved(hidden, block.conv2, Affine(block.norm2, self.moments(hidden)))
+        outer = convolved(hidden, block.conv2, self.affine(block.norm2, hidden))
         if isinstance(source, Stored) and shortcut is None:
             carried = source
         elif isinstance(source, Stored) and shortcut is not None and isinstance(hidden, Stored):
@@ -169,14 +193,19 @@ class Strips:
 
 
 def decode_picture(
-    decoder: Any, latent: Tensor, settings: StripSettings, out: Tensor, on_strip: OnStrip | None = None
+    decoder: Any,
+    latent: Tensor,
+    settings: StripSettings,
+    out: Tensor,
+    on_strip: OnStrip | None = None,
+    read: ReadWeights = own_weights,
 ) -> None:
     """Decode one raw latent (1, C, h, w) into ``out`` (1, 3, H, W), about [-1, 1], each strip as soon as it is done.
 
     decoder: ours, or any of LDM's layout (the host's own); ``stride`` and ``shift`` are read off it,
     1 and 0 if it has none. out: any device and float dtype.
     """
-    strips = Strips(settings, on_strip, _decode_strips(decoder, latent.shape[2], settings))
+    strips = Strips(settings, on_strip, _decode_strips(decoder, latent.shape[2], settings), read)
     source: Stored | Computed = strips.middle(decoder.mid, Stored(dense(decoder.conv_in(latent))))
     for level in reversed(decoder.up):
         spare = None
@@ -184,7 +213,8 @@ def decode_picture(
             source, spare = strips.block(source, block, spare)
         del spare
         if hasattr(level, "upsample"):
-            source = Computed(2 * source.height, upsampled(source, level.upsample.conv, same), keep=True)
+            rows = upsampled(source, level.upsample.conv, same, read=read)
+            source = Computed(2 * source.height, rows, keep=True)
             if settings.mode == "fast":
                 source = strips.store(source.height, source.compute)
     _last_step(decoder, source, strips, out)
@@ -192,11 +222,11 @@ def decode_picture(
 
 def _last_step(decoder: Any, source: Stored | Computed, strips: Strips, out: Tensor) -> None:
     stride, shift = getattr(decoder, "stride", 1), getattr(decoder, "shift", 0)
-    activate = Affine(decoder.norm_out, strips.moments(source))
+    activate = strips.affine(decoder.norm_out, source)
     if stride == 1:
         rows = convolved(source, decoder.conv_out, activate)
     else:
-        rows = upsampled(source, decoder.conv_out, activate, shift)
+        rows = upsampled(source, decoder.conv_out, activate, shift, strips.read)
     for top, bottom in strips.ranges(source.height):
         out[:, :, top * stride : bottom * stride] = rows(top * stride, bottom * stride)
 
@@ -207,6 +237,7 @@ def encode_picture(
     pixels: Callable[[int, int], Tensor],
     settings: StripSettings,
     on_strip: OnStrip | None = None,
+    read: ReadWeights = own_weights,
 ) -> Tensor:
     """One picture -> the encoder's output (1, 2 C, h, w).
 
@@ -214,7 +245,7 @@ def encode_picture(
     picture's ``height``, in [-1, 1], in the dtype and on the device to compute with.
     """
     stride = encoder.conv_in.stride[0]
-    strips = Strips(settings, on_strip, _encode_strips(encoder, height, settings))
+    strips = Strips(settings, on_strip, _encode_strips(encoder, height, settings), read)
     rows = _entry(height, pixels, encoder.conv_in, stride)
     source = strips.store((height - 1) // stride + 1, rows)
     for level in encoder.down:
@@ -225,7 +256,7 @@ def encode_picture(
         if hasattr(level, "downsample"):
             source = strips.store(source.height // 2, downsampled(source, level.downsample.conv))
     source = strips.middle(encoder.mid, source)
-    activate = Affine(encoder.norm_out, strips.moments(source))
+    activate = strips.affine(encoder.norm_out, source)
     return strips.store(source.height, convolved(source, encoder.conv_out, activate)).tensor
 
 

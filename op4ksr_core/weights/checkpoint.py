@@ -161,6 +161,11 @@ def save_flux(path: str | Path, model: Flux, *, dtype: torch.dtype | None = None
     save_tensors(path, tensors, transformer_metadata(model, training), dtype)
 
 
+def save_prompt(path: str | Path, txt: Tensor, vec: Tensor) -> None:
+    """Write an embedding, txt (T, context) and vec (pooled,), for ``prompt.read_prompt``. Raises OutputError."""
+    save_tensors(path, dict(zip(PROMPT_KEYS, (txt, vec), strict=True)), {"op4ksr.kind": "prompt"})
+
+
 def prompt_tensors(model: Flux) -> dict[str, Tensor]:
     """The model's prompt embedding under the names that it has in files; empty where it has none."""
     prompt = zip(PROMPT_KEYS, (model.settings.txt, model.settings.vec), strict=True)

@@ -21,9 +21,10 @@ from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .checkpoint import check_tensors
 from .constants import check_prompt
 from .description import Description, describe_autoencoder, describe_flux
-from .header import PROMPT_KEYS, Header, LayoutName, check_dtypes, read_header, read_tensors
+from .header import PROMPT_KEYS, Header, LayoutName, read_header, read_tensors
 from .layouts import Piece, Recipe, export_autoencoder, export_flux
 from .lora import describe_lora, merged_weight, read_merge
+from .prompt import read_prompt
 from .streamed import DTYPES, Entry, write_safetensors
 
 #: What may be set, by what the file is. ``op4ksr.kind`` and ``op4ksr.format`` are written by themselves.
@@ -41,9 +42,6 @@ SETTABLE: dict[str, tuple[str, ...]] = {
     "transformer": _CONSTANTS,
     "lora": _CONSTANTS,
 }
-
-#: Under which a file of prompt embeddings may name them: ours, and diffusers' arguments.
-_PROMPT_NAMES = (("op4ksr.txt", "prompt_embeds", "txt"), ("op4ksr.vec", "pooled_prompt_embeds", "vec"))
 
 
 @dataclass(frozen=True)
@@ -163,32 +161,11 @@ def _prompt(
     if conversion.prompt is not None:
         if header.kind == "vae":
             raise OptionError("--prompt-embedding: a VAE carries none; give it to the transformer or the LoRA")
-        tensors |= _read_prompt(conversion.prompt)
+        tensors |= read_prompt(conversion.prompt)
     if found is not None and isinstance(found.params, FluxParams):
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         path = conversion.prompt or (loras[-1].path if loras else header.path)
         check_prompt(replace(header, path=path, shapes=shapes), found.params.context_in_dim, found.params.vec_in_dim)
-    return tensors
-
-
-def _read_prompt(path: Path) -> dict[str, Tensor]:
-    """txt (T, context) and vec (pooled) of a safetensors file, by any of their usual names, without a batch axis."""
-    header = read_header(path)
-    tensors: dict[str, Tensor] = {}
-    for ours, names, dims in zip(PROMPT_KEYS, _PROMPT_NAMES, (2, 1), strict=True):
-        name = next((name for name in names if name in header.shapes), None)
-        if name is None:
-            raise UnsupportedCheckpointError(
-                path, f"expected a prompt embedding ({' or '.join(names)}), got {', '.join(sorted(header.shapes)[:3])}"
-            )
-        check_dtypes(header, [name])
-        tensor = read_tensors(header, {name})[name]
-        tensor = tensor[0] if tensor.ndim == dims + 1 and len(tensor) == 1 else tensor
-        if tensor.ndim != dims or tensor.numel() == 0:
-            raise UnsupportedCheckpointError(
-                path, f"{name}: expected {dims} axes, got the shape {tuple(tensor.shape)}; save one prompt's embedding"
-            )
-        tensors[ours] = tensor.contiguous()
     return tensors
 
 

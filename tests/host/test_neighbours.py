@@ -134,10 +134,10 @@ def test_dypes_schedule_stays_under_rfr(packs: Cases) -> None:
 # --- ComfyUI-GGUF -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("graph", ["plain", "rfr", "lora, rfr", "rfr, lora", "sr lora"])
+@pytest.mark.parametrize("graph", ["plain", "rfr", "lora, rfr", "rfr, lora", "sr lora", "omgsr"])
 def test_gguf_is_the_safetensors_file(packs: Cases, graph: str) -> None:
     found = packs["gguf_files"]
-    assert min(found["rfr_shows"], found["lora_shows"], found["sr_lora_shows"]) > VISIBLE
+    assert min(found[f"{name}_shows"] for name in ("rfr", "lora", "sr_lora", "omgsr")) > VISIBLE
     assert found["F16"][graph]["largest"] <= HALF
     assert 0 < found["Q8_0"][graph]["mean"] <= 1 / 255
 

@@ -13,7 +13,7 @@ import folder_paths
 import nodes
 
 FOLDER = Path(sys.argv[4])
-for kind in ("vae", "diffusion_models", "loras"):
+for kind in ("vae", "diffusion_models", "loras", "embeddings"):
     (FOLDER / kind).mkdir()
     folder_paths.add_model_folder_path(kind, str(FOLDER / kind))
 

@@ -14,7 +14,7 @@ from model_cases import FLUX, PE_EMBEDDER, core_flux, lora, models, needs_a_host
 from neighbours import NEEDS, neighbour
 from safetensors.torch import save_file
 from torch import Tensor
-from weights import difference, picture, prompt, write_flux
+from weights import difference, picture, prompt, write_flux, write_omgsr, write_vae
 
 # --- DyPE -------------------------------------------------------------------------------------
 
@@ -119,6 +119,19 @@ def one_lora(model: Any) -> Any:
     return harness.run("LoraLoaderModelOnly", model, "kohya.safetensors", 1.0)[0]
 
 
+@lru_cache
+def omgsr_files() -> tuple[str, Any, Any]:
+    """A folder of OMGSR-F's, the 8x VAE and the prompt that belong to it."""
+    vae = harness.load_vae(write_vae("omgsr_vae.safetensors", stride=1), compression="8x")
+    return write_omgsr("OMGSR", stride=1), vae, harness.run("OP4KSR_LoadFluxSR", FLUX)[1]
+
+
+def omgsr(model: Any) -> Tensor:
+    name, vae, conditioning = omgsr_files()
+    patched, _, vae = harness.run("OP4KSR_LoadSRLoRA", model, name, 1.0, vae=vae, conditioning=conditioning)
+    return harness.upscale_node(picture(48, 64), patched, vae)[0]
+
+
 def gguf_files() -> dict[str, Any]:
     """GGUF against safetensors with the same weights: plain, Apply RFR, and a LoRA on either side of it."""
     neighbour("ComfyUI-GGUF")
@@ -129,6 +142,7 @@ def gguf_files() -> dict[str, Any]:
         "lora, rfr": lambda model: prompted(rfr(one_lora(model))),
         "rfr, lora": lambda model: prompted(one_lora(rfr(model))),
         "sr lora": lambda model: result(sr_lora(model)),
+        "omgsr": omgsr,
     }
     found: dict[str, Any] = {kind: {} for kind in ("F16", "Q8_0")}
     for graph, run in graphs.items():
@@ -139,6 +153,9 @@ def gguf_files() -> dict[str, Any]:
     return found | {
         "rfr_shows": difference(prompted(rfr(same)), prompted(same)),
         "lora_shows": difference(prompted(one_lora(same)), prompted(same)),
+        "omgsr_shows": difference(
+            omgsr(same), harness.upscale_node(picture(48, 64), same, omgsr_files()[1], conditioning=omgsr_files()[2])[0]
+        ),
         "sr_lora_shows": difference(result(sr_lora(same)), prompted(same)),
     }
 

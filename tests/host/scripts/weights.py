@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import comfy.model_patcher
@@ -14,6 +15,7 @@ from seeded_models import seeded
 from torch import Tensor
 
 from op4ksr_core import AutoEncoder, AutoEncoderParams, Flux, FluxParams, OneStepSettings, save_autoencoder, save_flux
+from op4ksr_core.weights.layouts import export_autoencoder, export_flux
 
 SMALL: dict[str, Any] = {"widths": (8, 16, 16, 16), "layers_per_block": 1, "norm_groups": 4}
 
@@ -80,6 +82,49 @@ def write_flux(name: str, **params: Any) -> str:
 def write_lora(name: str, tensors: dict[str, Tensor]) -> str:
     save_file(tensors, FOLDER / "loras" / name)
     return name
+
+
+#: Modules that OMGSR-F's two adapters change, in diffusers' names: one of each kind.
+_OMGSR: dict[str, tuple[str, ...]] = {
+    "flux_adapter": (
+        "x_embedder",
+        *(f"transformer_blocks.0.{name}" for name in ("attn.to_q", "attn.to_out.0", "ff.net.2", "attn.add_k_proj")),
+        "single_transformer_blocks.0.attn.to_v",
+    ),
+    "vae_encoder_adapter": (
+        "conv_in",
+        "down_blocks.0.resnets.0.conv1",
+        "down_blocks.0.downsamplers.0.conv",
+        "down_blocks.1.resnets.0.conv_shortcut",
+        "mid_block.attentions.0.to_q",
+        "mid_block.attentions.0.to_out.0",
+        "conv_out",
+    ),
+}
+
+
+def write_omgsr(name: str, flux_params: dict[str, Any] | None = None, **vae_params: Any) -> str:
+    """A folder of OMGSR-F's for ``flux`` and ``autoencoder``, as PEFT writes it; the transformer's file in it."""
+    models = {"flux_adapter": flux(**(flux_params or {})), "vae_encoder_adapter": autoencoder(**vae_params)}
+    for adapter, model in models.items():
+        state = model.state_dict()
+        shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+        is_flux = adapter == "flux_adapter"
+        pieces = (export_flux if is_flux else export_autoencoder)(shapes)
+        tensors: dict[str, Tensor] = {}
+        for i, module in enumerate(_OMGSR[adapter]):
+            piece = pieces[f"{'' if is_flux else 'encoder.'}{module}.weight"]
+            rows, *columns = piece.shape(shapes[piece.source])
+            ones = [1] * (len(columns) - 1)
+            strength = float(state[piece.source].std()) / 2
+            base = f"base_model.model.{module}"
+            tensors[f"{base}.lora_A.weight"] = noise(4, *columns, seed=i)
+            tensors[f"{base}.lora_B.weight"] = strength * noise(rows, 4, *ones, seed=i + 50)
+        folder = FOLDER / "loras" / name / adapter
+        folder.mkdir(parents=True)
+        save_file(tensors, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
+    return f"{name}/flux_adapter/adapter_model.safetensors"
 
 
 def picture(height: int, width: int, seed: int = 3) -> Tensor:

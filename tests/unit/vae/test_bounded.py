@@ -63,6 +63,36 @@ def test_what_strips_would_get_wrong_is_refused(make_autoencoder: Make, case: st
     assert "choose a Flux-type picture VAE" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_host_reads_the_weights_that_it_changes_as_it_casts_them(make_autoencoder: Make) -> None:
+    """Norms and upsampling convolutions are not called in strips: their weights are what the host says they are."""
+    model, latent = make_autoencoder(), torch.randn(1, 16, 3, 4, generator=torch.Generator().manual_seed(1))
+    pixels = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    called = [half.mid.attn_1.norm for half in (model.encoder, model.decoder)]
+    modules = [m for m in model.modules() if isinstance(m, nn.GroupNorm) and m not in called]
+    modules.append(model.decoder.conv_out)
+    modules += [level.upsample.conv for level in model.decoder.up if hasattr(level, "upsample")]
+
+    def doubled(module: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return module.weight * 2, module.bias + 0.25
+
+    def encode(bounded: BoundedAutoEncoder) -> torch.Tensor:
+        return bounded.encode(pixels, lambda strip: strip, torch.device("cpu"), torch.float32)
+
+    setattr(modules[0], "weight_function", [abs])  # noqa: B010
+    bounded = BoundedAutoEncoder(model.encoder, model.decoder, read_weights=doubled)
+    found = encode(bounded), bounded.decode(latent)
+    delattr(modules[0], "weight_function")
+    plain = BoundedAutoEncoder(model.encoder, model.decoder)
+    before = encode(plain), plain.decode(latent)
+    with torch.no_grad():
+        for module in modules:
+            module.weight.mul_(2)
+            module.bias.add_(0.25)
+    after = encode(plain), plain.decode(latent)
+    for ours, wanted, unchanged in zip(found, after, before, strict=True):
+        assert torch.equal(ours, wanted) and not torch.allclose(ours, unchanged, atol=1e-2)
+
+
 def test_a_change_after_the_start_is_seen(make_autoencoder: Make) -> None:
     model = make_autoencoder()
     bounded = BoundedAutoEncoder(model.encoder, model.decoder)
