@@ -11,21 +11,29 @@ from comfy_api.latest import io, ui
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ..op4ksr_core.models.flux import FluxParams
+from ..op4ksr_core.pieces import DEFAULT_OVERLAP_PX, Pieces
 from ..op4ksr_core.plain_text import plain_logger
 from ..op4ksr_core.planning.make import Models, make_plan
 from ..op4ksr_core.planning.plan import Machine, Plan, Weights
 from .host.exact_vae import ExactVAE, usable_memory
 from .host.inputs import checked
 from .host.model import settings_of
+from .host.positions import policy_of
 from .host.schema import schema
 from .host.stages import HostStages
-from .host.widgets import ceiling_widget, size_widgets, target_of
+from .host.widgets import ceiling_widget, pieces_of, pieces_widgets, size_widgets, target_of
 
 log = plain_logger(__name__)
 
 
 def host_plan(
-    size: tuple[int, int], target: Target, model: Any, vae: ExactVAE, vae_only: bool = False, batch: int = 1
+    size: tuple[int, int],
+    target: Target,
+    model: Any,
+    vae: ExactVAE,
+    vae_only: bool = False,
+    batch: int = 1,
+    pieces: Pieces | None = None,
 ) -> Plan:
     """The plan for ``batch`` pictures of ``size`` (height, width) under the host's memory manager.
 
@@ -35,7 +43,7 @@ def host_plan(
     device, dtype = vae.device, vae.vae_dtype
     total = int(comfy.model_management.get_total_memory(device))
     on_cpu = device.type == "cpu"
-    models = Models(vae.params_of("decode"), vae.params_of("encode"), strips=vae.strips)
+    models = Models(vae.params_of("decode"), vae.params_of("encode"), strips=vae.strips, pieces=pieces)
     models = replace(models, weights=(_weights("VAE", vae.patcher),))
     if not vae_only:
         models = _with_transformer(models, model)
@@ -62,6 +70,7 @@ def _with_transformer(models: Models, model: Any) -> Models:
         transformer_peak=peak,
         weights=(*models.weights, _weights("model", model)),
         train_tokens=settings.train_tokens,
+        positions=policy_of(model),
     )
 
 
@@ -128,6 +137,7 @@ class PlanRun(io.ComfyNode):
                 *size_widgets(),
                 io.Boolean.Input("vae_only", default=False, tooltip="Plan without the transformer."),
                 ceiling_widget("Ceiling: a larger output is refused."),
+                *pieces_widgets(),
             ],
             outputs=[
                 io.String.Output("PLAN", tooltip="The plan in words."),
@@ -152,13 +162,15 @@ class PlanRun(io.ComfyNode):
         vae_only: bool,
         image: Any = None,
         max_megapixels: float = DEFAULT_CEILING_MEGAPIXELS,
+        pieces: int = 0,
+        pieces_overlap: int = DEFAULT_OVERLAP_PX,
     ) -> io.NodeOutput:
         batch, height, width = (1, height, width) if image is None else image.shape[:3]
         exact = HostStages(model, vae, None, None, None).vae  # which refuses what cannot run
         if not isinstance(exact, ExactVAE):
             raise OptionError("VAE: has other layers than Flux's, so its memory cannot be estimated; choose another")
         size = target_of(target, pixels, factor, megapixels, max_megapixels)
-        plan = host_plan((height, width), size, model, exact, vae_only, batch)
+        plan = host_plan((height, width), size, model, exact, vae_only, batch, pieces_of(pieces, pieces_overlap))
         text = plan.text()
         for line in text.splitlines():  # which a log makes visible within one message
             log.info("%s", line)

@@ -10,6 +10,7 @@ from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.models.rope import FLUX_TRAIN_TOKENS, POLICIES, RescaledEmbedND, Rfr
 from ..op4ksr_core.plain_text import plain_logger
 from .host.inputs import checked
+from .host.model import settings_of
 from .host.positions import describe, own_positions, patch_positions
 from .host.schema import advanced, schema
 
@@ -54,7 +55,8 @@ class ApplyRFR(io.ComfyNode):
                     default="checkpoint",
                     tooltip="checkpoint: the model's own theta. theta: the numbers below. fit: the slowest pair makes "
                     "'turns' turns over 'tokens'. ntk: theta grows with the grid beyond 'train_tokens'. "
-                    "ultraflux: the positions UltraFlux's weights were trained with.",
+                    "ultraflux: the positions UltraFlux's weights were trained with. interpolate: positions beyond "
+                    "'train_tokens' are squeezed into them. parts: NTK by parts beyond them, DyPE's at one 'sigma'.",
                 ),
                 io.Float.Input(
                     "theta_rows",
@@ -106,7 +108,20 @@ class ApplyRFR(io.ComfyNode):
                         default=FLUX_TRAIN_TOKENS,
                         min=1,
                         max=4096,
-                        tooltip="Policy ntk: tokens per side the model was trained on (FLUX.1: 64).",
+                        tooltip="Policies ntk, interpolate, parts: tokens per side the model was trained on "
+                        "(FLUX.1: 64).",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "sigma",
+                        optional=True,
+                        default=0.0,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip="Policy parts: the point of the flow for which it is computed, which DyPE moves with "
+                        "the step; 0: the one-step model's own (0.5 where none is known), 1: without DyPE.",
                     )
                 ),
             ],
@@ -132,9 +147,11 @@ class ApplyRFR(io.ComfyNode):
         tokens_rows: int = 128,
         tokens_columns: int = 128,
         train_tokens: int = FLUX_TRAIN_TOKENS,
+        sigma: float = 0.0,
     ) -> io.NodeOutput:
         theta = (theta_rows, theta_columns) if policy == "theta" else None
-        rfr = Rfr(policy, theta, turns, (tokens_rows, tokens_columns), train_tokens)  # pyright: ignore
+        at = sigma or settings_of(model).sigma
+        rfr = Rfr(policy, theta, turns, (tokens_rows, tokens_columns), train_tokens, at)  # pyright: ignore
         patched, report = apply_rfr(model, rfr)
         log.info(report)
         return io.NodeOutput(patched, report, ui=ui.PreviewText(report))

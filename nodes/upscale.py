@@ -10,13 +10,14 @@ from comfy_api.latest import io
 from ..op4ksr_core.images.color import COLOR_FIXES
 from ..op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS
 from ..op4ksr_core.one_step import OneStepOptions, run, upscale_alpha
+from ..op4ksr_core.pieces import DEFAULT_OVERLAP_PX
 from ..op4ksr_core.plain_text import plain_logger
 from ..op4ksr_core.planning.plan import Plan
 from .host.exact_vae import ExactVAE
 from .host.inputs import checked
 from .host.schema import advanced, schema
 from .host.stages import HostStages, image_to_core, image_to_host, progress_bar
-from .host.widgets import ceiling_widget, sigma_widget, size_widgets, target_of
+from .host.widgets import ceiling_widget, pieces_of, pieces_widgets, sigma_widget, size_widgets, target_of
 from .plan import host_plan
 
 log = plain_logger(__name__)
@@ -103,6 +104,7 @@ class OneStepUpscale(io.ComfyNode):
                         "use it. Picture i of a batch takes seed + i. The same seed gives the same picture.",
                     )
                 ),
+                *pieces_widgets(),
             ],
             outputs=[
                 io.Image.Output("IMAGE", tooltip="The enlarged picture(s)."),
@@ -130,6 +132,8 @@ class OneStepUpscale(io.ComfyNode):
         guidance: float = -1.0,
         max_megapixels: float = DEFAULT_CEILING_MEGAPIXELS,
         seed: int = 0,
+        pieces: int = 0,
+        pieces_overlap: int = DEFAULT_OVERLAP_PX,
     ) -> io.NodeOutput:
         mask = own_mask(image) if mask is None else mask
         low = image_to_core(image)
@@ -139,6 +143,7 @@ class OneStepUpscale(io.ComfyNode):
             fidelity=fidelity,
             vae_only=vae_only,
             seed=seed,
+            pieces=pieces_of(pieces, pieces_overlap),
         )
         stages = HostStages(model, vae, conditioning, sigma or None, guidance if guidance >= 0 else None)
         plan = announce(low, options, stages)
@@ -157,7 +162,7 @@ def announce(low: torch.Tensor, options: OneStepOptions, stages: HostStages) -> 
     if not isinstance(stages.vae, ExactVAE):
         return None
     batch, _, height, width = low.shape
-    plan = host_plan((height, width), options.target, stages.model, stages.vae, options.vae_only, batch)
+    plan = host_plan((height, width), options.target, stages.model, stages.vae, options.vae_only, batch, options.pieces)
     for line in plan.text().splitlines():  # which a log makes visible within one message
         log.info("%s", line)
     for warning in plan.warnings:

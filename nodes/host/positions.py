@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy.patcher_extension import CallbacksMP
 
-from ...op4ksr_core.models.rope import RescaledEmbedND, Rfr
+from ...op4ksr_core.models.rope import Policy, RescaledEmbedND, Rfr
 from ...op4ksr_core.plain_text import plain_logger
 
 log = plain_logger(__name__)
@@ -26,6 +26,13 @@ def own_positions(model: Any) -> tuple[Sequence[int], float | tuple[float, float
     """
     embedder = model.get_attachment(_ATTACHMENT) or model.get_model_object(PE_EMBEDDER)
     return list(embedder.axes_dim), getattr(embedder, "thetas", embedder.theta)
+
+
+def policy_of(model: Any) -> Policy:
+    """The policy that the MODEL's positions are under, as far as they are ours."""
+    embedder = getattr(model.get_model_object("diffusion_model"), "pe_embedder", None)
+    found = model.object_patches.get(PE_EMBEDDER, embedder)
+    return found.rfr.policy if isinstance(found, RescaledEmbedND) else "checkpoint"
 
 
 def own_theta_is(model: Any, embedder: RescaledEmbedND) -> None:
@@ -88,6 +95,13 @@ def describe(embedder: RescaledEmbedND) -> str:
         return f"RFR checkpoint: the model's own theta {own} at every size."
     if rfr.policy == "ntk":
         return f"RFR ntk: theta {own} grows with the grid beyond {rfr.train_tokens} tokens per side."
+    if rfr.policy == "interpolate":
+        return f"RFR interpolate: beyond {rfr.train_tokens} tokens per side, positions are squeezed into as many."
+    if rfr.policy == "parts":
+        return (
+            f"RFR parts: NTK by parts, DyPE's at sigma {rfr.sigma:g}, beyond {rfr.train_tokens} tokens per side, "
+            f"over theta {own}."
+        )
     if rfr.policy == "ultraflux":
         return f"RFR ultraflux: UltraFlux's published positions beyond 64 tokens (2048 px) per side, over theta {own}."
     thetas = embedder.resolved()

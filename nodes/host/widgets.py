@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ...op4ksr_core.errors import OptionError
 from ...op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ...op4ksr_core.models.latent import PATCH
+from ...op4ksr_core.pieces import DEFAULT_OVERLAP_PX, Pieces
 from ...op4ksr_core.plain_text import plain
 from .schema import advanced
 from .values import SHOWN
@@ -82,6 +83,40 @@ def ceiling_widget(tooltip: str) -> Any:
             "max_megapixels", default=DEFAULT_CEILING_MEGAPIXELS, min=0.1, max=1024.0, step=0.1, tooltip=tooltip
         )
     )
+
+
+def pieces_widgets() -> list[Any]:
+    """The windows that the transformer runs over, in px of the output; 0: the whole picture at once."""
+    return [
+        advanced(
+            io.Int.Input(
+                "pieces",
+                optional=True,
+                default=0,
+                min=0,
+                max=32768,
+                step=16,
+                tooltip="0: the whole picture in one pass. Else the transformer runs over overlapping windows of so "
+                "many px of the output, blended (public 8x weights: 1024); the VAE stays whole and seamless.",
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "pieces_overlap",
+                optional=True,
+                default=DEFAULT_OVERLAP_PX,
+                min=0,
+                max=32752,
+                step=16,
+                tooltip="How many px neighbouring windows share, for pieces; half of pieces is usual.",
+            )
+        ),
+    ]
+
+
+def pieces_of(pieces: int, overlap: int) -> Pieces | None:
+    """The two widgets -> ``Pieces``; None for the whole picture. Raises OptionError."""
+    return Pieces(pieces, overlap) if pieces else None
 
 
 def side_widgets(tooltip: str) -> list[Any]:

@@ -137,8 +137,8 @@ class Plan:
         if self.positions not in GRID_POLICIES:
             ways.insert(0, _rfr_asked_for(self.machine))
         return [
-            f"{rows} x {columns} tokens are more than the {self.train_tokens} per side ({side} px) this model was "
-            f"trained on: it is computed{known} but nobody knows how well the model does there; to compare, try "
+            f"{rows} x {columns} tokens are more than the {self.train_tokens} per side this model was trained on "
+            f"({side} px): it is computed{known} but nobody knows how well the model does there; to compare, try "
             f"{', '.join(ways[:-1])}{',' if len(ways) > 2 else ''} or {ways[-1]}"
         ]
 

@@ -262,7 +262,7 @@ def test_policy_checkpoint_is_the_identity(models: Cases, case: str) -> None:
     assert models["checkpoint_policy"][case]
 
 
-@pytest.mark.parametrize("policy", ["theta", "fit", "ntk", "ultraflux"])
+@pytest.mark.parametrize("policy", ["theta", "fit", "ntk", "interpolate", "parts", "parts_at", "ultraflux"])
 def test_policies_are_the_cores(models: Cases, policy: str) -> None:
     found = models["policies"][policy]
     assert found["difference"] <= SAME

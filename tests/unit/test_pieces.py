@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import published_tiling as published
 import pytest
 import torch
 from torch import Tensor, nn
 
-from op4ksr_core import AutoEncoder, Flux, OneStepOptions, OneStepSettings, OptionError, Target, load_flux, upscale
+from op4ksr_core import AutoEncoder, Flux, OneStepOptions, OptionError, Target, upscale
 from op4ksr_core.models.flux import OnProgress
-from op4ksr_core.models.latent import LATENT_SCALE, LATENT_SHIFT, position_ids
+from op4ksr_core.models.latent import LATENT_SCALE, LATENT_SHIFT
 from op4ksr_core.one_step import CoreStages, run
 from op4ksr_core.pieces import Pieces, Window, in_pieces, window_weights, windows
 
@@ -24,15 +25,6 @@ TOLERANCE = 1e-4
 
 def quiet(done: int, total: int) -> None:
     """No progress."""
-
-
-def starts(length: int, side: int, overlap: int) -> list[int]:
-    """Of windows along a side, as the published loop has them: until one reaches the end; the last is flush with it."""
-    count, end = 0, 0
-    while end < length:
-        end = count * (side - overlap) + side
-        count += 1
-    return [index * (side - overlap) for index in range(count - 1)] + [length - side]
 
 
 # --- where they lie ---------------------------------------------------------------------------
@@ -48,7 +40,7 @@ def test_4096_px_on_f8_are_49_windows_of_64_tokens() -> None:
 @pytest.mark.parametrize("grid", [(9, 33), (8, 16), (17, 8), (64, 9)], ids=str)
 def test_places_are_the_published_ones_and_cover_the_grid(grid: tuple[int, int], overlap: int) -> None:
     found = windows(grid, Pieces(128, overlap), F8)
-    expected = [starts(side, 8, overlap // 16) for side in grid]
+    expected = [published.starts(side, 8, overlap // 16) for side in grid]
     assert [(w.top, w.left) for w in found] == [(top, left) for top in expected[0] for left in expected[1]]
     covered = torch.zeros(grid)
     for window in found:
@@ -108,60 +100,9 @@ def test_blending_results_is_blending_velocities(generator: torch.Generator) -> 
 # --- parity with the published inference, on diffusers' own transformer ------------------------
 
 
-SETTINGS = {"sigma": 0.5051, "guidance": 1.0}
-
-
 @pytest.fixture(scope="module")
 def pair(make_diffusers_flux: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Flux]:
-    """One set of strong seeded weights as diffusers' FluxTransformer2DModel, and as ours, read from its files."""
-    published = make_diffusers_flux(seed=5, guidance_embeds=True)
-    with torch.no_grad():
-        for name, parameter in published.named_parameters():
-            if "norm_q" in name or "norm_added_q" in name:
-                parameter.mul_(4)  # positions show
-        published.proj_out.weight.mul_(3)  # pyright: ignore
-    folder = tmp_path_factory.mktemp("pieces")
-    published.save_pretrained(folder)  # pyright: ignore
-    ours = load_flux(folder / "diffusion_pytorch_model.safetensors")
-    generator = torch.Generator().manual_seed(9)
-    txt, vec = torch.randn(5, 24, generator=generator), torch.randn(12, generator=generator)
-    ours.settings = OneStepSettings(**SETTINGS, txt=txt, vec=vec)
-    return published, ours
-
-
-def published_velocity(model: Any, latent: Tensor, settings: OneStepSettings) -> Tensor:
-    """Packed 2 x 2, run at the sigma with positions from 0 on, and unpacked."""
-    assert settings.txt is not None and settings.vec is not None
-    rows, columns = latent.shape[2] // 2, latent.shape[3] // 2
-    tokens = latent.reshape(1, 16, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).reshape(1, rows * columns, 64)
-    with torch.no_grad():
-        out = model(
-            hidden_states=tokens,
-            timestep=torch.tensor([settings.sigma]),
-            guidance=torch.tensor([settings.guidance]),
-            pooled_projections=settings.vec[None],
-            encoder_hidden_states=settings.txt[None],
-            txt_ids=torch.zeros(len(settings.txt), 3),
-            img_ids=position_ids(0, rows, columns)[0],
-            return_dict=False,
-        )[0]
-    return out.reshape(1, rows, columns, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(latent.shape)
-
-
-def published_tiling(model: Any, raw: Tensor, settings: OneStepSettings, tile: int, overlap: int) -> Tensor:
-    """Velocities of square tiles, weighted and averaged; then one step for the whole latent. float64 sums."""
-    latent = (raw - 0.1159) * 0.3611
-    index = np.arange(tile)
-    along = np.exp(-((index - (tile - 1) / 2) ** 2) / tile**2 / 0.02)
-    down = np.exp(-((index - tile / 2) ** 2) / tile**2 / 0.02)
-    bell = torch.from_numpy(np.outer(down, along))
-    total, weight = torch.zeros(latent.shape, dtype=torch.float64), torch.zeros(latent.shape, dtype=torch.float64)
-    for left in starts(latent.shape[3], tile, overlap):
-        for top in starts(latent.shape[2], tile, overlap):
-            place = (..., slice(top, top + tile), slice(left, left + tile))
-            total[place] += published_velocity(model, latent[place], settings) * bell
-            weight[place] += bell
-    return (latent - settings.sigma * total / weight) / 0.3611 + 0.1159
+    return published.strong_pair(make_diffusers_flux, tmp_path_factory.mktemp("pieces"))
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -172,11 +113,11 @@ def relative(a: Tensor, b: Tensor) -> float:
 def test_latents_in_pieces_are_the_published_ones(
     pair: tuple[Any, Flux], make_autoencoder: Callable[..., AutoEncoder], grid: tuple[int, int]
 ) -> None:
-    published, ours = pair
+    theirs, ours = pair
     raw = torch.randn(1, 16, 2 * grid[0], 2 * grid[1], generator=torch.Generator().manual_seed(2))
     stages = CoreStages(ours, make_autoencoder(stride=1))
     found = in_pieces(raw, stages.transform, Pieces(128, 64), stages.ratio, quiet)
-    expected = published_tiling(published, raw, ours.settings, 16, 8)
+    expected = published.in_tiles(theirs, raw, ours.settings, 16, 8)
     assert relative(found, expected) <= TOLERANCE
     whole = stages.transform(raw, quiet)
     assert relative(whole, expected) > 100 * TOLERANCE  # pieces show
@@ -186,11 +127,11 @@ def test_latents_in_pieces_are_the_published_ones(
 def test_a_picture_no_larger_than_a_window_is_the_published_whole(
     pair: tuple[Any, Flux], make_autoencoder: Callable[..., AutoEncoder]
 ) -> None:
-    published, ours = pair
+    theirs, ours = pair
     raw = torch.randn(1, 16, 12, 16, generator=torch.Generator().manual_seed(3))
     stages = CoreStages(ours, make_autoencoder(stride=1))
     latent = (raw - 0.1159) * 0.3611
-    step = latent - ours.settings.sigma * published_velocity(published, latent, ours.settings)
+    step = latent - ours.settings.sigma * published.velocity(theirs, latent, ours.settings)
     found = in_pieces(raw, stages.transform, Pieces(128, 64), F8, quiet)
     assert torch.equal(found, stages.transform(raw, quiet))
     assert relative(found, step / 0.3611 + 0.1159) <= TOLERANCE

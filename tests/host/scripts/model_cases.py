@@ -144,19 +144,25 @@ def checkpoint_policy() -> dict[str, bool]:
 
 
 def policies() -> dict[str, Any]:
-    """Every policy of the node against the same one in the core. ultraflux starts at 65 tokens."""
+    """Every policy of the node against the same one in the core, parts at the model's own sigma and at another.
+
+    ultraflux starts at 65 tokens.
+    """
     model, flux = models()[0], core_flux()
     long = picture(16, 1056)
     cases: dict[str, tuple[Tensor, dict[str, Any], Rfr]] = {
         "theta": (picture(96, 128), {"theta": 80.0}, Rfr("theta", (80.0, 80.0))),
         "fit": (picture(96, 128), {"tokens_rows": 6, "tokens_columns": 8}, Rfr("fit", tokens=(6, 8))),
         "ntk": (picture(96, 128), {"train_tokens": 2}, Rfr("ntk", train_tokens=2)),
+        "interpolate": (picture(96, 128), {"train_tokens": 2}, Rfr("interpolate", train_tokens=2)),
+        "parts": (picture(96, 128), {"train_tokens": 2}, Rfr("parts", train_tokens=2, sigma=0.3)),
+        "parts_at": (picture(96, 128), {"train_tokens": 2, "sigma": 0.9}, Rfr("parts", train_tokens=2, sigma=0.9)),
         "ultraflux": (long, {}, Rfr("ultraflux")),
     }
     found: dict[str, Any] = {}
-    for policy, (image, widgets, rfr) in cases.items():
-        ours = result(harness.apply_rfr(model, policy, **widgets), image)
-        found[policy] = {
+    for case, (image, widgets, rfr) in cases.items():
+        ours = result(harness.apply_rfr(model, rfr.policy, **widgets), image)
+        found[case] = {
             "difference": difference(ours, core_result(flux, image, rfr)),
             "effect": difference(ours, result(model, image)),
         }

@@ -225,7 +225,7 @@ def test_pieces_are_a_remedy_where_they_fit(host: bool, words: str) -> None:
 
 def test_what_to_try_beyond_the_trained_side() -> None:
     said = square(F8).warnings[0]
-    assert said.startswith("256 x 256 tokens are more than the 64 per side (1024 px) this model was trained on")
+    assert said.startswith("256 x 256 tokens are more than the 64 per side this model was trained on (1024 px): it is")
     assert "; to compare, try --rfr ntk, interpolate or parts, pieces (--pieces 1024:512), or a target of at" in said
     assert said.endswith("at most 1024 px a side")
     node = square(F8, host=True).warnings[0]
