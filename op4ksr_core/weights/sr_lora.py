@@ -25,7 +25,7 @@ from ..models.flux import OneStepSettings
 from ..models.flux_schedule import mu_of_tokens, sigma_of_time
 from .constants import with_prompt
 from .fluxsr import fluxsr_header, fluxsr_settings
-from .header import ENCODER_PREFIX, PROMPT_KEYS, Header, check_dtypes, read_header
+from .header import PROMPT_KEYS, Header, check_dtypes, encoder_part, read_header, without_encoder
 from .lora import describe_lora
 from .lora_parts import lora_contents, target_of
 from .peft_folders import find_adapters
@@ -101,9 +101,8 @@ def _is_ours(header: Header) -> bool:
 
 
 def _ours(path: Path, header: Header) -> SrLora:
-    encoder = header.part(lambda name: name.startswith(ENCODER_PREFIX), ENCODER_PREFIX)
-    transformer = header.part(lambda name: not name.startswith(ENCODER_PREFIX))
-    if encoder.shapes and not transformer.names:
+    encoder, transformer = encoder_part(header), without_encoder(header)
+    if encoder is not None and not transformer.names:
         raise UnsupportedCheckpointError(
             path, "changes a VAE's encoder alone, and the transformer's half is missing; convert the whole folder again"
         )
@@ -119,20 +118,11 @@ def _ours(path: Path, header: Header) -> SrLora:
         raise UnsupportedCheckpointError(
             path, f"carries half a prompt embedding ({missing[0]} is missing); make it again"
         )
-    if encoder.shapes:
+    if encoder is not None:
         _check_encoder(encoder)
     if origin := header.metadata.get("op4ksr.origin"):
         found.why["origin"] = origin
-    return SrLora(
-        path,
-        "OP4KSR",
-        transformer,
-        encoder if encoder.shapes else None,
-        found.settings,
-        found.theta,
-        found.why,
-        not missing,
-    )
+    return SrLora(path, "OP4KSR", transformer, encoder, found.settings, found.theta, found.why, not missing)
 
 
 def _omgsr(path: Path, transformer: Path, encoder: Path) -> SrLora:
