@@ -102,7 +102,9 @@ def settings_of(header: Header, sigma: float | None, why: dict[str, str]) -> One
     guidance, tokens = header.metadata.get("op4ksr.guidance"), header.metadata.get("op4ksr.train_tokens")
     why["guidance"] = "the file's metadata" if guidance is not None else "default: FLUX.1-dev's, as the file names none"
     encode: Any = header.metadata.get("op4ksr.encode")
-    why["encode"] = "the file's metadata" if encode is not None else "default: the posterior's, as the file names none"
+    why["encode"] = (
+        "the file's metadata" if encode is not None else "default: the posterior's mean, as the file names none"
+    )
     try:
         return OneStepSettings(
             sigma=value,

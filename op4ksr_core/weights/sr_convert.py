@@ -78,7 +78,7 @@ def _metadata(found: SrLora, changed: Mapping[str, str]) -> dict[str, str]:
     if found.origin in _ORIGINS:
         assumed = [f"{fact}: {why}" for fact, why in found.why.items() if why.startswith(("assumed", "our choice"))]
         metadata["op4ksr.origin"] = "; ".join([_ORIGINS[found.origin], *assumed])
-    metadata |= changed
+    metadata |= {"op4ksr.encode": found.settings.encode, **changed}
     try:
         constants(replace(found.transformer, metadata=metadata))
     except UnsupportedCheckpointError as error:
