@@ -19,6 +19,7 @@ from ..machine import default_dtype
 from ..models.flux import Flux, FluxParams
 from ..plain_text import plain_logger
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
+from .constants import constants_metadata
 from .description import Description, describe_autoencoder, describe_flux, settings_with_prompt
 from .header import FLOATS, OUR_FORMAT, PROMPT_KEYS, Header, read_tensors
 from .layouts import Layout, Shape
@@ -174,20 +175,8 @@ def prompt_tensors(model: Flux) -> dict[str, Tensor]:
 
 def transformer_metadata(model: Flux, training: str) -> dict[str, str]:
     """The constants of the one step, for a transformer's file or (with another kind) its LoRA's."""
-    settings = model.settings
-    rows, columns = model.params.theta
-    metadata = {
-        "op4ksr.kind": "transformer",
-        "op4ksr.rope_theta": f"{rows!r}" if rows == columns else f"{rows!r},{columns!r}",
-        "op4ksr.sigma": repr(settings.sigma),
-        "op4ksr.guidance": repr(settings.guidance),
-        "op4ksr.training": training,
-    }
-    if settings.encode != "mean":
-        metadata["op4ksr.encode"] = settings.encode
-    if settings.train_tokens is not None:
-        metadata["op4ksr.train_tokens"] = str(settings.train_tokens)
-    return metadata
+    constants = constants_metadata(model.settings, model.params.theta)
+    return {"op4ksr.kind": "transformer", **constants, "op4ksr.training": training}
 
 
 def save_tensors(

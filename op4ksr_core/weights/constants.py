@@ -24,6 +24,19 @@ def constants(header: Header) -> tuple[tuple[float, float], OneStepSettings, dic
     return theta_of(header, None, why), settings_of(header, None, why), why
 
 
+def constants_metadata(settings: OneStepSettings, theta: tuple[float, float] | None) -> dict[str, str]:
+    """The reverse of ``constants``: what a file must state so that they are read again. theta: None for none."""
+    metadata = {"op4ksr.sigma": repr(settings.sigma), "op4ksr.guidance": repr(settings.guidance)}
+    if theta is not None:
+        rows, columns = theta
+        metadata["op4ksr.rope_theta"] = f"{rows!r}" if rows == columns else f"{rows!r},{columns!r}"
+    if settings.encode != "mean":
+        metadata["op4ksr.encode"] = settings.encode
+    if settings.train_tokens is not None:
+        metadata["op4ksr.train_tokens"] = str(settings.train_tokens)
+    return metadata
+
+
 def with_prompt(header: Header, settings: OneStepSettings) -> OneStepSettings:
     """The settings with the prompt embedding that the file carries, float32; None where it carries none.
 
@@ -89,7 +102,9 @@ def settings_of(header: Header, sigma: float | None, why: dict[str, str]) -> One
     guidance, tokens = header.metadata.get("op4ksr.guidance"), header.metadata.get("op4ksr.train_tokens")
     why["guidance"] = "the file's metadata" if guidance is not None else "default: FLUX.1-dev's, as the file names none"
     encode: Any = header.metadata.get("op4ksr.encode")
-    why["encode"] = "the file's metadata" if encode is not None else "default: the posterior's, as the file names none"
+    why["encode"] = (
+        "the file's metadata" if encode is not None else "default: the posterior's mean, as the file names none"
+    )
     try:
         return OneStepSettings(
             sigma=value,

@@ -6,7 +6,7 @@ Numbers are only moved, never rounded, except where a LoRA is merged (float32 in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,14 +17,16 @@ from torch import Tensor
 from ..errors import OptionError, OutputError, UnsupportedCheckpointError
 from ..files import same_file
 from ..models.flux import Flux, FluxParams
+from ..plain_text import plain
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .checkpoint import check_tensors
 from .constants import check_prompt
 from .description import Description, describe_autoencoder, describe_flux
-from .header import PROMPT_KEYS, Header, LayoutName, read_header, read_tensors
+from .header import PROMPT_KEYS, Header, LayoutName, read_header, read_tensors, without_encoder
 from .layouts import Piece, Recipe, export_autoencoder, export_flux
 from .lora import describe_lora, merged_weight, read_merge
-from .prompt import read_prompt
+from .lora_scale import scale_metadata
+from .prompt import PromptEmbedding
 from .streamed import DTYPES, Entry, write_safetensors
 
 #: What may be set, by what the file is. ``op4ksr.kind`` and ``op4ksr.format`` are written by themselves.
@@ -46,12 +48,12 @@ SETTABLE: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to do. layout: None keeps the file's names. loras: (file, strength). prompt: a file of embeddings."""
+    """What to do. layout: None keeps the file's names. loras: (file, strength). prompt: an embedding to put in."""
 
     layout: LayoutName | None = None
     loras: tuple[tuple[Path, float], ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-    prompt: Path | None = None
+    prompt: PromptEmbedding | None = None
 
 
 def convert(source: str | Path, output: str | Path, conversion: Conversion) -> dict[str, Any]:
@@ -65,12 +67,13 @@ def convert(source: str | Path, output: str | Path, conversion: Conversion) -> d
     if odd := [strength for _, strength in conversion.loras if not math.isfinite(strength)]:
         raise OptionError(f"--merge-lora: expected a strength that is a number, got {odd[0]}; 1 is the usual one")
     described = _describe(header)
-    _check_output(Path(output), header, conversion)
+    prompt_files = conversion.prompt.files if conversion.prompt else ()
+    check_output(Path(output), [*header.files, *(file for file, _ in conversion.loras), *prompt_files])
     loras = [(describe_lora(file).header, strength) for file, strength in conversion.loras]
     metadata = _metadata(header, described, [lora for lora, _ in loras], conversion)
     entries = _weights(header, conversion.layout, loras)
     prompt = _prompt(header, [lora for lora, _ in loras], conversion, described)
-    entries |= {name: Entry(_dtype_name(t), tuple(t.shape), lambda t=t: t) for name, t in prompt.items()}
+    entries |= {name: Entry(dtype_name(t), tuple(t.shape), lambda t=t: t) for name, t in prompt.items()}
     write_safetensors(output, entries, metadata)
     return {
         "output": str(output),
@@ -100,12 +103,8 @@ def _describe(header: Header) -> Description | None:
     return found
 
 
-def _check_output(output: Path, header: Header, conversion: Conversion) -> None:
-    inputs = {
-        *header.files,
-        *(file for file, _ in conversion.loras),
-        *([conversion.prompt] if conversion.prompt else []),
-    }
+def check_output(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise OutputError unless ``output`` can be a new file, and is none of those that are read."""
     if any(same_file(output, file) for file in inputs):
         raise OutputError(f"{output}: is one of the inputs and would be overwritten; choose another name")
     if output.suffix != ".safetensors":
@@ -120,6 +119,8 @@ def _check_output(output: Path, header: Header, conversion: Conversion) -> None:
 def _metadata(header: Header, found: Description | None, loras: list[Header], conversion: Conversion) -> dict[str, str]:
     """The file's own, then the LoRAs', then what the conversion sets; checked as a loader would check it."""
     metadata = {key: value for key, value in header.metadata.items() if key != "format"}
+    if header.kind == "lora":
+        metadata |= scale_metadata(header)
     if found and isinstance(found.params, AutoEncoderParams) and "stride" not in found.assumed:
         values = {"vae_stride": found.params.stride, "vae_shift": found.params.shift}
         values["norm_groups"] = found.params.norm_groups
@@ -127,14 +128,14 @@ def _metadata(header: Header, found: Description | None, loras: list[Header], co
     for lora in loras:
         metadata |= {k: v for k, v in lora.metadata.items() if k in _CONSTANTS}
     for key, value in conversion.metadata.items():
-        _check_key(header, key)
+        check_key(header.kind, key)
         metadata[key] = value
     if any(key.startswith("op4ksr.") for key in metadata):
         metadata |= {"op4ksr.format": "1", "op4ksr.kind": header.kind}
     try:
         changed = replace(header, metadata=metadata)
         if header.kind == "lora":
-            describe_lora(changed)
+            describe_lora(without_encoder(changed))
         else:
             _describe(changed)
     except UnsupportedCheckpointError as error:
@@ -144,11 +145,12 @@ def _metadata(header: Header, found: Description | None, loras: list[Header], co
     return {"format": "pt", **metadata}
 
 
-def _check_key(header: Header, key: str) -> None:
-    known = SETTABLE[header.kind]
+def check_key(kind: str, key: str) -> None:
+    """Raise OptionError unless files of that kind carry metadata of this name."""
+    known = SETTABLE[kind]
     if key not in known:
         names = ", ".join(known)
-        raise OptionError(f"--set {key}: is nothing that a {header.kind} file carries; known are {names}")
+        raise OptionError(f"--set {plain(key)}: is nothing that a {kind} file carries; known are {names}")
 
 
 def _prompt(
@@ -161,10 +163,10 @@ def _prompt(
     if conversion.prompt is not None:
         if header.kind == "vae":
             raise OptionError("--prompt-embedding: a VAE carries none; give it to the transformer or the LoRA")
-        tensors |= read_prompt(conversion.prompt)
+        tensors |= conversion.prompt.tensors
     if found is not None and isinstance(found.params, FluxParams):
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        path = conversion.prompt or (loras[-1].path if loras else header.path)
+        path = (conversion.prompt or (loras[-1] if loras else header)).path
         check_prompt(replace(header, path=path, shapes=shapes), found.params.context_in_dim, found.params.vec_in_dim)
     return tensors
 
@@ -230,5 +232,6 @@ def _dtype_of(header: Header, recipe: Recipe) -> str:
     return found.pop()
 
 
-def _dtype_name(tensor: Tensor) -> str:
+def dtype_name(tensor: Tensor) -> str:
+    """As safetensors spells it."""
     return next(name for name, dtype in DTYPES.items() if dtype == tensor.dtype)

@@ -180,6 +180,17 @@ def read_header(path: str | Path) -> Header:
     return Header(path, tuple(files), shapes, dtypes, metadata, where, prefix)
 
 
+def without_encoder(header: Header) -> Header:
+    """A LoRA's file without what it changes of a VAE's encoder."""
+    return header.part(lambda name: not name.startswith(ENCODER_PREFIX))
+
+
+def encoder_part(header: Header) -> Header | None:
+    """What a LoRA's file changes of a VAE's encoder; None for nothing."""
+    part = header.part(lambda name: name.startswith(ENCODER_PREFIX), ENCODER_PREFIX)
+    return part if part.shapes else None
+
+
 def check_dtypes(
     header: Header,
     names: Iterable[str],

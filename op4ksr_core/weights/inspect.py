@@ -14,10 +14,12 @@ from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .checkpoint import check_tensors, load_autoencoder
 from .description import describe_autoencoder, describe_flux
 from .enlarger import describe_enlarger
-from .header import PROMPT_KEYS, Header, read_header
+from .header import PROMPT_KEYS, Header, encoder_part, read_header, without_encoder
 from .lora import describe_lora
-from .lora_parts import lora_contents, target_of
+from .lora_parts import LoraContents, lora_contents, target_of
 from .probe import probe, verdict
+from .sr_lora import SrLora, describe_sr_lora, is_published
+from .vae_lora import encoder_contents
 
 
 def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str, Any]:
@@ -25,6 +27,10 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
 
     Raises UnsupportedCheckpointError where the file is none that we run, with what it is instead.
     """
+    if is_published(Path(path)):
+        if photo is not None:
+            raise OptionError(f"--probe: {path} is a LoRA; only a VAE can be probed with a photo")
+        return {"file": str(path), "kind": "lora", **_one_step(describe_sr_lora(path))}
     header = read_header(path)
     report: dict[str, Any] = {
         "file": str(path),
@@ -51,8 +57,40 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
 
 def _lora(header: Header) -> dict[str, Any]:
     """What any LoRA changes, how strongly, and what is left out; a one-step LoRA's constants too."""
-    found, contents = describe_lora(header), lora_contents(header)
-    changes = {
+    own = without_encoder(header)
+    if not own.names or encoder_part(header) is not None or all(key in header.shapes for key in PROMPT_KEYS):
+        return _one_step(describe_sr_lora(header))
+    describe_lora(own)
+    return _changes(lora_contents(own)) | {"usable": "yes: with a LoRA loader, on the model it was trained for"}
+
+
+def _one_step(found: SrLora) -> dict[str, Any]:
+    """Both halves of a one-step LoRA, its constants, and where they are from."""
+    contents, settings = lora_contents(found.transformer), found.settings
+    mergeable = (
+        found.origin == "OP4KSR" and found.encoder is None and all(m.computed for m in contents.modules.values())
+    )
+    merged = ", or merged, with 'convert --merge-lora'" if mergeable else ""
+    prompt = "" if found.has_prompt else " and a CONDITIONING, as it carries no prompt embedding"
+    return {
+        "origin": found.origin,
+        **_changes(contents),
+        "vae_encoder": None
+        if found.encoder is None
+        else {**_changes(encoder_contents(found.encoder)), "target": "a VAE's encoder"},
+        "theta": None if found.theta is None else list(found.theta),
+        "sigma": settings.sigma,
+        "guidance": settings.guidance,
+        "encode": settings.encode,
+        "train_tokens": settings.train_tokens,
+        "prompt_embedding": found.has_prompt,
+        "why": found.why,
+        "usable": f"yes: with Load SR LoRA{prompt}, on the model it was trained for{merged}",
+    }
+
+
+def _changes(contents: LoraContents) -> dict[str, Any]:
+    return {
         "changes": contents.kinds,
         "modules": len(contents.modules),
         "ranks": contents.ranks,
@@ -60,18 +98,6 @@ def _lora(header: Header) -> dict[str, Any]:
         "scale_from": contents.source,
         "target": target_of(contents),
         "left_out": [*contents.left_out, *contents.unknown],
-    }
-    if not all(key in header.shapes for key in PROMPT_KEYS):
-        return changes | {"usable": "yes: with a LoRA loader, on the model it was trained for"}
-    merged = ", or merged, with 'convert --merge-lora'" if all(m.computed for m in contents.modules.values()) else ""
-    return changes | {
-        "theta": None if found.theta is None else list(found.theta),
-        "sigma": found.settings.sigma,
-        "guidance": found.settings.guidance,
-        "train_tokens": found.settings.train_tokens,
-        "prompt_embedding": True,
-        "why": found.why,
-        "usable": f"yes: with Load SR LoRA, on the model it was trained for{merged}",
     }
 
 

@@ -11,6 +11,7 @@ that states an alpha counts. PEFT's scale is alpha / rank, with ``use_rslora`` a
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -76,6 +77,14 @@ def stated_scale(header: Header) -> StatedScale | None:
     Raises UnsupportedCheckpointError where it says it wrongly: no number, not above 0, no JSON.
     """
     return _of_adapter(header) or _of_plain_keys(header) or _of_kohya(header) or _of_peft(header)
+
+
+def scale_metadata(header: Header) -> dict[str, str]:
+    """What a copy of the file must state so that what lies beside the file is not lost; empty for nothing."""
+    if _of_adapter(header) or _of_plain_keys(header) or _of_kohya(header) or (found := _of_peft(header)) is None:
+        return {}
+    config = {"lora_alpha": found.alpha, "r": found.rank, "use_rslora": found.root}
+    return {_ADAPTER: json.dumps({**config, "alpha_pattern": found.alphas, "rank_pattern": found.ranks})}
 
 
 def _of_adapter(header: Header) -> StatedScale | None:

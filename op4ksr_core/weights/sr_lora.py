@@ -24,8 +24,8 @@ from ..errors import UnsupportedCheckpointError
 from ..models.flux import OneStepSettings
 from ..models.flux_schedule import mu_of_tokens, sigma_of_time
 from .constants import with_prompt
-from .fluxsr import fluxsr_header, fluxsr_settings
-from .header import ENCODER_PREFIX, PROMPT_KEYS, Header, check_dtypes, read_header
+from .fluxsr import FLUXSR_CONFIG, fluxsr_header, fluxsr_settings
+from .header import PROMPT_KEYS, Header, check_dtypes, encoder_part, read_header, without_encoder
 from .lora import describe_lora
 from .lora_parts import lora_contents, target_of
 from .peft_folders import find_adapters
@@ -58,12 +58,22 @@ class SrLora:
     has_prompt: bool
 
 
-def describe_sr_lora(path: str | Path) -> SrLora:
-    """What lies at ``path``: a file of ours, OMGSR's or FluxSR's folder, or any file in one of those.
+def is_published(path: Path) -> bool:
+    """Whether this is OMGSR's or FluxSR's folder, or a file in one. UnsupportedCheckpointError for half of OMGSR's."""
+    if find_adapters(path) is not None:
+        return True
+    header = fluxsr_header(path)
+    return header is not None and not _is_ours(header) and (header.files[0].parent / FLUXSR_CONFIG).exists()
+
+
+def describe_sr_lora(source: Header | str | Path) -> SrLora:
+    """What lies there: a file of ours (or its header), OMGSR's or FluxSR's folder, or any file in one of those.
 
     Raises UnsupportedCheckpointError: no such LoRA, half of one, a config that is missing or wrong, metadata that is.
     """
-    path = Path(path)
+    if isinstance(source, Header):
+        return _ours(source.path, source)
+    path = Path(source)
     if (adapters := find_adapters(path)) is not None:
         return _omgsr(path, *adapters)
     header = fluxsr_header(path)
@@ -101,9 +111,8 @@ def _is_ours(header: Header) -> bool:
 
 
 def _ours(path: Path, header: Header) -> SrLora:
-    encoder = header.part(lambda name: name.startswith(ENCODER_PREFIX), ENCODER_PREFIX)
-    transformer = header.part(lambda name: not name.startswith(ENCODER_PREFIX))
-    if encoder.shapes and not transformer.names:
+    encoder, transformer = encoder_part(header), without_encoder(header)
+    if encoder is not None and not transformer.names:
         raise UnsupportedCheckpointError(
             path, "changes a VAE's encoder alone, and the transformer's half is missing; convert the whole folder again"
         )
@@ -119,20 +128,11 @@ def _ours(path: Path, header: Header) -> SrLora:
         raise UnsupportedCheckpointError(
             path, f"carries half a prompt embedding ({missing[0]} is missing); make it again"
         )
-    if encoder.shapes:
+    if encoder is not None:
         _check_encoder(encoder)
     if origin := header.metadata.get("op4ksr.origin"):
         found.why["origin"] = origin
-    return SrLora(
-        path,
-        "OP4KSR",
-        transformer,
-        encoder if encoder.shapes else None,
-        found.settings,
-        found.theta,
-        found.why,
-        not missing,
-    )
+    return SrLora(path, "OP4KSR", transformer, encoder, found.settings, found.theta, found.why, not missing)
 
 
 def _omgsr(path: Path, transformer: Path, encoder: Path) -> SrLora:

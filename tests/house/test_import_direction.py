@@ -35,7 +35,11 @@ OURS = {"op4ksr_core", *ABOVE}
 NOT_FOR_NODES = {"training", "cli"}
 
 #: Where whatever escapes becomes a sentence: the end of a command, and one picture of several.
-BOUNDARIES = {"cli/main.py", "cli/failures.py", "cli/upscale.py"}
+#: Or a parser that is not ours and may raise anything.
+BOUNDARIES = {"cli/main.py", "cli/failures.py", "cli/upscale.py", "cli/pickles.py"}
+
+#: The one module that opens a PyTorch pickle, and how: nothing in it runs.
+PICKLES, PICKLES_CALL = "op4ksr_core/cli/pickles.py", "torch.load(path, map_location='cpu', weights_only=True)"
 
 #: Nowhere in the core; and at no module's top level.
 NEVER = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "diffusers"}
@@ -169,7 +173,12 @@ def test_nothing_runs_code_from_data() -> None:
     for path in ALL_SOURCES:
         if "tests" in path.relative_to(ROOT).parts:
             continue
-        assert not [(name, line) for name, line in calls(path) if name in forbidden], ids(path)
+        found = [(name, line) for name, line in calls(path) if name in forbidden]
+        if path.relative_to(ROOT).as_posix() == PICKLES:
+            written = [ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+            assert [name for name, _ in found] == ["torch.load"] and PICKLES_CALL in written
+            found = []
+        assert not found, ids(path)
         modules = {module.split(".")[0] for dots, module, _ in imports(ast.walk(tree(path))) if not dots}
         assert not modules & {"pickle", "cloudpickle", "dill", "joblib"}, ids(path)
 
