@@ -94,8 +94,8 @@ def same_in_every_vae() -> dict[str, Any]:
         found[name] = {
             "same": max(*far(both(ours), wanted), *far(both(strips), wanted)),
             "shows": far(wanted, plain)[0],
-            "given": max(far(both(vae), plain)),
             "weights_put_back": all(torch.equal(vae.get_sd()[key], state[key]) for key in state),
+            "given": max(far(both(vae), plain)),
             "saved": max(difference(ours.get_sd()[key], wanted_state[key]) for key in state),
             "kind": isinstance(ours, type(vae)) and type(vae).__name__,
         }
