@@ -59,7 +59,10 @@ GOOD: dict[str, dict[str, Any]] = {
     "OP4KSR_LoadF16VAE": {"vae_name": VAE_FILE, "compression": "auto", "shift": "auto", "memory": "auto"},
     "OP4KSR_ExactVAE": {"vae": VAE, "memory": "auto"},
     "OP4KSR_LoadFluxSR": {"model_name": MODEL_FILE, "weight_dtype": "default"},
-    "OP4KSR_LoadSRLoRA": {"model": MODEL, "lora_name": "none.safetensors", "strength": 1.0},
+    "OP4KSR_LoadSRLoRA": {
+        **{"model": MODEL, "lora_name": "none.safetensors", "strength": 1.0, "vae": VAE},
+        **{"conditioning": ["model", 1]},
+    },
     "OP4KSR_ApplyRFR": {
         **{"model": MODEL, "policy": "theta", "theta_rows": 100.0, "theta_columns": 100.0, "turns": 0.5},
         **{"tokens_rows": 8, "tokens_columns": 8, "train_tokens": 64},
@@ -85,6 +88,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "OP4KSR_SavePicture": {
         **{"images": IMAGE, "filename_prefix": "odd", "bits": "8", "mask": MASK, "compression": "fast"},
     },
+    "OP4KSR_SavePromptEmbedding": {"conditioning": ["model", 1], "filename_prefix": "odd"},
+    "OP4KSR_LoadPromptEmbedding": {"embedding_name": "none.safetensors", "guidance": -1.0},
     "VAEDecode": {"samples": ["latent", 0], "vae": VAE},
     "VAEDecodeTiled": {
         **{"samples": ["latent", 0], "vae": VAE, "tile_size": 512, "overlap": 64},

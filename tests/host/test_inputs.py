@@ -25,7 +25,7 @@ def assert_all_refused(found: dict[str, Any], name: str = "") -> None:
 def test_no_input_takes_what_is_of_another_kind(given: Cases) -> None:
     """One sentence that names the input, for every input of every node."""
     assert len(given["refused"]) > 1000
-    by_their_names = ("vae_name", "model_name", "lora_name")
+    by_their_names = ("vae_name", "model_name", "lora_name", "embedding_name")
     found = {case: one for case, one in given["refused"].items() if case.split()[1] not in by_their_names}
     assert_all_refused(found)
     for case, refused in given["refused"].items():

@@ -332,7 +332,7 @@ def test_colours_hidden_under_transparency_do_not_bleed(one_step: Cases) -> None
 
 
 def test_a_files_name_may_come_from_another_node(loaders: Cases) -> None:
-    assert [answer for answers in loaders["linked_files"].values() for answer in answers] == [True] * 6
+    assert [answer for answers in loaders["linked_files"].values() for answer in answers] == [True] * 8
 
 
 def test_missing_files(loaders: Cases) -> None:

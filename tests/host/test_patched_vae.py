@@ -46,6 +46,16 @@ def test_partly_loaded_it_is_the_same(patched: Cases, vae: str, half: str) -> No
     assert nothing > some > everything == 0 and max(found["far"]) <= SAME
 
 
+def test_under_dynamic_vram_weights_are_the_hosts_cast(patched: Cases) -> None:
+    found = patched["dynamic_memory"]
+    assert found == {"own": True, "read": [3.0, 4.0], "offloadable": True, "given_back": True}
+
+
+def test_the_tiled_nodes_compute_with_the_changes(patched: Cases) -> None:
+    found = patched["tiles"]
+    assert found["same"] <= SAME < 0.1 < found["shows"] and found["clean"]
+
+
 def test_on_another_device_it_keeps_the_changes(patched: Cases) -> None:
     assert patched["another_device"] == {"own_model": True, "same": 0, "kind": True}
 

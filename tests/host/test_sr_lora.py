@@ -97,6 +97,7 @@ VISIBLE = 0.02
 def test_the_node_is_the_cores_upscale(graphs: Cases) -> None:
     found = graphs["as_the_core"]
     assert max(found["batch"], found["half"]) <= SAME and found["half_shows"] > VISIBLE
+    assert found["pieces"] <= SAME and found["pieces_show"] > VISIBLE
 
 
 def test_picture_i_has_the_sample_of_seed_plus_i(graphs: Cases) -> None:

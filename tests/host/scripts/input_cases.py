@@ -26,7 +26,8 @@ def valid() -> dict[str, Any]:
     write_flux(FLUX, settings=prompt())
     model, conditioning = harness.run("OP4KSR_LoadFluxSR", FLUX)
     pictures = dict.fromkeys(("image", "images", "reference"), picture(16, 16))
-    files = {"vae_name": VAE, "model_name": FLUX, "lora_name": "no_such_file.safetensors"}
+    files = {"vae_name": VAE, "model_name": FLUX}
+    files |= dict.fromkeys(("lora_name", "embedding_name"), "no_such_file.safetensors")
     more = {"model": model, "vae": harness.load_vae(VAE), "conditioning": conditioning, "mask": torch.zeros(1, 16, 16)}
     return {**pictures, **files, **more, "picture": "photo"}
 

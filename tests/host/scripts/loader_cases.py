@@ -194,7 +194,8 @@ def foreign_choices() -> dict[str, Any]:
     given = {"model": harness.load_model(FLUX), "vae": harness.load_vae(VAE)} | dict.fromkeys(
         ("image", "images"), picture(32, 32)
     )
-    files_of = {"vae_name": VAE, "model_name": FLUX, "lora_name": "no_such_file.safetensors"}
+    files_of = {"vae_name": VAE, "model_name": FLUX}
+    files_of |= dict.fromkeys(("lora_name", "embedding_name"), "no_such_file.safetensors")
     found: dict[str, Any] = {}
     for name, cls in our_nodes().items():
         inputs = cls.define_schema().inputs
@@ -209,6 +210,7 @@ def foreign_choices() -> dict[str, Any]:
 def linked_files() -> dict[str, Any]:
     """A file's name from another node: the host's check of the prompt hands None to ``validate_inputs``."""
     names = {"OP4KSR_LoadF16VAE": "vae_name", "OP4KSR_LoadFluxSR": "model_name", "OP4KSR_LoadSRLoRA": "lora_name"}
+    names |= {"OP4KSR_LoadPromptEmbedding": "embedding_name"}
     nodes = our_nodes()
     return {
         name: [nodes[name].validate_inputs(**given) for given in ({widget: None}, {})] for name, widget in names.items()

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import harness
 import torch
@@ -94,8 +95,8 @@ def same_in_every_vae() -> dict[str, Any]:
         found[name] = {
             "same": max(*far(both(ours), wanted), *far(both(strips), wanted)),
             "shows": far(wanted, plain)[0],
-            "given": max(far(both(vae), plain)),
             "weights_put_back": all(torch.equal(vae.get_sd()[key], state[key]) for key in state),
+            "given": max(far(both(vae), plain)),
             "saved": max(difference(ours.get_sd()[key], wanted_state[key]) for key in state),
             "kind": isinstance(ours, type(vae)) and type(vae).__name__,
         }
@@ -148,6 +149,50 @@ def low_memory() -> dict[str, Any]:
     return found
 
 
+def tiles() -> dict[str, Any]:
+    """The host's tiled nodes, too, compute with the changes, and put the weights back."""
+    vae = vaes()["load_f16_vae"]
+    image, latent = picture(96, 128), {"samples": noise(1, 16, 6, 8)}
+
+    def tiled(vae: Any) -> tuple[Tensor, Tensor]:
+        (encoded,) = harness.run("VAEEncodeTiled", vae, image, 64, 16, 64, 8)
+        return encoded["samples"], harness.run("VAEDecodeTiled", vae, latent, 64, 16, 64, 8)[0]
+
+    before, state = tiled(vae), {key: tensor.clone() for key, tensor in vae.get_sd().items()}
+    with Written(vae):
+        wanted = tiled(vae)
+    found = tiled(patched(vae))
+    clean = all(torch.equal(vae.get_sd()[key], state[key]) for key in state)
+    return {"same": max(far(found, wanted)), "shows": far(wanted, before)[0], "clean": clean}
+
+
+def dynamic_memory() -> dict[str, Any]:
+    """Under dynamic VRAM a patch hangs beside the weight, and what a cast borrows is given back. Simulated."""
+    if not hasattr(comfy.ops, "uncast_bias_weight"):
+        raise harness.LackingError("this ComfyUI has no dynamic VRAM")
+    conv, like, calls = comfy.ops.disable_weight_init.Conv2d(2, 2, 3), torch.zeros(1, 2, 4, 4), list[Any]()
+    for name, parameter in conv.named_parameters():
+        setattr(conv, name, torch.nn.Parameter(torch.ones_like(parameter), requires_grad=False))
+    read, cast, uncast = module_of("exact_vae").read_weights, comfy.ops.cast_bias_weight, comfy.ops.uncast_bias_weight
+    plain = read(conv, like)
+    conv.weight_lowvram_function = abs
+    borrowed = torch.full_like(conv.weight, 3.0), torch.full_like(conv.bias, 4.0)
+    comfy.ops.cast_bias_weight = lambda *_, **values: calls.append(values) or (*borrowed, "stream")
+    comfy.ops.uncast_bias_weight = lambda *values: calls.append(values[3])
+    try:
+        weight, bias = read(conv, like)
+    finally:
+        comfy.ops.cast_bias_weight, comfy.ops.uncast_bias_weight = cast, uncast
+    for tensor in borrowed:
+        tensor.zero_()
+    return {
+        "own": plain[0] is conv.weight and plain[1] is conv.bias,
+        "read": [float(weight.mean()), float(bias.mean())],
+        "offloadable": calls[0]["offloadable"],
+        "given_back": calls[1:] == ["stream"],
+    }
+
+
 def another_device() -> dict[str, Any]:
     """The host's way to load the VAE once more (Select VAE Device) copies the patches onto it."""
     vae = vaes()["load_f16_vae"]
@@ -187,4 +232,4 @@ def refused() -> dict[str, Any]:
     }
 
 
-CASES = (same_in_every_vae, two_branches, low_memory, another_device, refused)
+CASES = (same_in_every_vae, two_branches, low_memory, tiles, dynamic_memory, another_device, refused)

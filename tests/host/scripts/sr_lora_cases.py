@@ -17,6 +17,7 @@ from weights import TINY, difference, noise, picture, prompt, write_flux, write_
 
 from op4ksr_core import OneStepOptions, Target, load_autoencoder, load_flux
 from op4ksr_core import upscale as core_upscale
+from op4ksr_core.pieces import Pieces
 from op4ksr_core.weights.checkpoint import save_prompt
 from op4ksr_core.weights.sr_lora import describe_sr_lora
 
@@ -57,14 +58,20 @@ def result(model: Any, vae: Any, image: Tensor | None = None, **widgets: Any) ->
     return harness.upscale_node(picture(24, 32) if image is None else image, model, vae, **widgets)[0]
 
 
-def core(strength: float = 1.0, image: Tensor | None = None, seed: int = 0, merged: str | None = None) -> Tensor:
+def core(
+    strength: float = 1.0,
+    image: Tensor | None = None,
+    seed: int = 0,
+    merged: str | None = None,
+    pieces: Pieces | None = None,
+) -> Tensor:
     """The core's own on the same files; merged: a base model that holds another LoRA already."""
     found, settings = describe_sr_lora(harness.FOLDER / "loras" / omgsr()), prompt()
     assert settings.txt is not None and settings.vec is not None
     flux = load_flux(harness.FOLDER / "diffusion_models" / (merged or FLUX), lora=found, strength=strength,
                      prompt=(settings.txt, settings.vec))  # fmt: skip
     vae = load_autoencoder(harness.FOLDER / "vae" / VAE, lora=found, strength=strength)
-    options = OneStepOptions(target=Target(scale=2), color="none", fidelity=0.0, seed=seed)
+    options = OneStepOptions(target=Target(scale=2), color="none", fidelity=0.0, seed=seed, pieces=pieces)
     low = (picture(24, 32) if image is None else image).movedim(-1, 1)
     return core_upscale(low, flux, vae, options).movedim(1, -1)
 
@@ -80,6 +87,8 @@ def as_the_core() -> dict[str, Any]:
         "picture_1_is_seed_6": difference(ours[1:], result(model, vae, batch[1:], seed=6)),
         "seed_shows": difference(result(model, vae, seed=5), result(model, vae, seed=6)),
         "default_is_0": difference(result(model, vae), result(model, vae, seed=0)),
+        "pieces": difference(result(model, vae, pieces=32, pieces_overlap=16), core(pieces=Pieces(32, 16))),
+        "pieces_show": difference(core(pieces=Pieces(32, 16)), core()),
         "half": difference(result(half_model, half_vae), core(0.5)),
         "half_shows": difference(core(0.5), core()),
         "vae_only": difference(result(model, vae, seed=5, vae_only=True), result(model, vae, seed=6, vae_only=True)),
