@@ -18,12 +18,20 @@ BUNDLED: dict[str, dict[str, Path]] = {
     "diffusion_models": {f"bundled: {BUNDLED_FLUX.name}": BUNDLED_FLUX},
 }
 
-#: Where the files come from that our templates ask for.
+#: What to do about a file that a template of ours asks for: by "kind/name", without the last words of the sentence.
 SOURCES = {
-    "UltraFlux-v1/diffusion_pytorch_model-00001-of-00003.safetensors": "all files of the folder transformer of "
-    "huggingface.co/Owen777/UltraFlux-v1",
-    "UltraFlux-v1/diffusion_pytorch_model.safetensors": "both files of the folder vae of "
-    "huggingface.co/Owen777/UltraFlux-v1",
+    "diffusion_models/UltraFlux-v1/diffusion_pytorch_model-00001-of-00003.safetensors": "fetch all files of the folder "
+    "transformer of huggingface.co/Owen777/UltraFlux-v1 into models/diffusion_models/UltraFlux-v1",
+    "vae/UltraFlux-v1/diffusion_pytorch_model.safetensors": "fetch both files of the folder vae of "
+    "huggingface.co/Owen777/UltraFlux-v1 into models/vae/UltraFlux-v1",
+    "diffusion_models/flux1-dev.safetensors": "fetch it (24 GB) from huggingface.co/Comfy-Org/flux1-dev into "
+    "models/diffusion_models",
+    "vae/ae.safetensors": "fetch it from the folder split_files/vae of "
+    "huggingface.co/Comfy-Org/Lumina_Image_2.0_Repackaged into models/vae",
+    "loras/omgsr-f-1024-adapter/flux_adapter/adapter_model.safetensors": "fetch the OMGSR-F-1024 folder by the link in "
+    "the README of github.com/wuer5/OMGSR into models/loras, as omgsr-f-1024-adapter",
+    "loras/fluxsr.safetensors": "fetch the files of huggingface.co/mon3tr/FluxSR-private into a folder, make one of "
+    "them (python -m op4ksr_core convert --sr-lora FOLDER -o fluxsr.safetensors), put it into models/loras",
 }
 
 
@@ -39,10 +47,9 @@ def file_path(kind: str, name: str) -> Path:
     if name in BUNDLED[kind]:
         return BUNDLED[kind][name]
     path = folder_paths.get_full_path(kind, name)
-    if path is None and (source := SOURCES.get(name.replace("\\", "/"))):
+    if path is None and (source := SOURCES.get(f"{kind}/{name}".replace("\\", "/"))):
         raise OptionError(
-            f"{plain(name)}: is not in ComfyUI's models/{kind} folder; fetch {source} into "
-            f"models/{kind}/{Path(name).parent.name} and press R, or choose another"
+            f"{plain(name)}: is not in ComfyUI's models/{kind} folder; {source} and press R, or choose another"
         )
     if path is None:
         raise OptionError(f"{plain(name)}: is not in ComfyUI's models/{kind} folder (any more); choose another")

@@ -15,6 +15,7 @@ from ..plain_text import plain, plain_logger
 from ..planning.geometries import GEOMETRIES
 from ..training.config import TrainConfig
 from ..training.config_file import read_config, read_text
+from ..training.sigma import PAIRS, suggest_sigma
 from ..training.step_plan import StepPlan, geometry_of, plan_step, refuse_if_hopeless
 from ..training.stopping import Stopped
 from ..training.trainer import OnStep, Trainer
@@ -38,9 +39,14 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="FOLDER", help="another run folder than the config's")
     parser.add_argument("--steps", type=whole, help="another number of steps than the config's")
     parser.add_argument("--anyway", action="store_true", help="start even where one step will not fit into memory")
-    parser.add_argument("--plan", action="store_true", help="count what one step needs, and train nothing")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--plan", action="store_true", help="count what one step needs, and train nothing")
+    instead.add_argument(
+        "--suggest-sigma", action="store_true", help="measure which sigma fits the run's pictures, and train nothing"
+    )
+    parser.add_argument("--pairs", type=whole, default=PAIRS, help=f"--suggest-sigma: of how many (default: {PAIRS})")
     parser.add_argument("--geometry", choices=GEOMETRIES, help="--plan: these models instead of the config's files")
-    parser.add_argument("--json", action="store_true", help="--plan: as JSON")
+    parser.add_argument("--json", action="store_true", help="--plan and --suggest-sigma: as JSON")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +63,17 @@ def run_plan(config: TrainConfig, options: argparse.Namespace) -> int:
         say_json(plan.report())
     else:
         say(plan.text())
+    return 0
+
+
+def run_suggestion(config: TrainConfig, options: argparse.Namespace) -> int:
+    """Print which sigma fits the run's pictures and its autoencoder."""
+    show = show_steps()
+    found = suggest_sigma(config, options.pairs, lambda done, total: show(done, total, "pairs encoded"))
+    if options.json:
+        say_json(found.report())
+    else:
+        say(found.text())
     return 0
 
 
@@ -92,6 +109,8 @@ def run_train(options: argparse.Namespace) -> int:
     config = read_config(options.config, changes)
     if options.plan:
         return run_plan(config, options)
+    if options.suggest_sigma:
+        return run_suggestion(config, options)
     if not options.anyway:
         check_memory(config)
     changed = "".join(f"# changed by the command: {change}\n" for change in changes)

@@ -17,6 +17,10 @@ ULTRAFLUX_SHIFT = 3.0
 BASE_SHIFT, MAX_SHIFT = 0.5, 1.15
 _BASE_TOKENS, _MAX_TOKENS = 256, 4096
 
+#: Steps of the schedule in whose t, up to 999 (noise alone), OMGSR names its sigma; it is shifted by ``MAX_SHIFT``,
+#: FLUX.1-dev's mu for 1024 px at 8x. t = 244 is OMGSR-F-1024's 0.5051, t = 295 its older 0.5696.
+FLUX_STEPS = 999
+
 
 def mu_of_tokens(tokens: int, base_shift: float = BASE_SHIFT, max_shift: float = MAX_SHIFT) -> float:
     """FLUX.1's mu for a picture of so many tokens (at 16x one token is 32 x 32 px)."""
@@ -38,3 +42,8 @@ def sigma_of_time(time: float, mu: float) -> float:
     if not 0 < time <= 1:
         raise OptionError(f"time: expected above 0 and at most 1, got {time}")
     return math.exp(mu) / (math.exp(mu) + 1 / time - 1)
+
+
+def nearest_step(sigma: float, steps: int = FLUX_STEPS, mu: float = MAX_SHIFT) -> int:
+    """The step t, 1 to ``steps``, whose ``sigma_of_time(t / steps, mu)`` is nearest to sigma."""
+    return min(range(1, steps + 1), key=lambda step: abs(sigma_of_time(step / steps, mu) - sigma))

@@ -110,6 +110,8 @@ def _kind_conflicts(config: TrainConfig) -> Iterator[str]:
     kind, loss = config.kind, config.loss
     if not loss.judges_pictures and not (config.has_transformer and loss.latent):
         yield f'loss: no term that kind "{kind}" has in every step is above 0; give loss.pixel, or another, a weight'
+    if loss.diversity and not config.has_transformer:
+        yield f'loss.diversity: looks at a transformer, which kind "{kind}" has none of; set it to 0'
     if config.train.base != "plain" and kind != "lora":
         yield (
             f'train.base: "{config.train.base}" cannot be trained, and kind "{kind}" trains every weight; '

@@ -168,7 +168,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss's terms; 0 leaves a term out. All but ``latent`` look at pictures in [-1, 1]."""
+    """Weights of the loss's terms; 0 leaves a term out. All but ``latent`` and ``diversity`` look at pictures."""
 
     pixel: Amount = 1.0
     pixel_kind: Distance = "l1"
@@ -178,6 +178,8 @@ class LossConfig:
     frequency: Amount = 0.0
     latent: Amount = 0.1
     latent_kind: Distance = "l1"
+    #: Of a transformer: how alike its image tokens are after attention, FluxSR's (``tasks.diversity``).
+    diversity: Amount = 0.0
     #: L_AP, the paper's periodicity loss (``periodicity.loss``).
     periodicity: Amount = 0.0
     #: Share of each term on pictures that is taken of the output after back-projection (fidelity 1).

@@ -36,11 +36,15 @@ RUNS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "diagnose_and_suppress": ({}, {"SaveImage", "OP4KSR_PeriodicityDiagnostic", "OP4KSR_SuppressPeriodicity"}),
     "batch_of_stills": (SMALL, {"SaveImage"}),
 }
+ONE_STEP = {"OP4KSR_LoadFluxSR", "OP4KSR_LoadF16VAE", "OP4KSR_LoadSRLoRA"}
 #: Which need files that are not bundled: their loaders are marked, and nothing else is missing.
 NEED_DOWNLOADS = {
     "generate_then_upscale_4k": {"CheckpointLoaderSimple"},
     "ultraflux_4k_text_to_image": {"OP4KSR_LoadFluxSR", "OP4KSR_LoadF16VAE", "DualCLIPLoader"},
     "ultraflux_4k_refine": {"OP4KSR_LoadFluxSR", "OP4KSR_LoadF16VAE", "DualCLIPLoader"},
+    "omgsr_4k": ONE_STEP | {"DualCLIPLoader"},
+    "omgsr_1024_then_pid": ONE_STEP | {"DualCLIPLoader", "UNETLoader", "CLIPLoader"},
+    "fluxsr_4k": ONE_STEP,
 }
 
 
@@ -134,7 +138,7 @@ def test_template_that_needs_downloads_opens_and_lacks_only_those(drive: Drive, 
     assert set(found["missing"]) in (NEED_DOWNLOADS[name], set())
     assert found["refused"].keys() == NEED_DOWNLOADS[name]
     for kind, sentence in found["refused"].items():
-        assert not kind.startswith("OP4KSR_") or "of huggingface.co/Owen777/UltraFlux-v1 into models/" in sentence
+        assert not kind.startswith("OP4KSR_") or ("; fetch " in sentence and " into models/" in sentence)
 
 
 def test_node_search_finds_us(drive: Drive, server: Server) -> None:

@@ -1,10 +1,12 @@
 """What a training step is judged by: terms on pictures and latents, each alone, and their weighted sum.
 
 Pictures are (B, 3, H, W) in [-1, 1] here, as the autoencoder has them. The paper names only L_AP
-(``periodicity.loss``); the other terms and all weights are our choice.
+(``periodicity.loss``); the term on attention is FluxSR's (``diversity``); the others and all weights are our choice.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -109,9 +111,10 @@ class Objective(nn.Module):
         self.perceptual = perceptual_loss(config.perceptual_kind) if config.perceptual else None
 
     def names(self, latent: bool) -> list[str]:
-        """The terms that will be there; ``latent``: with two latents to compare."""
-        all_terms = ["pixel", "gradient", "frequency", "latent", "periodicity", "perceptual", "adversarial"]
-        return [name for name in all_terms if getattr(self.config, name) and (latent or name != "latent")]
+        """The terms that will be there; ``latent``: with two latents to compare, as a transformer has."""
+        transformers = ["latent", "diversity"]
+        all_terms = ["pixel", "gradient", "frequency", *transformers, "periodicity", "perceptual", "adversarial"]
+        return [name for name in all_terms if getattr(self.config, name) and (latent or name not in transformers)]
 
     def pictures(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Terms on pictures (B, 3, H, W) in [-1, 1], each times its weight."""
@@ -135,3 +138,7 @@ class Objective(nn.Module):
         if not self.config.latent:
             return {}
         return {"latent": self.config.latent * distance(output.float(), target.float(), self.config.latent_kind)}
+
+    def attention(self, likenesses: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The term on attention, times its weight: the mean over the layers of how alike tokens are (``diversity``)."""
+        return {"diversity": self.config.diversity * torch.stack(list(likenesses)).mean()}

@@ -15,15 +15,17 @@ from ...models.flux import DEFAULT_SIGMA, Flux, FluxParams, OneStepSettings, che
 from ...models.latent import PATCH, process_in, process_out
 from ...models.rope import FLUX_THETA, RescaledEmbedND, resolve
 from ...one_step import OneStepOptions, check_pair, one_step, upscale
+from ...vae.autoencoder import AutoEncoder
 from ...weights.checkpoint import save_flux
 from ..config import RIM, TrainConfig
 from ..data.degradation import degrade
 from ..data.latent_cache import EncodedBatch, LatentCache, rounded
 from ..data.sources import Source
 from . import lora
+from .diversity import AttentionLikeness, check_reached
 from .model_source import Files, ModelSource, file_of
 from .objectives import distance
-from .task import DTYPES, GRID, SAMPLES, Judged, Task, checkpoint_blocks, degraded, generator_of
+from .task import DTYPES, GRID, SAMPLES, Judged, Task, autocast, checkpoint_blocks, degraded, generator_of
 
 #: Weight of the latents' distance in the steps on a grid of 4K's size.
 GRID_WEIGHT = 0.2
@@ -46,6 +48,11 @@ class OneStepTask(Task):
         self.cache: LatentCache | None = None
         if config.data.cached:
             self.cache = LatentCache(config, file_of(config.model.autoencoder, BUNDLED_AUTOENCODER))
+        #: How alike tokens are after attention, where the loss asks for it.
+        self.alike: AttentionLikeness | None = None
+        if config.loss.diversity:
+            check_reached(self.flux)
+            self.alike = AttentionLikeness(self.flux)
         if config.train.checkpointing:
             checkpoint_blocks(self)
 
@@ -70,6 +77,14 @@ class OneStepTask(Task):
         self.tiles = (torch.cat(lows), torch.cat(highs))
 
     def forward(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
+        if self.alike is None:
+            return self._judged(high, low, step, seed)
+        with self.alike.collected() as found:
+            judged = self._judged(high, low, step, seed)
+        return replace(judged, terms={**judged.terms, **self.objective.attention(found)})
+
+    def _judged(self, high: Tensor, low: Tensor, step: int, seed: tuple[int, ...]) -> Judged:
+        """The step without what attention itself is judged by: on a grid, on latents alone, or on pictures."""
         train = self.config.train
         every, sizes = train.grid_every, train.grid_tokens
         if every and step % every == every // 2:
@@ -92,8 +107,7 @@ class OneStepTask(Task):
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Processed latents (B, 16, h, w) float32 of pictures (B, 3, H, W) in [0, 1]; no gradient."""
-        with torch.no_grad(), self.autocast(pictures.device):
-            return process_in(self.autoencoder.encode_pixels(pictures * 2 - 1).float())
+        return encoded(self.autoencoder, pictures, self.config)
 
     def encoded(self, high: Tensor, low: Tensor) -> EncodedBatch:
         """What ``cached`` gives back for a batch, on the CPU; the sharp pictures are rounded to 8 bits first."""
@@ -174,6 +188,12 @@ class LoraTask(OneStepTask):
         lora.save_lora(path, self.flux, self.adapters, dtype=DTYPES[self.config.output.dtype], training=line)
 
 
+def encoded(autoencoder: AutoEncoder, pictures: Tensor, config: TrainConfig) -> Tensor:
+    """Processed latents (B, 16, h, w) float32 of pictures (B, 3, H, W) in [0, 1], as a run encodes; no gradient."""
+    with torch.no_grad(), autocast(config, pictures.device):
+        return process_in(autoencoder.encode_pixels(pictures * 2 - 1).float())
+
+
 def new_flux(config: TrainConfig) -> Flux:
     """A seeded Flux that starts as the identity: velocity 0."""
     torch.manual_seed(config.seed)
@@ -197,9 +217,12 @@ def new_flux(config: TrainConfig) -> Flux:
 
 
 def with_constants(flux: Flux, config: TrainConfig) -> Flux:
-    """The config's sigma, grid and RFR, as numbers, in the model and so in every file it is saved to."""
+    """The config's sigma, grid and RFR, as numbers, in the model and so in every file it is saved to.
+
+    So is that a run encodes by the posterior's mean, whatever the start file was trained with.
+    """
     sigma = flux.settings.sigma if config.model.sigma is None else check_sigma(config.model.sigma)
-    flux.settings = replace(flux.settings, sigma=sigma, train_tokens=config.model.train_tokens)
+    flux.settings = replace(flux.settings, sigma=sigma, train_tokens=config.model.train_tokens, encode="mean")
     rfr, axes = config.rfr.rfr(), flux.params.axes_dim
     theta = resolve(rfr, flux.params.theta, (axes[1], axes[2]), rfr.tokens)
     flux.params = replace(flux.params, theta=theta)

@@ -64,7 +64,7 @@ class Task(nn.Module, ABC):
 
     def autocast(self, device: torch.device) -> mixed_precision:
         """bfloat16 inside, where the config wants it."""
-        return mixed_precision(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
+        return autocast(self.config, device)
 
     def prepare(self, source: Source) -> None:
         """Once, before the first step."""
@@ -98,6 +98,11 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def show(self, high: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """A sharp picture (1, 3, H, W) in [0, 1] -> (input enlarged, output, input as it is)."""
+
+
+def autocast(config: TrainConfig, device: torch.device) -> mixed_precision:
+    """bfloat16 inside, where the config wants it."""
+    return mixed_precision(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
 
 
 def generator_of(seed: tuple[int, ...]) -> torch.Generator:

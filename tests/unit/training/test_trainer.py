@@ -16,7 +16,15 @@ from host_support import free_port
 from lora_merge import merge
 from PIL import Image
 
-from op4ksr_core import Op4ksrError, OptionError, load_autoencoder, load_flux, save_autoencoder, save_flux
+from op4ksr_core import (
+    OneStepSettings,
+    Op4ksrError,
+    OptionError,
+    load_autoencoder,
+    load_flux,
+    save_autoencoder,
+    save_flux,
+)
 from op4ksr_core.cli.main import main
 from op4ksr_core.images.color import back_project
 from op4ksr_core.images.resize import resize
@@ -163,6 +171,19 @@ def test_the_rfr_policy_is_written_into_the_file_as_a_number(folder: Path) -> No
     assert found.params.theta == (theta, theta) and found.settings.sigma == 0.7 and found.settings.train_tokens == 64
     assert "one_step" in found.header.metadata["op4ksr.training"]
     assert "periodicity 0.1" in found.header.metadata["op4ksr.training"]
+
+
+@pytest.mark.parametrize("kind", ["one_step", "lora"])
+def test_a_run_from_weights_that_encode_a_sample_says_that_it_encodes_the_mean(
+    folder: Path, make_flux, kind: str
+) -> None:
+    save_flux(folder / "flux.safetensors", make_flux(settings=OneStepSettings(encode="sample")))
+    assert describe_flux(folder / "flux.safetensors").settings.encode == "sample"
+    text = short(config(folder, kind))
+    if kind == "one_step":
+        text = text.replace("[model]\n", f'[model]\nstart = "{(folder / "flux.safetensors").as_posix()}"\n')
+    header = read_header(train(text))
+    assert header.metadata.get("op4ksr.encode", "mean") == "mean"
 
 
 def test_a_lora_keeps_or_changes_its_models_theta(folder: Path) -> None:
