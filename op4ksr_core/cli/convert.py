@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def _shared(options: argparse.Namespace) -> Report:
     given = {"IN": options.input, "--layout": options.layout, "--merge-lora": options.merge_lora}
     if other := [name for name, value in given.items() if value]:
         raise OptionError(f"--sr-lora: stands alone, without {' and '.join(other)}; leave one of them away")
-    folder = options.sr_lora if options.sr_lora.is_dir() else options.sr_lora.parent
+    folder = options.sr_lora if os.path.isdir(options.sr_lora) else options.sr_lora.parent
     prompt = _prompt(options)
     if prompt is None and describe_sr_lora(options.sr_lora).origin == "FluxSR":
         prompt = fluxsr_prompt(folder)

@@ -180,13 +180,12 @@ class Described:
 def describe_models(options: argparse.Namespace) -> Described:
     """Read the headers of the files that the options name. Raises UnsupportedCheckpointError, OptionError."""
     lora, strength = _lora_of(options)
-    flux = None
-    if not options.vae_only:
-        constants = {"theta": options.theta, "sigma": options.sigma}
-        flux = describe_flux(options.model, **constants, lora=lora, strength=strength)
     shape = {"stride": options.stride, "shift": options.shift}
     autoencoder = describe_autoencoder(options.vae, **shape, lora=lora, strength=strength)
-    return Described(autoencoder, flux)
+    if options.vae_only:
+        return Described(autoencoder, None)
+    constants = {"theta": options.theta, "sigma": options.sigma}
+    return Described(autoencoder, describe_flux(options.model, **constants, lora=lora, strength=strength))
 
 
 def _lora_of(options: argparse.Namespace) -> tuple[SrLora | None, float]:

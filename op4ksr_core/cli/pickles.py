@@ -6,6 +6,7 @@ before, as a few bytes may stand for many.
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +47,7 @@ def read_pickled_prompt(path: Path) -> PromptEmbedding:
 def fluxsr_prompt(folder: Path) -> PromptEmbedding | None:
     """The two files of FluxSR's folder; None without either. Raises UnsupportedCheckpointError, also without one."""
     files = tuple(folder / name for name in FLUXSR_PROMPT)
-    there = [file for file in files if file.exists()]
+    there = [file for file in files if os.path.lexists(file)]
     if not there:
         return None
     if len(there) == 1:

@@ -61,6 +61,7 @@ def load_autoencoder(
         _assign(model, found.header, device, dtype)
     else:
         changes = encoder_changes(found.lora, _shapes(model))
+        log.info("%s: changes %d tensors of the VAE's encoder", found.lora.path.name, len(changes))
         _assign(model, found.header, device, dtype, partial(_changed, found.lora, found.strength, changes))
     _log_facts(found)
     return model.eval().requires_grad_(False)

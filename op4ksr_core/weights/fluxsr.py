@@ -7,6 +7,7 @@ Nobody here has seen such a config; its keys are read in any spelling, at any de
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError, UnsupportedCheckpointError
-from ..models.flux import OneStepSettings
+from ..models.flux import TOKENS_LIMIT, OneStepSettings
 from ..models.latent import PATCH
 from ..plain_text import plain
 from .header import Header, read_header
@@ -30,14 +31,14 @@ _TOKEN = 8 * PATCH
 _SIGMA = ("tl", "truncationlevel")
 _GUIDANCE = ("guidancescale", "guidance")
 _RESOLUTION = ("resolution", "trainresolution", "imagesize")
-_ALPHA, _RANK = ("loraalpha",), ("lorarank", "rank", "r")
+_ALPHA, _RANK = ("loraalpha",), ("lorarank", "rank")
 
 
 def fluxsr_header(path: Path) -> Header | None:
     """The LoRA of the folder that this is, or that this file is in; None where it cannot be FluxSR's."""
-    home = path if path.is_dir() else path.parent
+    home = path if os.path.isdir(path) else path.parent
     file = home / FLUXSR_FILE
-    if not file.is_file() or path not in (home, file) and path.suffix == ".safetensors":
+    if not os.path.isfile(file) or (path not in (home, file) and path.suffix == ".safetensors"):
         return None
     return read_header(file)
 
@@ -57,21 +58,29 @@ def fluxsr_settings(header: Header) -> tuple[Header, OneStepSettings, dict[str, 
             "depth); without it the LoRA cannot be used: take the file that belongs to it",
         )
     guidance, guidance_key = _number(config, values, _GUIDANCE)
-    resolution, resolution_key = _number(config, values, _RESOLUTION)
-    tokens = None if resolution is None else int(resolution) // _TOKEN
+    tokens = _tokens(values)
     why = {
         "sigma": f"{key} of {FLUXSR_CONFIG}",
         "guidance": f"{guidance_key} of {FLUXSR_CONFIG}" if guidance_key else "our choice: the config names none",
         "encode": "assumed: nothing says how FluxSR encodes",
-        **({"train_tokens": f"{resolution_key} of {FLUXSR_CONFIG}"} if tokens else {}),
+        **({"train_tokens": f"the resolution in {FLUXSR_CONFIG}"} if tokens else {}),
     }
     try:
-        settings = OneStepSettings(sigma, 1.0 if guidance is None else guidance, train_tokens=tokens or None)
+        settings = OneStepSettings(sigma, 1.0 if guidance is None else guidance, train_tokens=tokens)
     except OptionError as error:
         raise UnsupportedCheckpointError(
             config, f"is wrong: {error}; take the file that belongs to the LoRA"
         ) from error
     return _with_alpha(header, config, values), settings, why
+
+
+def _tokens(values: dict[str, Any]) -> int | None:
+    """Tokens per side of the resolution that the config names; None where it names none that can be used."""
+    stated = {_as_number(value) for key, value in _entries(values) if _plain_key(key) in _RESOLUTION}
+    resolution = stated.pop() if len(stated) == 1 else None
+    if resolution is None or not _TOKEN <= resolution <= _TOKEN * TOKENS_LIMIT:
+        return None
+    return int(resolution) // _TOKEN
 
 
 def _with_alpha(header: Header, config: Path, values: dict[str, Any]) -> Header:
@@ -80,7 +89,7 @@ def _with_alpha(header: Header, config: Path, values: dict[str, Any]) -> Header:
     rank, _ = _number(config, values, _RANK)
     if alpha is None or stated_scale(header) is not None:
         return header
-    stated = {"lora_alpha": repr(alpha), **({} if rank is None else {"r": repr(rank)})}
+    stated = {"lora_alpha": repr(alpha), **({"r": repr(rank)} if rank else {})}
     return replace(header, metadata={**header.metadata, **stated})
 
 
@@ -122,13 +131,16 @@ def _number(config: Path, values: dict[str, Any], names: tuple[str, ...]) -> tup
 
 
 def _entries(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """All keys and values, those of objects inside too."""
+    """All keys and values, those of objects and lists inside too."""
     waiting: list[Any] = [values]
     while waiting:
-        for key, value in waiting.pop(0).items():
-            yield key, value
-            if isinstance(value, dict):
-                waiting.append(value)
+        value = waiting.pop()
+        if isinstance(value, dict):
+            inside: dict[str, Any] = value
+            yield from inside.items()
+            waiting += inside.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _plain_key(key: str) -> str:

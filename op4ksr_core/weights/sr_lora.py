@@ -16,6 +16,7 @@ Folders are recognised by what lies in them, and any file in one stands for it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -63,7 +64,7 @@ def is_published(path: Path) -> bool:
     if find_adapters(path) is not None:
         return True
     header = fluxsr_header(path)
-    return header is not None and not _is_ours(header) and (header.files[0].parent / FLUXSR_CONFIG).exists()
+    return header is not None and not _is_ours(header) and os.path.lexists(header.files[0].parent / FLUXSR_CONFIG)
 
 
 def describe_sr_lora(source: Header | str | Path) -> SrLora:

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from lora_merge import merge
 from safetensors.torch import save_file
 from torch import Tensor
 
 from op4ksr_core import AutoEncoder, UnsupportedCheckpointError
+from op4ksr_core.weights.convert import Conversion, convert
 from op4ksr_core.weights.header import ENCODER_PREFIX, read_header
+from op4ksr_core.weights.inspect import inspect_file
+from op4ksr_core.weights.sr_convert import convert_sr_lora
 from op4ksr_core.weights.sr_lora import SrLora, describe_sr_lora, sr_lora_settings
 from op4ksr_core.weights.vae_lora import encoder_changes
 
@@ -180,3 +184,189 @@ def test_halves_are_named(omgsr: Path, fluxsr: Path, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedCheckpointError) as caught:
             describe_sr_lora(path)
         assert words in str(caught.value)
+
+
+def test_an_adapters_name_in_the_keys_and_other_names_of_the_folders_change_nothing(omgsr: Path) -> None:
+    """As a model's own state dict has the keys; and whoever unpacked the folders may have named them."""
+    expected = describe_sr_lora(omgsr)
+    (omgsr / "flux_adapter").rename(omgsr / "a")
+    (omgsr / "vae_encoder_adapter").rename(omgsr / "b")
+    save_file(transformer(adapter=".flux_adapter"), omgsr / "a" / "adapter_model.safetensors")
+    save_file(encoder(adapter=".vae_encoder_adapter"), omgsr / "b" / "adapter_model.safetensors")
+    for path in (omgsr, omgsr / "a", omgsr / "b" / "adapter_model.safetensors"):
+        found = describe_sr_lora(path)
+        assert (found.origin, found.settings) == ("OMGSR", expected.settings)
+        assert found.transformer.files[0].parent.name == "a" and found.encoder is not None
+
+
+def test_links_stand_for_what_they_point_to(omgsr: Path, tmp_path: Path) -> None:
+    """As the Hugging Face cache has its files, and disks their folders."""
+    cache = tmp_path / "blobs"
+    cache.mkdir()
+    for number, file in enumerate(sorted(omgsr.rglob("*.*"))):
+        file.rename(cache / str(number))
+        file.symlink_to(cache / str(number))
+    (tmp_path / "link").symlink_to(omgsr)
+    for path in (omgsr, tmp_path / "link", tmp_path / "link" / "flux_adapter" / "adapter_model.safetensors"):
+        assert describe_sr_lora(path).origin == "OMGSR"
+
+
+def test_what_else_lies_beside_a_folder_is_itself(omgsr: Path, fluxsr: Path) -> None:
+    for folder in (omgsr, omgsr / "flux_adapter", fluxsr):
+        path = folder / "mine.safetensors"
+        save_file(transformer("transformer."), path, {"op4ksr.sigma": "0.4"})
+        found = describe_sr_lora(path)
+        assert (found.origin, found.settings.sigma) == ("OP4KSR", 0.4)
+
+
+def test_an_alpha_beside_the_file_is_believed_last(omgsr: Path, tmp_path: Path) -> None:
+    """Also by who reads one adapter alone, and a copy does not lose it."""
+    file = omgsr / "flux_adapter" / "adapter_model.safetensors"
+    assert inspect_file(file)["scales"] == [2.0]
+    copy = tmp_path / "copy.safetensors"
+    convert(file, copy, Conversion())
+    assert inspect_file(copy)["scales"] == [2.0]
+    save_file(transformer(), file, {"lora_adapter_metadata": json.dumps({"lora_alpha": 12, "r": 4})})
+    assert inspect_file(file)["scales"] == [3.0]
+    save_file({**transformer(), f"base_model.model.{QUERY}.alpha": torch.tensor(2.0)}, file)
+    assert inspect_file(file)["scales"] == [0.5]
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+ADAPTER_FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no config": (lambda f: (f / "adapter_config.json").unlink(), "expected adapter_config.json beside"),
+    "no tensors": (lambda f: (f / "adapter_model.safetensors").unlink(), "expected adapter_model.safetensors in this"),
+    "a pickle": (
+        lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"),
+        "adapter_model.bin: is a PyTorch pickle",
+    ),
+    "no json": (lambda f: write_json(f / "adapter_config.json", "{"), "adapter_config.json is wrong: it cannot be read"),
+    "json of another kind": (lambda f: write_json(f / "adapter_config.json", []), "it is no JSON object"),
+    "no alpha": (lambda f: write_json(f / "adapter_config.json", {"r": 4}), "it states no lora_alpha"),
+    "odd alpha": (lambda f: write_json(f / "adapter_config.json", {"r": 4, "lora_alpha": "\x1b"}), "got '\\x1b'"),
+    "other rank": (
+        lambda f: write_json(f / "adapter_config.json", {"r": 16, "lora_alpha": 16}),
+        "its adapter_config.json beside the file states rank 16 and its tensors have 4",
+    ),
+    "a folder": (
+        lambda f: ((f / "adapter_model.safetensors").unlink(), (f / "adapter_model.safetensors").mkdir()),
+        "expected one safetensors file",
+    ),
+    "a dead link": (
+        lambda f: ((f / "adapter_model.safetensors").unlink(), (f / "adapter_model.safetensors").symlink_to("gone")),
+        "no such file",
+    ),
+    "cut short": (lambda f: (f / "adapter_model.safetensors").write_bytes(b"\x10" + 9 * b"\0"), "is "),
+    "integers": (
+        lambda f: save_file({"base_model.model.conv_in.lora_A.weight": torch.ones(4, 3, 3, 3, dtype=torch.int8)},
+                            f / "adapter_model.safetensors"),
+        "expected one of the dtypes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("half", ["flux_adapter", "vae_encoder_adapter"])
+@pytest.mark.parametrize("fault", ADAPTER_FAULTS)
+def test_a_faulty_half_is_one_sentence(omgsr: Path, tmp_path: Path, half: str, fault: str) -> None:
+    spoil, words = ADAPTER_FAULTS[fault]
+    spoil(omgsr / half)
+    output = tmp_path / "out.safetensors"
+    for use in (lambda: describe_sr_lora(omgsr), lambda: convert_sr_lora(omgsr, output)):
+        with pytest.raises(UnsupportedCheckpointError) as caught:
+            use()
+        text = str(caught.value)
+        assert words in text and half in text and text.isprintable() and "; " in text
+    assert not output.exists()
+
+
+def test_the_sister_for_stable_diffusion_and_two_at_once_are_named(tmp_path: Path) -> None:
+    sister = tmp_path / "omgsr-s"
+    write_adapter(
+        sister / "unet_lora_adapter", factors("base_model.model.mid_block.attentions.0.proj_in", (4, 8), (8, 4))
+    )
+    write_adapter(sister / "vae_encoder_lora_adapter", encoder())
+    with pytest.raises(UnsupportedCheckpointError, match="is OMGSR-S, a LoRA for Stable Diffusion 2.1"):
+        describe_sr_lora(sister)
+    both = tmp_path / "both"
+    for name in ("one", "two"):
+        write_adapter(both / name / "flux_adapter", transformer())
+        write_adapter(both / name / "vae_encoder_adapter", encoder())
+    with pytest.raises(UnsupportedCheckpointError, match=r"holds 2 folders of an OMGSR-F LoRA \(one, two\); name one"):
+        describe_sr_lora(both)
+
+
+CONFIGS: dict[str, tuple[Any, float | str]] = {
+    "t_l": ({"t_l": 0.3}, 0.3),
+    "TL in an object": ({"args": {"TL": "0.25"}}, 0.25),
+    "in a list": ({"stages": [{"tl": 0.5}]}, 0.5),
+    "twice alike": ({"T_L": 0.25, "flow": {"t_l": 0.25}}, 0.25),
+    "twice, not alike": ({"T_L": 0.25, "flow": {"t_l": 0.5}}, "expected one number, got T_L 0.25, t_l 0.5"),
+    "none": ({"rank": 64}, "states no T_L, the sigma of the one step (looked for T_L, t_l, TL, tl"),
+    "null": ({"T_L": None}, "states no T_L"),
+    "a word": ({"T_L": "quarter"}, "expected one number, got T_L quarter"),
+    "true": ({"T_L": True}, "expected one number"),
+    "of 1000": ({"T_L": 250}, "sigma: expected above 0 and at most 1, got 250"),
+    "not a number": ('{"T_L": NaN}', "expected one number, got T_L nan"),
+    "huge": ('{"T_L": ' + "9" * 5000 + "}", "cannot be read as JSON"),
+    "no object": ([0.25], "is no JSON object"),
+    "no JSON": ("T_L: 0.25", "cannot be read as JSON"),
+    "odd guidance": ({"T_L": 0.25, "guidance": -1}, "guidance: expected 0 to 100, got -1"),
+    "deep": ("[" * 100_000, "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_t_l_is_found_or_asked_for(fluxsr: Path, case: str) -> None:
+    config, expected = CONFIGS[case]
+    write_json(fluxsr / "training_config.json", config)
+    if isinstance(expected, float):
+        assert describe_sr_lora(fluxsr).settings.sigma == expected
+        return
+    with pytest.raises(UnsupportedCheckpointError) as caught:
+        describe_sr_lora(fluxsr)
+    assert expected in str(caught.value) and str(caught.value).startswith(str(fluxsr / "training_config.json"))
+
+
+def test_what_else_fluxsrs_config_says_counts(fluxsr: Path) -> None:
+    config = {"T_L": 0.25, "guidance_scale": 3.5, "resolution": 512, "lora_alpha": 8, "rank": 4}
+    write_json(fluxsr / "training_config.json", config)
+    found = describe_sr_lora(fluxsr)
+    assert (found.settings.guidance, found.settings.train_tokens) == (3.5, 32)
+    assert found.why["guidance"] == "guidance_scale of training_config.json"
+    assert inspect_file(fluxsr)["scales"] == [2.0]
+    write_json(fluxsr / "training_config.json", {**config, "resolution": "as it comes"})
+    assert describe_sr_lora(fluxsr).settings.train_tokens is None
+
+
+def test_a_lora_of_another_kind_is_no_one_step_lora(tmp_path: Path, fluxsr: Path) -> None:
+    plain = tmp_path / "plain.safetensors"
+    save_file(transformer("transformer."), plain)
+    with pytest.raises(UnsupportedCheckpointError, match="names neither its sigma"):
+        describe_sr_lora(plain)
+    save_file({**transformer("transformer."), "op4ksr.txt": noise(3, 24)}, plain, {"op4ksr.sigma": "0.4"})
+    with pytest.raises(UnsupportedCheckpointError, match="half a prompt embedding"):
+        describe_sr_lora(plain)
+    save_file(factors("unet.down_blocks.0.attn.to_q", (4, 8), (8, 4)), fluxsr / "pytorch_lora_weights.safetensors")
+    with pytest.raises(UnsupportedCheckpointError, match="expected a LoRA of a Flux transformer"):
+        describe_sr_lora(fluxsr)
+
+
+def test_nan_is_refused_and_nothing_is_written(omgsr: Path, tmp_path: Path) -> None:
+    tensors = encoder()
+    next(iter(tensors.values()))[0] = torch.nan
+    save_file(tensors, omgsr / "vae_encoder_adapter" / "adapter_model.safetensors")
+    with pytest.raises(UnsupportedCheckpointError, match="holds NaN or infinite numbers"):
+        convert_sr_lora(omgsr, tmp_path / "out.safetensors")
+    assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".op4ksr*"))
+
+
+def test_an_encoders_half_is_left_out_where_only_a_transformer_is_changed(
+    tmp_path: Path, make_flux: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "one.safetensors"
+    save_file({**factors(f"transformer.{QUERY}", (4, 64), (64, 4)), **encoder(ENCODER_PREFIX)}, path)
+    assert merge(make_flux(), path) == 1
+    assert "6 tensors change the VAE's encoder and are left out here" in caplog.text
