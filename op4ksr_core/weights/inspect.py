@@ -117,6 +117,7 @@ def _geometry(header: Header) -> dict[str, Any]:
         extra = {
             "sigma": settings.sigma,
             "guidance": settings.guidance,
+            "encode": settings.encode,
             "train_tokens": settings.train_tokens,
             "prompt_embedding": "op4ksr.txt" in header.shapes,
         }

@@ -515,7 +515,8 @@ def test_inspect_a_transformer(run: Callable[..., int], models: tuple[Path, Path
     assert report["kind"] == "transformer" and report["usable"] == "yes"
     assert report["dims"]["theta"] == [46.7, 80.0] and report["dims"]["axes_dim"] == [4, 14, 14]
     assert (report["sigma"], report["guidance"], report["train_tokens"]) == (0.4, 2.0, 8)
-    assert report["prompt_embedding"] is True
+    assert report["prompt_embedding"] is True and report["encode"] == "mean"
+    assert report["why"].pop("encode") == "default: the posterior's mean, as the file names none"
     assert report["why"] == {key: "the file's metadata" for key in ("theta", "sigma", "guidance")}
 
 

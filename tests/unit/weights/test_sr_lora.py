@@ -243,7 +243,7 @@ ADAPTER_FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"),
         "adapter_model.bin: is a PyTorch pickle",
     ),
-    "no json": (lambda f: write_json(f / "adapter_config.json", "{"), "adapter_config.json is wrong: it cannot be read"),
+    "no json": (lambda f: write_json(f / "adapter_config.json", "{"), "adapter_config.json is wrong: it cannot be"),
     "json of another kind": (lambda f: write_json(f / "adapter_config.json", []), "it is no JSON object"),
     "no alpha": (lambda f: write_json(f / "adapter_config.json", {"r": 4}), "it states no lora_alpha"),
     "odd alpha": (lambda f: write_json(f / "adapter_config.json", {"r": 4, "lora_alpha": "\x1b"}), "got '\\x1b'"),
