@@ -104,6 +104,8 @@ class HostStages(Stages):
         self.ratio = int(vae.spacial_compression_encode())
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
+        if self.samples:
+            log.info("VAE encode: a sample of the posterior, as the model was trained on one (seed %d)", self.seed)
         with running(self.strips, tell, self.seed if self.samples else None):
             return self.vae.encode(image.movedim(1, -1))  # a view: the host turns it back, and nothing is copied
 

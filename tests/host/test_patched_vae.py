@@ -56,6 +56,10 @@ def test_the_tiled_nodes_compute_with_the_changes(patched: Cases) -> None:
     assert found["same"] <= SAME < 0.1 < found["shows"] and found["clean"]
 
 
+def test_two_changes_are_added(patched: Cases) -> None:
+    assert patched["twice"]["same"] <= SAME < 0.1 < patched["twice"]["shows"]
+
+
 def test_on_another_device_it_keeps_the_changes(patched: Cases) -> None:
     assert patched["another_device"] == {"own_model": True, "same": 0, "kind": True}
 

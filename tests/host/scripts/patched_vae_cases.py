@@ -57,14 +57,15 @@ class Written:
     def __init__(self, vae: Any, half: str = "encoder") -> None:
         self.model, self.changes = vae.patcher.model, changes_of(vae, half)
 
-    def _add(self, strength: float) -> None:
+    def add(self, strength: float) -> None:
         state = self.model.state_dict()
         for name, change in self.changes.items():
             state[name].add_(strength * change)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Written:
         self.kept = {name: self.model.state_dict()[name].clone() for name in self.changes}
-        self._add(STRENGTH)
+        self.add(STRENGTH)
+        return self
 
     def __exit__(self, *_: Any) -> None:
         state = self.model.state_dict()
@@ -166,6 +167,16 @@ def tiles() -> dict[str, Any]:
     return {"same": max(far(found, wanted)), "shows": far(wanted, before)[0], "clean": clean}
 
 
+def twice() -> dict[str, Any]:
+    """One LoRA after another: both are added."""
+    vae = vaes()["load_f16_vae"]
+    with Written(vae) as written:
+        once = both(vae)
+        written.add(STRENGTH)
+        wanted = both(vae)
+    return {"same": max(far(both(patched(patched(vae))), wanted)), "shows": far(wanted, once)[0]}
+
+
 def dynamic_memory() -> dict[str, Any]:
     """Under dynamic VRAM a patch hangs beside the weight, and what a cast borrows is given back. Simulated."""
     if not hasattr(comfy.ops, "uncast_bias_weight"):
@@ -232,4 +243,4 @@ def refused() -> dict[str, Any]:
     }
 
 
-CASES = (same_in_every_vae, two_branches, low_memory, tiles, dynamic_memory, another_device, refused)
+CASES = (same_in_every_vae, two_branches, low_memory, tiles, twice, dynamic_memory, another_device, refused)
