@@ -123,6 +123,11 @@ def _kind_conflicts(config: TrainConfig) -> Iterator[str]:
         )
     if kind == "autoencoder" and config.model.part == "decoder" and not config.model.start:
         yield 'model.part: "decoder" keeps an existing encoder; name its file as model.start'
+    if kind == "autoencoder" and config.model.stride and not config.model.start:
+        yield (
+            f"model.stride: is for an existing file, got {config.model.stride}, and a new autoencoder compresses 16x; "
+            "set it to 0"
+        )
     levels, crop = len(config.model.widths), min(config.data.crops.values())
     if kind == "autoencoder" and not config.model.start and 2 * 2**levels > crop:
         yield (

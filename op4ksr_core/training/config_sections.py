@@ -42,6 +42,8 @@ class ModelConfig:
     start: str = ""
     #: The frozen autoencoder of kinds one_step and lora: a file or "bundled".
     autoencoder: str = BUNDLED
+    #: Of the autoencoder's file: 1 (it compresses 8x, as Flux's own) or 2 (16x); 0: as the file says, else 16x.
+    stride: Literal[0, 1, 2] = 0
     #: Of an autoencoder: train all of it, or the decoder alone. A transformer trained for the old one fits that still.
     part: Literal["all", "decoder"] = "all"
     widths: Annotated[tuple[Width, ...], Within(min_length=1, max_length=8)] = (24, 48, 96, 96)

@@ -94,7 +94,7 @@ class Suggestion:
                 f"t = {step} of {FLUX_STEPS}, sigma {sigma_of_time(step / FLUX_STEPS, MAX_SHIFT):.4f}",
             ),
             ("this run has", own),
-            ("for the recipe, in [model]", f"sigma = {self.sigma:.4f}"),
+            ("for the recipe, in [model]", f"sigma = {self.sigma:.4g}"),
         )
         return "\n".join(f"{name:<28} {value}" for name, value in rows)
 

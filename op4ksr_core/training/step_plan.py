@@ -23,12 +23,12 @@ from ..planning.geometries import GEOMETRIES, Geometry
 from ..planning.plan import GIGABYTE
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from ..vae.estimate import WORKSPACE
-from ..weights.description import describe_autoencoder, describe_flux
+from ..weights.description import describe_flux
 from ..weights.header import PROMPT_KEYS
 from .config import TrainConfig
 from .step_meter import StepStages, by_cuda_rules, bytes_of
 from .tasks.frozen import freeze_blocks, shapes_of
-from .tasks.model_source import Files
+from .tasks.model_source import Files, describe_start
 from .tasks.one_step import LoraTask, OneStepTask
 from .tasks.task import BLOCKS
 
@@ -41,7 +41,7 @@ def geometry_of(config: TrainConfig, name: str | None = None) -> Geometry:
     if name is not None:
         return GEOMETRIES[name]
     files = Files(config)
-    autoencoder = describe_autoencoder(files.autoencoder_file).params
+    autoencoder = describe_start(config, files.autoencoder_file).params
     assert isinstance(autoencoder, AutoEncoderParams)
     if not config.model.start:
         return Geometry(FluxParams(), autoencoder, config.model.prompt_tokens)

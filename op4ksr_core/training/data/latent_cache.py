@@ -64,7 +64,7 @@ class LatentCache:
         self.seed, self.folder = config.seed, config.cache_folder
         self.batches = -(-config.data.cached // config.train.batch)
         self.batch, self.crop = config.train.batch, config.data.crop
-        stat = autoencoder.stat()
+        stat, stride = autoencoder.stat(), [config.model.stride] if config.model.stride else []
         facts = {
             "version": VERSION,
             "seed": config.seed,
@@ -72,7 +72,7 @@ class LatentCache:
             "precision": config.train.precision,
             "data": {k: v for k, v in asdict(config.data).items() if k not in ("cache", "cached", "workers")},
             "degradation": asdict(config.degradation),
-            "autoencoder": [str(autoencoder), stat.st_size, stat.st_mtime_ns],
+            "autoencoder": [str(autoencoder), stat.st_size, stat.st_mtime_ns, *stride],
             "pictures": _state_of(config.data),
         }
         self.name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

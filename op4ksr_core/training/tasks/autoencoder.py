@@ -10,12 +10,12 @@ from torch import Tensor
 from ...bundled import BUNDLED_AUTOENCODER
 from ...models.latent import LATENT_SCALE, LATENT_SHIFT
 from ...vae.autoencoder import AutoEncoder, AutoEncoderParams
-from ...weights.checkpoint import load_autoencoder, save_autoencoder
+from ...weights.checkpoint import save_autoencoder
 from ..config import TrainConfig
 from ..data.sources import Source
 from . import linear_start
 from .linear_start import trunk_decode, trunk_encode
-from .model_source import file_of
+from .model_source import autoencoder_of, file_of
 from .objectives import distance
 from .task import DTYPES, NOISE, UNIT, Judged, Task, checkpoint_blocks, generator_of
 
@@ -30,7 +30,7 @@ class AutoencoderTask(Task):
         super().__init__(config)
         model = config.model
         if model.start:
-            self.model = load_autoencoder(file_of(model.start, BUNDLED_AUTOENCODER)).train().requires_grad_(True)
+            self.model = autoencoder_of(config, file_of(model.start, BUNDLED_AUTOENCODER)).train().requires_grad_(True)
         else:
             torch.manual_seed(config.seed)
             params = AutoEncoderParams(

@@ -8,9 +8,12 @@ from typing import Protocol
 import torch
 
 from ...bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX
+from ...errors import UnsupportedCheckpointError
 from ...models.flux import Flux
 from ...vae.autoencoder import AutoEncoder
 from ...weights.checkpoint import load_autoencoder, load_flux
+from ...weights.description import Description, describe_autoencoder
+from ...weights.probe import doubt
 from ..config import TrainConfig
 from ..config_sections import BUNDLED
 from .frozen import freeze_blocks
@@ -33,6 +36,24 @@ def file_of(name: str, bundled: Path) -> Path:
     return bundled if name == BUNDLED else Path(name)
 
 
+def describe_start(config: TrainConfig, file: Path) -> Description:
+    """What an autoencoder's file is, its stride as the config says, else as the file does."""
+    return describe_autoencoder(file, stride=config.model.stride or None)
+
+
+def autoencoder_of(config: TrainConfig, file: Path) -> AutoEncoder:
+    """The autoencoder in a file, float32.
+
+    Raises UnsupportedCheckpointError where neither the config nor the file states the stride, and a test picture
+    speaks against 16x: most files of 8x VAEs say nothing.
+    """
+    found = describe_start(config, file)
+    model = load_autoencoder(found)
+    if (warning := doubt(found, model)) is not None:
+        raise UnsupportedCheckpointError(file, f"{warning}; say which with model.stride, 1 for 8x or 2 for 16x")
+    return model
+
+
 class Files:
     """The files that the config names. Raises UnsupportedCheckpointError, OptionError without torchao."""
 
@@ -42,7 +63,8 @@ class Files:
         self.flux_file = file_of(config.model.start, BUNDLED_FLUX)
 
     def autoencoder(self) -> AutoEncoder:
-        return load_autoencoder(self.autoencoder_file).to(memory_format=torch.channels_last)  # pyright: ignore
+        model = autoencoder_of(self.config, self.autoencoder_file)
+        return model.to(memory_format=torch.channels_last)  # pyright: ignore
 
     def flux(self, dtype: torch.dtype | None) -> Flux:
         flux = load_flux(self.flux_file, dtype=dtype)

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...bundled import BUNDLED_AUTOENCODER
+from ...errors import OptionError
 from ...images.resize import Target, resize
 from ...models.flux import DEFAULT_SIGMA, Flux, FluxParams, OneStepSettings, check_sigma, split_head
 from ...models.latent import PATCH, process_in, process_out
@@ -42,6 +43,7 @@ class OneStepTask(Task):
         self.autoencoder = self.models.autoencoder()
         self.flux = self.start()
         check_pair(self.flux.params, self.autoencoder.params)
+        check_grids(config, self.autoencoder.params.ratio)
         #: Processed latents (N, 16, h, w) of whole pictures, degraded and sharp, for the grid steps.
         self.tiles: tuple[Tensor, Tensor] | None = None
         #: The crops, if they are encoded once.
@@ -186,6 +188,17 @@ class LoraTask(OneStepTask):
 
     def save(self, path: Path, line: str) -> None:
         lora.save_lora(path, self.flux, self.adapters, dtype=DTYPES[self.config.output.dtype], training=line)
+
+
+def check_grids(config: TrainConfig, ratio: int) -> None:
+    """Raise OptionError unless the grids' sides are whole pictures. ratio: px per latent px of the autoencoder at hand."""
+    side = config.data.picture_side
+    uneven = [tokens for tokens in config.train.grid_tokens if tokens * PATCH * ratio % side]
+    if config.train.grid_every and uneven:
+        raise OptionError(
+            f"train.grid_tokens: {uneven[0]} tokens are no whole number of pictures of {side} px with this {ratio}x "
+            "autoencoder; change one of the two"
+        )
 
 
 def encoded(autoencoder: AutoEncoder, pictures: Tensor, config: TrainConfig) -> Tensor:

@@ -90,6 +90,13 @@ def test_pairs_that_differ_have_a_mean_error_above_what_the_published_search_fin
     assert found.sigma == pytest.approx(mean / (1 + mean)) and found.quantile(0.5) == pytest.approx(0.6 / 1.6)
 
 
+def test_a_small_sigma_is_pasted_as_what_it_is() -> None:
+    """A recipe's is above 0."""
+    last = made([1e-6], [1.0])[0].text().splitlines()[-1]
+    config = parse_config(f'kind = "one_step"\nrun = "r"\n[model]\n{last.partition("[model]")[2].strip()}')
+    assert config.model.sigma == pytest.approx(1e-6, rel=1e-3)
+
+
 def suggested(folder: Path, kind: str = "one_step", pairs: int = 4, **more: str) -> Suggestion:  # noqa: F811
     return suggest_sigma(parse_config(config(folder, kind, **more)), pairs)
 
@@ -184,7 +191,7 @@ def test_the_command_prints_it_and_trains_nothing(folder: Path, capsys: pytest.C
     told = capsys.readouterr().out.splitlines()
     found = suggested(folder)
     assert told[0].split() == ["pairs", "of", "pictures", "4"]
-    assert told[-1] == f"for the recipe, in [model]   sigma = {found.sigma:.4f}"
+    assert told[-1] == f"for the recipe, in [model]   sigma = {found.sigma:.4g}"
     assert f"t = {nearest_step(found.sigma)} of 999, " in told[-3] and told[-2].endswith(" 0.5000")
     assert main(["train", str(path), "--suggest-sigma", "--pairs", "4", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

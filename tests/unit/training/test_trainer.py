@@ -464,7 +464,8 @@ def test_two_processes_share_a_run(folder: Path) -> None:
     """As ``accelerate launch`` starts them; on CPUs torch's own starter does the same."""
     pytest.importorskip("accelerate")
     path = folder / "c.toml"
-    path.write_text(config(folder, train="accelerate = true\ngrid_every = 4\ngrid_tokens = [8]\ngrid_pictures = 2\n"))
+    more = {"train": "accelerate = true\ngrid_every = 4\ngrid_tokens = [8]\ngrid_pictures = 2\ncheckpointing = true\n"}
+    path.write_text(config(folder, loss="diversity = 0.1\n", **more))
     command = [
         sys.executable,
         "-m",
