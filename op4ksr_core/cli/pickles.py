@@ -7,6 +7,8 @@ before, as a few bytes may stand for many.
 from __future__ import annotations
 
 import os
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +33,10 @@ SIZE_LIMIT = 100_000_000
 FLUXSR_PROMPT = ("t5_embedding.pth", "clip_embedding.pth")
 _ONE_NAMES = (("t5_embedding", "embedding", "embeds"), ("clip_embedding", "pooled_embedding", "embedding", "embeds"))
 
-_REMEDY = "save the embedding with ComfyUI's CLIP Text Encode and Save Prompt Embedding, and name that file"
+_REMEDY = (
+    "save the embedding with ComfyUI's CLIP Text Encode and Save Prompt Embedding, and name that file "
+    "with --prompt-embedding"
+)
 
 
 def read_pickled_prompt(path: Path) -> PromptEmbedding:
@@ -70,14 +75,24 @@ def _load(path: Path) -> dict[str, Tensor]:
     """{name: tensor} of a dict, or {"": tensor}: dense and floating-point, on the CPU."""
     _check_size(path)
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a parser of pickles makes of what is in it
-        reason = plain(str(error).strip().partition("\n")[0] or type(error).__name__)
         raise UnsupportedCheckpointError(
-            path, f"cannot be read as tensors alone ({reason}); if it is no damaged file but holds a program: {_REMEDY}"
+            path, f"cannot be read as tensors alone ({_reason(error)}); {_REMEDY}"
         ) from error
     values: Mapping[Any, Any] = content if isinstance(content, Mapping) else {"": content}
     return {str(name): tensor for name, tensor in values.items() if _is_usable(path, str(name), tensor)}
+
+
+def _reason(error: Exception) -> str:
+    """Why PyTorch did not open it, without its advice to open it unsafely."""
+    text = str(error)
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it holds {plain(found[1])}, which is code and no tensor"
+    found = re.search(r"WeightsUnpickler error: ([^\n]+)", text)
+    return plain(found[1] if found else text.strip().partition("\n")[0] or type(error).__name__)
 
 
 def _is_usable(path: Path, name: str, value: object) -> bool:

@@ -233,8 +233,14 @@ def without_clip(folder: Path) -> Path:
 
 TXT, VEC = public.small_prompt()
 ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "a program": (prompts(Runs()), "cannot be read as tensors alone"),
-    "a layer, as trainers save a table of words": (prompts(Embedding(50, 24)), "cannot be read as tensors alone"),
+    "a program": (
+        prompts(Runs()),
+        "exec, which is code and no tensor",
+    ),
+    "a layer, as trainers save a table of words": (
+        prompts(Embedding(50, 24)),
+        "it holds torch.nn.modules.sparse.Embedding",
+    ),
     "a table of words": (prompts(torch.zeros(32128, 24)), "has 32,128 rows, more than a prompt has tokens"),
     "no tensor": (prompts([1, 2]), "holds no tensor (list)"),
     "nothing": (prompts({}), "got nothing"),
