@@ -26,6 +26,9 @@ from .prompt import prompt_of
 
 log = plain_logger(__name__)
 
+#: Image px per latent px of the VAE that the published one-step LoRAs belong to: Flux's own.
+_PUBLIC_RATIO = 8
+
 
 def load_lora(model: Any, found: SrLora, strength: float, conditioning: list[Any] | None = None) -> Any:
     """A clone of a Flux MODEL with the file's LoRA, theta and one-step settings.
@@ -77,10 +80,12 @@ def _settings(found: SrLora, model: Any, dims: tuple[int, int], conditioning: li
             )  # fmt: skip
         return replace(found.settings, txt=txt, vec=vec)
     if not found.has_prompt:
+        whose = "; or make one file of the folder, .pth files included, with 'op4ksr convert --sr-lora FOLDER -o FILE'"
         raise UnsupportedCheckpointError(
             found.path,
             "carries no prompt embedding: connect one to conditioning, from ComfyUI's CLIP Text Encode with the text "
-            "it was trained with (none, as a rule), or from Load Prompt Embedding",
+            "it was trained with (none, as a rule), or from Load Prompt Embedding"
+            + (whose if found.origin == "FluxSR" else ""),
         )
     check_prompt(found.transformer, *dims)
     return sr_lora_settings(found)
@@ -92,6 +97,7 @@ def load_encoder_lora(vae: Any | None, found: SrLora, strength: float) -> Any | 
     Raises OptionError where the file changes an encoder and no VAE is connected, or one that cannot be patched;
     UnsupportedCheckpointError where it was made for another VAE.
     """
+    _warn_of_other_ratio(vae, found)
     if found.encoder is None or strength == 0:
         return vae
     if vae is None:
@@ -102,6 +108,13 @@ def load_encoder_lora(vae: Any | None, found: SrLora, strength: float) -> Any | 
     changes = encoder_changes(found, encoder_shapes(vae))
     log.info("%s: changes %d weights of the VAE's encoder", found.path.name, len(changes))
     return patched_vae(vae, changes, strength)
+
+
+def _warn_of_other_ratio(vae: Any | None, found: SrLora) -> None:
+    ratio = getattr(vae, "spacial_compression_encode", lambda: _PUBLIC_RATIO)()
+    if found.origin != "OP4KSR" and ratio != _PUBLIC_RATIO:
+        text = "%s: was trained with Flux's own 8x VAE, and this one is %sx; connect Flux's (ae.safetensors)"
+        log.warning(text, found.path.name, ratio)
 
 
 def _patch_weights(clone: Any, contents: LoraContents, strength: float) -> None:

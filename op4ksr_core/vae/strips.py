@@ -108,6 +108,10 @@ class Strips:
         """The norm, with the moments of the source, and SiLU."""
         return Affine(norm, self.moments(source), self.read)
 
+    def upsampled(self, source: Stored | Computed, conv: nn.Conv2d) -> Computed:
+        """The map of twice both sides, computed on demand, a strip of it kept."""
+        return Computed(2 * source.height, upsampled(source, conv, same, read=self.read), keep=True)
+
     def block(self, source: Stored | Computed, block: Any, spare: Tensor | None = None) -> tuple[Stored, Tensor | None]:
         """The map after a residual block, and a map's memory that is free now.
 
@@ -213,8 +217,7 @@ def decode_picture(
             source, spare = strips.block(source, block, spare)
         del spare
         if hasattr(level, "upsample"):
-            rows = upsampled(source, level.upsample.conv, same, read=read)
-            source = Computed(2 * source.height, rows, keep=True)
+            source = strips.upsampled(source, level.upsample.conv)
             if settings.mode == "fast":
                 source = strips.store(source.height, source.compute)
     _last_step(decoder, source, strips, out)

@@ -58,7 +58,7 @@ def test_the_base_model_stays_as_it_is(pieces: Cases) -> None:
     ("case", "kind", "words"),
     [
         ("no_lora", "UnsupportedCheckpointError", ("none.safetensors", "holds no LoRA", "choose a LoRA")),
-        ("no_prompt", "UnsupportedCheckpointError", ("no prompt embedding", "convert --prompt-embedding")),
+        ("no_prompt", "UnsupportedCheckpointError", ("nor a prompt embedding", "convert --prompt-embedding")),
         ("no_match", "UnsupportedCheckpointError", ("none of its 2 tensors fits", "trained on")),
         ("other_prompt", "UnsupportedCheckpointError", ("another model's prompt embedding", "(T, 64)")),
         ("no_flux", "OptionError", ("MODEL: is a BaseModel", "Load SR LoRA needs the Flux model")),

@@ -31,10 +31,15 @@ def write_published(given: Path) -> None:
     from peft import LoraConfig, PeftModel
     from safetensors.torch import save_file
 
+    from op4ksr_core.weights.prompt import PromptEmbedding, read_prompt
+    from op4ksr_core.weights.sr_convert import convert_sr_lora
+
     public.save_base(given)
     public.save_omgsr(given / "OMGSR")
     public.save_fluxsr(given / "FluxSR")
     public.save_prompt(given / "empty.safetensors")
+    saved = given / "empty.safetensors"
+    convert_sr_lora(given / "OMGSR", given / "one.safetensors", {}, PromptEmbedding((saved,), read_prompt(saved)))
     prompt, found, image = public.small_prompt(), dict[str, Any](), picture(64, 96)
     flux, vae, _ = public.omgsr_adapters()
     sigma = math.exp(1.15) / (math.exp(1.15) + 999 / 244 - 1)
@@ -74,6 +79,16 @@ def test_latents_and_picture_are_the_published_codes(published: Cases, case: str
         return
     assert max(found["both_again"]) <= TOLERANCE
     assert min(found["without_encoder"]) > FAR and min(found["other_seed"]) > FAR
+
+
+def test_one_file_of_both_halves_is_the_folder(published: Cases) -> None:
+    found = published["omgsr_in_one_file"]
+    assert max(found["both"]) <= TOLERANCE and found["patched"]
+
+
+def test_fluxsrs_prompt_is_asked_for(published: Cases) -> None:
+    message = published["fluxsr_without_prompt"]["message"]
+    assert "carries no prompt embedding: connect one" in message and "convert --sr-lora" in message
 
 
 def test_the_constants_are_the_published_ones(published: Cases) -> None:
@@ -156,6 +171,8 @@ def test_half_of_a_lora_is_warned_of(graphs: Cases) -> None:
     (line,) = found["half"]
     assert line.endswith("this VAE has no LoRA; connect the VAE of Load SR LoRA")
     assert found["whole"] == found["none"] == []
+    (line,) = found["16x"]
+    assert "was trained with Flux's own 8x VAE, and this one is 16x" in line
 
 
 REFUSED = {

@@ -207,7 +207,7 @@ def sr_lora() -> dict[str, Any]:
     before = result(base())
     for layout in LAYOUTS:
         name = write_sr_lora(f"{layout}.safetensors", lora_of(layout))
-        model, conditioning = harness.run("OP4KSR_LoadSRLoRA", base(), name)
+        model, conditioning, _ = harness.run("OP4KSR_LoadSRLoRA", base(), name)
         ours = result(model, conditioning=conditioning) if layout == "bfl" else result(model)
         constants_only = result(harness.run("OP4KSR_LoadSRLoRA", base(), name, 0.0)[0])
         found[layout] = {

@@ -99,8 +99,20 @@ def omgsr_in_the_hosts_vae() -> dict[str, Any]:
     return one("wide", "OMGSR_wide/vae_encoder_adapter/adapter_config.json", base()["wide"])
 
 
+def omgsr_in_one_file() -> dict[str, Any]:
+    """As ``convert --sr-lora`` makes it, prompt embedding included: no CONDITIONING is connected."""
+    image, vae = reference()["omgsr.image"], base()["small"]
+    model, _, patched = with_lora("one.safetensors", vae, conditioning=None)
+    return {"both": errors("omgsr", steps(model, patched, image)), "patched": patched is not vae}
+
+
 def fluxsr() -> dict[str, Any]:
     return one("fluxsr", FLUXSR, base()["small"])
+
+
+def fluxsr_without_prompt() -> dict[str, Any]:
+    """Its prompt lies in .pth files, which are never opened here."""
+    return harness.refusal(lambda: with_lora(FLUXSR, base()["small"], conditioning=None))
 
 
 def constants() -> dict[str, Any]:
@@ -112,4 +124,4 @@ def constants() -> dict[str, Any]:
     return found
 
 
-CASES = (omgsr, omgsr_in_exact_vae, omgsr_in_the_hosts_vae, fluxsr, constants)
+CASES = (omgsr, omgsr_in_exact_vae, omgsr_in_the_hosts_vae, omgsr_in_one_file, fluxsr, fluxsr_without_prompt, constants)
