@@ -413,7 +413,8 @@ def test_diagnose_and_suppress_template_runs_as_shipped(server: Server, object_i
 def test_compare_positions_template_runs_as_shipped(server: Server, object_info: dict[str, Any]) -> None:
     """At 256 px, beyond 4 trained tokens instead of 128: five policies, each with the meter's score under it."""
     prompt = to_api(read_template(PACK / "workflows" / "compare_positions.json"), object_info)
-    assert {prompt[node]["inputs"]["pixels"] for node in by_class(prompt, "OP4KSR_OneStepUpscale")} == {6144}  # 192 tokens
+    steps = by_class(prompt, "OP4KSR_OneStepUpscale")
+    assert {prompt[node]["inputs"]["pixels"] for node in steps} == {6144}  # 192 tokens
     policies = [prompt[node]["inputs"]["policy"] for node in by_class(prompt, "OP4KSR_ApplyRFR")]
     assert policies == ["checkpoint", "ntk", "interpolate", "ultraflux", "parts"]
     small = {"x": 0, "y": 0, "width": 128, "height": 64}
