@@ -48,6 +48,13 @@ KINDS: dict[str, tuple[str, str]] = {
         '"meta" without computing); at most is the limit that was set beforehand. run: peak of a whole process. '
         "[What it means](benchmark_memory.md).",
     ),
+    "sky": (
+        "The transformer in pieces: a smooth sky",
+        "A procedural sky x4 in one pass and in pieces, real weights, those bundled unless the command names others; "
+        "what the meter says of it in 8 bits, with the small picture as reference, and how far the pieces are from the "
+        "whole, in grey levels of 255, before rounding. seam: the largest step between means of 32 px cells on either "
+        "side of a line at which two windows weigh alike. [What it means](pieces.md).",
+    ),
     "speed": (
         "The VAE in strips: speed",
         "Seconds of each way over those of the plain pass, in turn in one run; medians, and the slowest. Random "

@@ -10,7 +10,7 @@ from typing import Any
 from op4ksr_core.cli.console import say
 from op4ksr_core.cli.options import parse_device, whole
 
-from .. import memory
+from .. import flux_peaks, memory
 from ..tables import Row, Tables, write_report
 
 
@@ -35,6 +35,7 @@ _TABLES: dict[str, Callable[[], list[Row]]] = {
     "run": memory.end_to_end,
     "sample": memory.tiles_on_the_sample,
     "exactness": memory.exactness,
+    "transformer": flux_peaks.transformer_peaks,
 }
 _QUICK_TABLES: dict[str, Callable[[], list[Row]]] = {
     "peaks": lambda: memory.peaks(("F16, bundled",), (512,), (1024,)),

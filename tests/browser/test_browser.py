@@ -34,6 +34,10 @@ RUNS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "upscale_4k": (SMALL, {"SaveImage"}),
     "compare": (SMALL | {"ImageScale": {"width": 256}}, {"PreviewImage", "ImageCompare", "OP4KSR_ApplyRFR"}),
     "diagnose_and_suppress": ({}, {"SaveImage", "OP4KSR_PeriodicityDiagnostic", "OP4KSR_SuppressPeriodicity"}),
+    "compare_positions": (
+        SMALL | {"ImageCrop": {"width": 128, "height": 64, "x": 0, "y": 0}},
+        {"PreviewImage", "OP4KSR_ApplyRFR", "OP4KSR_PeriodicityDiagnostic"},
+    ),
     "batch_of_stills": (SMALL, {"SaveImage"}),
 }
 ONE_STEP = {"OP4KSR_LoadFluxSR", "OP4KSR_LoadF16VAE", "OP4KSR_LoadSRLoRA"}

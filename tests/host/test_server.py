@@ -410,6 +410,23 @@ def test_diagnose_and_suppress_template_runs_as_shipped(server: Server, object_i
     assert server.picture(run, saver).size == (640, 480)
 
 
+def test_compare_positions_template_runs_as_shipped(server: Server, object_info: dict[str, Any]) -> None:
+    """At 256 px, beyond 4 trained tokens instead of 128: five policies, each with the meter's score under it."""
+    prompt = to_api(read_template(PACK / "workflows" / "compare_positions.json"), object_info)
+    steps = by_class(prompt, "OP4KSR_OneStepUpscale")
+    assert {prompt[node]["inputs"]["pixels"] for node in steps} == {6144}  # 192 tokens
+    policies = [prompt[node]["inputs"]["policy"] for node in by_class(prompt, "OP4KSR_ApplyRFR")]
+    assert policies == ["checkpoint", "ntk", "interpolate", "ultraflux", "parts"]
+    small = {"x": 0, "y": 0, "width": 128, "height": 64}
+    changed(prompt, **SMALL, ImageCrop=small, OP4KSR_ApplyRFR={"train_tokens": 4})
+    run = finished(server, prompt)
+    meters = by_class(prompt, "OP4KSR_PeriodicityDiagnostic")
+    assert len(meters) == 5 and all(run.outputs[node]["images"] and run.outputs[node]["text"] for node in meters)
+    reports = [run.outputs[node]["text"][0] for node in by_class(prompt, "OP4KSR_ApplyRFR")]
+    assert [report.split()[1].strip(":") for report in reports] == policies
+    assert server.picture(run, by_class(prompt, "PreviewImage")[0]).size == (5 * 128 + 4 * 8, 64)
+
+
 def changed(prompt: dict[str, Any], **widgets: dict[str, Any]) -> dict[str, Any]:
     """The prompt with other widget values, by class: small ones, for the CPU's sake."""
     for node in prompt.values():
