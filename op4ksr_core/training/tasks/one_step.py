@@ -191,7 +191,7 @@ class LoraTask(OneStepTask):
 
 
 def check_grids(config: TrainConfig, ratio: int) -> None:
-    """Raise OptionError unless the grids' sides are whole pictures. ratio: px per latent px of the autoencoder at hand."""
+    """Raise OptionError unless the grids' sides are whole pictures. ratio: px per latent px of the autoencoder."""
     side = config.data.picture_side
     uneven = [tokens for tokens in config.train.grid_tokens if tokens * PATCH * ratio % side]
     if config.train.grid_every and uneven:

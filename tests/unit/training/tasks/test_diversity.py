@@ -172,9 +172,9 @@ def test_the_term_makes_tokens_less_alike(folder: Path) -> None:  # noqa: F811
     last: dict[str, float] = {}
     for weight in ("0.0001", "10.0"):
         text = config(folder, "lora", f"run{weight}", loss=f"diversity = {weight}\n", train="rate = 0.02\n")
-        train(text.replace("steps = 6", "steps = 30"))
+        train(text.replace("steps = 6", "steps = 12"))
         last[weight] = float(rows(folder / f"run{weight}")[-1]["diversity"]) / float(weight)
-    assert last["10.0"] < last["0.0001"] - 0.1
+    assert last["10.0"] < last["0.0001"] - 0.05
 
 
 @pytest.mark.parametrize("base", ["plain", "int8"])
@@ -189,6 +189,7 @@ def test_a_lora_on_a_frozen_base_has_the_term(
     assert float(rows(folder / "run")[-1]["diversity"]) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_plan_counts_it(folder: Path, checkpointing: bool) -> None:  # noqa: F811
     found = parse_config(config(folder, "lora", loss="diversity = 1.0\n"))
