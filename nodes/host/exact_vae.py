@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import comfy.model_management
@@ -159,6 +160,14 @@ def memory_widget() -> Any:
     )
 
 
+@cache
+def with_ways_of(first: type[comfy.sd.VAE], given: type[Any]) -> type[Any]:
+    """The class of a VAE that has the ways of ``first`` and then those of the class that it was given with."""
+    if issubclass(given, first):
+        return given
+    return first if given is comfy.sd.VAE else type(first.__name__, (first, given), {})
+
+
 class WholeVAE(comfy.sd.VAE):
     """The host's VAE, less its silent fall to approximate tiles; tiles that are asked for still work."""
 
@@ -304,9 +313,7 @@ class ExactVAE(WholeVAE):
     def of(cls, vae: Any, strips: StripPlan) -> ExactVAE:
         """The same VAE, sharing weights and patcher, in strips. Raises OptionError if it cannot."""
         check_vae(vae)
-        given = type(vae)
-        mixed = given if issubclass(given, cls) else type(cls.__name__, (cls, given), {})
-        exact = cls.__new__(cls if given is comfy.sd.VAE else mixed)
+        exact = cls.__new__(with_ways_of(cls, type(vae)))
         replaced = ("first_stage_model", "memory_used_encode", "memory_used_decode")
         exact.__dict__.update({name: value for name, value in vae.__dict__.items() if name not in replaced})
         exact.strips = strips

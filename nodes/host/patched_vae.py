@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...op4ksr_core.errors import OptionError
 from ...op4ksr_core.weights.shards import some_names
-from .exact_vae import check_vae
+from .exact_vae import check_vae, with_ways_of
 
 
 class PatchedVAE(comfy.sd.VAE):
@@ -87,6 +87,5 @@ def patched_vae(vae: Any, changes: Mapping[str, Tensor], strength: float) -> Any
         raise OptionError(f"VAE: has no {some_names(left)}, which the LoRA changes; connect the VAE it was trained on")
     patched = copy.copy(vae)
     patched.patcher = clone
-    if not isinstance(vae, PatchedVAE):
-        patched.__class__ = type(PatchedVAE.__name__, (PatchedVAE, type(vae)), {})
+    patched.__class__ = with_ways_of(PatchedVAE, type(vae))
     return patched
