@@ -42,6 +42,10 @@ _REMEDY = (
 def read_pickled_prompt(path: Path) -> PromptEmbedding:
     """Both embeddings of a dict, by any of their usual names. Raises UnsupportedCheckpointError."""
     tensors = _load(path)
+    if "" in tensors:
+        raise UnsupportedCheckpointError(
+            path, f"holds one tensor without a name, where an embedding and a pooled one are expected; {_REMEDY}"
+        )
     found: dict[str, Tensor] = {}
     for ours, names, dims in zip(PROMPT_KEYS, PROMPT_NAMES, PROMPT_DIMS, strict=True):
         name = prompt_name(path, tensors, names)
@@ -87,12 +91,15 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """Why PyTorch did not open it, without its advice to open it unsafely."""
+    """Why PyTorch did not open it: its first words, as further ones advise to open it unsafely."""
     text = str(error)
     if found := re.search(r"GLOBAL ([\w.]+)", text):
         return f"it holds {plain(found[1])}, which is code and no tensor"
-    found = re.search(r"WeightsUnpickler error: ([^\n]+)", text)
-    return plain(found[1] if found else text.strip().partition("\n")[0] or type(error).__name__)
+    if found := re.search(r"WeightsUnpickler error:\s*([^\n]+)", text):
+        return f"it is no file of torch.save's, or holds more than tensors: {plain(found[1])}"
+    if isinstance(error, (KeyError, EOFError)):  # whose text is a number, or nothing
+        return "it is no file of torch.save's, or is cut short"
+    return plain(re.split(r"\n|\. (?=[A-Z])", text.strip())[0] or type(error).__name__)
 
 
 def _is_usable(path: Path, name: str, value: object) -> bool:
@@ -100,6 +107,8 @@ def _is_usable(path: Path, name: str, value: object) -> bool:
         if name:  # something else beside the embeddings
             return False
         raise UnsupportedCheckpointError(path, f"holds no tensor ({type(value).__name__}); {_REMEDY}")
+    if value.is_nested:  # which has no shape
+        raise UnsupportedCheckpointError(path, f"holds a nested tensor, which is several of them; {_REMEDY}")
     dense = value.layout == torch.strided and value.device.type == "cpu" and value.is_floating_point()
     if not dense or value.numel() * value.element_size() > SIZE_LIMIT:
         raise UnsupportedCheckpointError(
