@@ -8,6 +8,7 @@ Names are diffusers', relative to the encoder, as PEFT writes them for a model t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from .sr_lora import SrLora
 
 _HALF = "encoder."
+
+#: Our names of an encoder's modules, whatever its size.
+_OURS = re.compile(r"encoder\.(conv_in|conv_out|down\.\d+(\.\w+)+|mid(\.\w+)+)")
 
 
 def encoder_changes(found: SrLora | Header, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
@@ -57,6 +61,12 @@ def encoder_contents(header: Header) -> LoraContents:
             header.path,
             f"holds {len(other)} tensors that are no LoRA of a VAE's encoder ({some_names(other)}); take the file as "
             "its trainer wrote it",
+        )
+    if other := sorted(base for base in contents.modules if not _OURS.fullmatch(encoder_module(base))):
+        raise UnsupportedCheckpointError(
+            header.path,
+            f"changes {len(other)} modules that no VAE's encoder has ({some_names(other)}); take the file that belongs "
+            "to the encoder",
         )
     for base, module in contents.modules.items():
         if module.kinds != ("LoRA",):

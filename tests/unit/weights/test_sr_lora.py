@@ -139,7 +139,8 @@ def test_the_encoders_changes_are_of_our_tensors_and_shapes(tmp_path: Path, shap
 def test_what_fits_no_encoder_is_refused(tmp_path: Path, shapes: Any) -> None:
     odd: dict[str, tuple[Tensors, str]] = {
         "place": (factors("down_blocks.7.resnets.0.conv1", (4, 8, 3, 3), (8, 4, 1, 1)), "none of this VAE's encoder"),
-        "decoder": (factors("decoder.conv_in", (4, 16, 3, 3), (16, 4, 1, 1)), "none of this VAE's encoder"),
+        "decoder": (factors("decoder.conv_in", (4, 16, 3, 3), (16, 4, 1, 1)), "that no VAE's encoder has"),
+        "transformer": (factors("x_embedder", (4, 64), (64, 4)), "changes 1 modules that no VAE's encoder has"),
         "width": (factors(CONV, (4, 16, 3, 3), (8, 4, 1, 1)), "changes (8, 16, 3, 3), here it is (8, 8, 3, 3)"),
         "kernel": (factors(CONV, (4, 8, 1, 9), (8, 4, 1, 1)), "changes (8, 8, 1, 9)"),
         "matrix": (factors(CONV, (4, 72), (8, 4)), "is for a VAE of another size"),
