@@ -17,7 +17,7 @@ from ...op4ksr_core.weights.header import Header
 from ...op4ksr_core.weights.lora import check_module_shape, check_places, host_tensors
 from ...op4ksr_core.weights.lora_parts import LoraContents, LoraModule, lora_contents
 from ...op4ksr_core.weights.shards import some_names
-from ...op4ksr_core.weights.sr_lora import SrLora, sr_lora_settings
+from ...op4ksr_core.weights.sr_lora import SrLora, is_for_ratio, sr_lora_settings
 from ...op4ksr_core.weights.vae_lora import encoder_changes
 from .model import ATTACHMENT, ENCODER_ATTACHMENT, check_conditioning
 from .patched_vae import encoder_shapes, patched_vae
@@ -25,9 +25,6 @@ from .positions import own_positions, patch_positions
 from .prompt import prompt_of
 
 log = plain_logger(__name__)
-
-#: Image px per latent px of the VAE that the published one-step LoRAs belong to: Flux's own.
-_PUBLIC_RATIO = 8
 
 
 def load_lora(model: Any, found: SrLora, strength: float, conditioning: list[Any] | None = None) -> Any:
@@ -111,8 +108,8 @@ def load_encoder_lora(vae: Any | None, found: SrLora, strength: float) -> Any | 
 
 
 def _warn_of_other_ratio(vae: Any | None, found: SrLora) -> None:
-    ratio = getattr(vae, "spacial_compression_encode", lambda: _PUBLIC_RATIO)()
-    if found.origin != "OP4KSR" and ratio != _PUBLIC_RATIO:
+    ratio = getattr(vae, "spacial_compression_encode", lambda: None)()
+    if ratio is not None and not is_for_ratio(found, ratio):
         text = "%s: was trained with Flux's own 8x VAE, and this one is %sx; connect Flux's (ae.safetensors)"
         log.warning(text, found.path.name, ratio)
 

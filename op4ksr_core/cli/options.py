@@ -17,13 +17,15 @@ from ..machine import default_device
 from ..models.flux import Flux, OneStepSettings
 from ..models.rope import FLUX_TRAIN_TOKENS, GRID_POLICIES, Policy, Rfr
 from ..pieces import Pieces
-from ..plain_text import plain
-from ..vae.autoencoder import AutoEncoder
+from ..plain_text import plain, plain_logger
+from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from ..vae.strips import MEMORY_MODES, StripSettings
 from ..weights.checkpoint import load_autoencoder, load_flux
 from ..weights.description import Description, describe_autoencoder, describe_flux
 from ..weights.probe import doubt
-from ..weights.sr_lora import SrLora, check_has_prompt, describe_sr_lora
+from ..weights.sr_lora import SrLora, check_has_prompt, describe_sr_lora, is_for_ratio
+
+log = plain_logger(__name__)
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _WHOLE = re.compile(r"[-+]?\d{1,18}", re.ASCII)
@@ -182,6 +184,10 @@ def describe_models(options: argparse.Namespace) -> Described:
     lora, strength = _lora_of(options)
     shape = {"stride": options.stride, "shift": options.shift}
     autoencoder = describe_autoencoder(options.vae, **shape, lora=lora, strength=strength)
+    assert isinstance(autoencoder.params, AutoEncoderParams)
+    if lora is not None and not is_for_ratio(lora, ratio := autoencoder.params.ratio):
+        text = "%s: was trained with Flux's own 8x VAE, and %s is taken for %dx; name Flux's, with --stride 1"
+        log.warning(text, lora.path.name, autoencoder.header.path.name, ratio)
     if options.vae_only:
         return Described(autoencoder, None)
     constants = {"theta": options.theta, "sigma": options.sigma}

@@ -6,6 +6,7 @@ Numbers are only moved, never rounded, except where a LoRA is merged (float32 in
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -27,6 +28,7 @@ from .layouts import Piece, Recipe, export_autoencoder, export_flux
 from .lora import describe_lora, merged_weight, read_merge
 from .lora_scale import scale_metadata
 from .prompt import PromptEmbedding
+from .sr_lora import is_published
 from .streamed import DTYPES, Entry, write_safetensors
 
 #: What may be set, by what the file is. ``op4ksr.kind`` and ``op4ksr.format`` are written by themselves.
@@ -63,6 +65,7 @@ def convert(source: str | Path, output: str | Path, conversion: Conversion) -> d
     prompt embedding along. Raises UnsupportedCheckpointError, OptionError, OutputError (also where the
     output is one of the inputs).
     """
+    _refuse_published(source, [file for file, _ in conversion.loras])
     header = read_header(source)
     if odd := [strength for _, strength in conversion.loras if not math.isfinite(strength)]:
         raise OptionError(f"--merge-lora: expected a strength that is a number, got {odd[0]}; 1 is the usual one")
@@ -86,6 +89,18 @@ def convert(source: str | Path, output: str | Path, conversion: Conversion) -> d
         "merged": [str(file) for file, _ in conversion.loras],
         "unknown": list(described.assumed) if described and "op4ksr.vae_stride" not in metadata else [],
     }
+
+
+def _refuse_published(source: str | Path, loras: list[Path]) -> None:
+    """Neither a copy of a published folder's tensors nor a merge of them would keep sigma, prompt and encoder."""
+    folders = [Path(source)] if Path(source).is_dir() else []
+    for path in (*folders, *loras):
+        if is_published(path):
+            raise UnsupportedCheckpointError(
+                path,
+                "is a one-step LoRA as it is published, whose sigma and prompt are in no tensor; make one file of it "
+                "with 'convert --sr-lora FOLDER -o FILE.safetensors' first, and use that",
+            )
 
 
 def _describe(header: Header) -> Description | None:
@@ -140,9 +155,14 @@ def _metadata(header: Header, found: Description | None, loras: list[Header], co
             _describe(changed)
     except UnsupportedCheckpointError as error:
         if conversion.metadata:
-            raise OptionError(f"--set: {error.reason}") from error
+            raise set_error(error) from error
         raise
     return {"format": "pt", **metadata}
+
+
+def set_error(error: UnsupportedCheckpointError) -> OptionError:
+    """A fault of metadata that were asked for: not the file is at fault, but what was typed."""
+    return OptionError(f"--set: {re.sub('(fetch it again|take another)$', 'correct it', error.reason)}")
 
 
 def check_key(kind: str, key: str) -> None:

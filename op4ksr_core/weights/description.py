@@ -20,7 +20,7 @@ from ..vae.autoencoder import AutoEncoderParams
 from .blocks import count_blocks
 from .constants import REQUESTED, check_prompt, number, settings_of, theta_of, with_prompt
 from .diffusers_config import DiffusersConfig, autoencoder_config, shown
-from .header import FLOATS, PACKED, PROMPT_KEYS, Header, check_dtypes, read_header
+from .header import FLOATS, PACKED, PROMPT_ALONE, PROMPT_KEYS, Header, check_dtypes, read_header
 from .layouts import Shape
 from .lora import additions, check_strength
 from .lora_parts import lora_contents
@@ -326,6 +326,8 @@ def _checked(header: Header, params: type[Params], **values: Any) -> Params:
 def _what(header: Header) -> str:
     """What a file is, for the sentence that refuses it."""
     names = header.names
+    if header.is_prompt:
+        return PROMPT_ALONE
     if header.kind == "vae":
         return "a VAE; choose it as the VAE"
     if header.kind == "transformer":

@@ -36,6 +36,9 @@ OUR_FORMAT = {"op4ksr.format": "1", "format": "pt"}
 #: Tensors of ours that travel with a transformer or LoRA but are no weights of it.
 PROMPT_KEYS = ("op4ksr.txt", "op4ksr.vec")
 
+#: What a file of these alone is, and what it is for, in words.
+PROMPT_ALONE = "a prompt embedding alone; put it into a LoRA or model with 'convert --prompt-embedding'"
+
 #: What the names of a VAE encoder's changes begin with in a file of ours that holds a transformer's beside them; then
 #: come diffusers' names, relative to the encoder. No loader of others takes them for anything.
 ENCODER_PREFIX = "op4ksr.vae_encoder."
@@ -69,6 +72,11 @@ class Header:
         """Tensor names without the common prefix and without our prompt tensors."""
         names = (name for name in self.shapes if name not in PROMPT_KEYS)
         return {name.removeprefix(self.prefix) for name in names}
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it holds a prompt embedding of ours and nothing else."""
+        return not self.names and any(key in self.shapes for key in PROMPT_KEYS)
 
     @property
     def layout_name(self) -> LayoutName:

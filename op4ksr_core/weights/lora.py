@@ -24,7 +24,7 @@ from ..errors import OptionError, UnsupportedCheckpointError
 from ..models.flux import OneStepSettings
 from ..plain_text import plain, plain_logger
 from .constants import constants, with_prompt
-from .header import ENCODER_PREFIX, PROMPT_KEYS, Header, check_dtypes, read_header, without_encoder
+from .header import ENCODER_PREFIX, PROMPT_ALONE, PROMPT_KEYS, Header, check_dtypes, read_header, without_encoder
 from .layouts import Piece, Shape, export_flux
 from .lora_names import COMPUTED, canonical_name
 from .lora_parts import LoraContents, LoraModule, lora_contents
@@ -131,6 +131,8 @@ def describe_lora(source: Header | str | Path) -> LoraDescription:
     if encoders := sum(name.startswith(ENCODER_PREFIX) for name in header.shapes):
         log.warning("%s: %d tensors change the VAE's encoder and are left out here", header.path.name, encoders)
         header = without_encoder(header)
+    if header.is_prompt:
+        raise UnsupportedCheckpointError(header.path, f"expected a LoRA, got {PROMPT_ALONE}")
     if header.kind != "lora":
         what = {"vae": "a VAE", "transformer": "a whole Flux transformer: load it as the model"}.get(
             header.kind, f"something else ({some_names(sorted(header.names))})"

@@ -14,7 +14,7 @@ from .lora_scale import PEFT_CONFIG, PEFT_FILE
 
 #: As OMGSR-F names its adapters, which PEFT makes the names of the folders.
 TRANSFORMER_FOLDER, ENCODER_FOLDER = "flux_adapter", "vae_encoder_adapter"
-_HALVES = (TRANSFORMER_FOLDER, ENCODER_FOLDER)
+ADAPTERS = (TRANSFORMER_FOLDER, ENCODER_FOLDER)
 
 #: What older versions of PEFT save.
 _PICKLE = "adapter_model.bin"
@@ -69,7 +69,7 @@ def _find(path: Path) -> tuple[Path, Halves] | None:
 
 def _halves(home: Path) -> Halves:
     """Those in the folder: by their published names, or else the one pair of adapters of which one is an encoder's."""
-    if named := {name: home / name for name in _HALVES if os.path.isdir(home / name)}:
+    if named := {name: home / name for name in ADAPTERS if os.path.isdir(home / name)}:
         return named
     adapters = [child for child in _folders(home) if os.path.isfile(child / PEFT_FILE)]
     if len(adapters) != 2 or any(child.name in _OTHERS for child in adapters):
@@ -103,7 +103,7 @@ def _adapter(home: Path, halves: Halves, name: str) -> Path:
     if (folder := halves.get(name)) is None:
         raise UnsupportedCheckpointError(
             home,
-            f"holds half of an OMGSR-F LoRA: the folder {name} is missing; fetch it too ({' and '.join(_HALVES)} lie "
+            f"holds half of an OMGSR-F LoRA: the folder {name} is missing; fetch it too ({' and '.join(ADAPTERS)} lie "
             "side by side)",
         )
     file = folder / PEFT_FILE

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import OptionError, UnsupportedCheckpointError
+from ..errors import UnsupportedCheckpointError
 from .constants import constants, constants_metadata
-from .convert import check_key, check_output, dtype_name
+from .convert import check_key, check_output, dtype_name, set_error
 from .header import ENCODER_PREFIX, OUR_FORMAT, PROMPT_KEYS, Header, check_finite, read_tensors
 from .lora_names import canonical_name
 from .lora_parts import LoraContents, lora_contents
@@ -56,6 +56,7 @@ def convert_sr_lora(
     tensors = prompt.tensors if prompt else read_tensors(found.transformer, set(PROMPT_KEYS))
     entries |= {name: Entry(dtype_name(t), tuple(t.shape), lambda t=t: t) for name, t in tensors.items()}
     write_safetensors(output, entries, stated)
+    unreasoned = {"op4ksr.origin", *(metadata or {})}  # its reason is itself; what was asked for
     return {
         "output": str(output),
         "kind": "lora",
@@ -63,7 +64,7 @@ def convert_sr_lora(
         "tensors": len(entries),
         "bytes": sum(entry.bytes for entry in entries.values()),
         "metadata": {key: value for key, value in stated.items() if key != "format"},
-        "why": {fact: reason for fact, reason in found.why.items() if f"op4ksr.{fact}" not in (metadata or {})},
+        "why": {fact: reason for fact, reason in found.why.items() if f"op4ksr.{fact}" not in unreasoned},
         "changes_vae_encoder": found.encoder is not None,
         "prompt_embedding": bool(tensors),
     }
@@ -82,7 +83,7 @@ def _metadata(found: SrLora, changed: Mapping[str, str]) -> dict[str, str]:
     try:
         constants(replace(found.transformer, metadata=metadata))
     except UnsupportedCheckpointError as error:
-        raise OptionError(f"--set: {error.reason}") from error
+        raise set_error(error) from error
     return metadata
 
 

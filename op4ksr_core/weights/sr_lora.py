@@ -25,11 +25,11 @@ from ..errors import UnsupportedCheckpointError
 from ..models.flux import OneStepSettings
 from ..models.flux_schedule import mu_of_tokens, sigma_of_time
 from .constants import with_prompt
-from .fluxsr import FLUXSR_CONFIG, fluxsr_header, fluxsr_settings
+from .fluxsr import FLUXSR_CONFIG, FLUXSR_FILE, fluxsr_header, fluxsr_settings
 from .header import PROMPT_KEYS, Header, check_dtypes, encoder_part, read_header, without_encoder
 from .lora import describe_lora
 from .lora_parts import lora_contents, target_of
-from .peft_folders import find_adapters
+from .peft_folders import ADAPTERS, find_adapters
 from .vae_lora import encoder_contents
 
 Origin = Literal["OMGSR", "FluxSR", "OP4KSR"]
@@ -39,6 +39,13 @@ _OMGSR_STEP, _OMGSR_STEPS, _OMGSR_TOKENS = 244, 999, 64
 
 #: As their code computes it: 0.50515 of FLUX.1-dev's schedule for a picture of 1024 px.
 OMGSR_SIGMA = sigma_of_time(_OMGSR_STEP / _OMGSR_STEPS, mu_of_tokens(_OMGSR_TOKENS**2))
+
+
+#: Image px per latent px of the VAE that the published LoRAs are trained with: Flux's own.
+_PUBLISHED_RATIO = 8
+
+#: How ``op4ksr.origin`` begins in a file of ours that is made of one of them.
+_PUBLISHED = ("OMGSR-F (", "FluxSR (")
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,20 @@ def describe_sr_lora(source: Header | str | Path) -> SrLora:
     header = fluxsr_header(path)
     if header is not None and not _is_ours(header):
         return _fluxsr(path, header)
-    return _ours(path, header or read_header(path))
+    return _ours(path, header or _read(path))
+
+
+def _read(path: Path) -> Header:
+    try:
+        return read_header(path)
+    except UnsupportedCheckpointError as error:
+        if error.path != path or not os.path.isdir(path):
+            raise
+        raise UnsupportedCheckpointError(
+            path,
+            f"is no folder of a one-step LoRA: expected {' and '.join(ADAPTERS)} (OMGSR-F) or {FLUXSR_FILE} "
+            "(FluxSR) in it; name the folder that holds them, or a file",
+        ) from error
 
 
 def sr_lora_settings(found: SrLora) -> OneStepSettings:
@@ -89,6 +109,14 @@ def sr_lora_settings(found: SrLora) -> OneStepSettings:
     Raises UnsupportedCheckpointError where it holds NaN or infinite numbers.
     """
     return with_prompt(found.transformer, found.settings)
+
+
+def is_for_ratio(found: SrLora, ratio: int) -> bool:
+    """Whether it may be for a VAE of ``ratio`` px per latent px; False for a published one (its file of ours too) at
+    another than Flux's own 8.
+    """
+    published = found.origin != "OP4KSR" or found.why.get("origin", "").startswith(_PUBLISHED)
+    return not published or ratio == _PUBLISHED_RATIO
 
 
 def check_has_prompt(found: SrLora) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -169,8 +171,18 @@ def test_convert_says_what_it_cannot(folder: Path, capsys: Capture, tmp_path: Pa
         (("--sr-lora", omgsr, "-o", out, "--set", "op4ksr.sigma=2"), "--set: its metadata is wrong: sigma"),
         (("--sr-lora", omgsr, "-o", out, "--set", "op4ksr.encode=mode"), "expected mean or sample, got mode"),
         (("--sr-lora", omgsr, "-o", out, "--prompt-embedding", half), "expected a prompt embedding"),
-        (("--sr-lora", folder / "base", "-o", out), "expected one safetensors file"),
+        (("--sr-lora", folder / "base", "-o", out), "expected flux_adapter and vae_encoder_adapter (OMGSR-F) or"),
+        (("--sr-lora", omgsr, "-o", out, "--set", "op4ksr.sigma=2"), "got 2.0; correct it\n"),
+        ((folder / "base" / "vae", "-o", out, "--set", "op4ksr.vae_stride=7"), "correct it\n"),
+        (("--sr-lora", folder / "prompt.safetensors", "-o", out), "expected a LoRA, got a prompt embedding alone"),
+        ((folder / "prompt.safetensors", "-o", out), "got a prompt embedding alone; put it into a LoRA or model"),
     ]
+    base = folder / "base" / "transformer"
+    for published in (folder / "omgsr", folder / "fluxsr"):
+        cases.append(((published, "-o", out), "make one file of it with 'convert --sr-lora FOLDER"))
+        cases.append(((base, "--merge-lora", published, "-o", out), "'convert --sr-lora FOLDER -o FILE.safetensors'"))
+    fluxsr = folder / "fluxsr" / "pytorch_lora_weights.safetensors"
+    cases.append(((base, "--merge-lora", f"{fluxsr}:0.5", "-o", out), "is a one-step LoRA as it is published"))
     before = half.read_bytes()
     for words, expected in cases:
         assert expected in refused(capsys, "convert", *words), expected
@@ -185,6 +197,22 @@ def test_what_is_set_is_in_place_of_the_published(folder: Path, capsys: Capture,
     assert "op4ksr.sigma: 0.5696\n" in capsys.readouterr().out
     found = describe_sr_lora(out)
     assert (found.settings.sigma, found.settings.encode, found.theta) == (0.5696, "mean", (46.0, 46.0))
+
+
+def test_a_copy_says_its_origin_once(folder: Path, capsys: Capture, tmp_path: Path) -> None:
+    capsys.readouterr()
+    assert run("convert", "--sr-lora", folder / "one.safetensors", "-o", tmp_path / "out.safetensors") == 0
+    assert capsys.readouterr().out.count("which states no licence") == 1
+
+
+@pytest.mark.parametrize("lora", ["one.safetensors", "omgsr", "fluxsr"])
+def test_a_published_lora_on_a_16x_vae_is_warned_of(folder: Path, caplog: pytest.LogCaptureFixture, lora: str) -> None:
+    models = ("--model", folder / "base" / "transformer", "--vae", folder / "base" / "vae", "--lora", folder / lora)
+    assert run("plan", "64x48", *models, "--stride", 2) == 0
+    assert "was trained with Flux's own 8x VAE, and vae is taken for 16x" in caplog.text
+    caplog.clear()
+    assert run("plan", "64x48", *models, "--stride", 1) == 0
+    assert "8x VAE" not in caplog.text
 
 
 # --- prompts in pickles -----------------------------------------------------------------------
@@ -232,6 +260,34 @@ def without_clip(folder: Path) -> Path:
 
 
 TXT, VEC = public.small_prompt()
+
+
+def holding(content: bytes) -> Callable[[Path], Path]:
+    """Write FluxSR's folder again with these bytes as one of its .pth files."""
+
+    def write(folder: Path) -> Path:
+        public.save_fluxsr(folder)
+        (folder / "t5_embedding.pth").write_bytes(content)
+        return folder
+
+    return write
+
+
+def nested(folder: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return prompts(torch.nested.nested_tensor([TXT, TXT]))(folder)
+
+
+def scripted(folder: Path) -> Path:
+    public.save_fluxsr(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Embedding(3, 24)), folder / "t5_embedding.pth")
+    return folder
+
+
+NO_FILE_OF_TORCH = "it is no file of torch.save's"
 ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a program": (
         prompts(Runs()),
@@ -252,6 +308,13 @@ ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nan": (prompts(TXT * torch.nan), "holds NaN or infinite numbers"),
     "an empty one": (prompts(TXT[:0]), "got the shape (0, 24)"),
     "a pooled one of two axes": (prompts(TXT, torch.zeros(3, 12)), "expected 1 axis, got the shape (3, 12)"),
+    "a nested tensor": (nested, "holds a nested tensor"),
+    "a web page": (holding(b"<!DOCTYPE html><html>"), NO_FILE_OF_TORCH),
+    "a text": (holding(b"hello"), NO_FILE_OF_TORCH),
+    "no bytes": (holding(b""), NO_FILE_OF_TORCH),
+    "a bare pickle": (holding(pickle.dumps([1])), NO_FILE_OF_TORCH),
+    "a bare program": (holding(pickle.dumps(Runs(), protocol=2)), "cannot be read as tensors alone"),
+    "a scripted module": (scripted, "TorchScript"),
     "cut short": (torn, "cannot be read as tensors alone"),
     "a bomb": (bomb, "has 200,000,000 bytes"),
     "one alone": (without_clip, "holds t5_embedding.pth without clip_embedding.pth"),
@@ -262,7 +325,8 @@ ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
 def test_an_odd_pickle_is_one_sentence(tmp_path: Path, capsys: Capture, case: str) -> None:
     write, words = ODD[case]
     folder, out = write(tmp_path / "fluxsr"), tmp_path / "out.safetensors"
-    assert words in refused(capsys, "convert", "--sr-lora", folder, "-o", out)
+    said = refused(capsys, "convert", "--sr-lora", folder, "-o", out)
+    assert words in said and "trusted source" not in said and "`False`" not in said  # no advice to open it unsafely
     assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob(".op4ksr*"))
     prompt = public.save_prompt(tmp_path / "prompt.st.safetensors")  # the way out, with none of them opened
     assert run("convert", "--sr-lora", folder, "--prompt-embedding", prompt, "-o", out) == 0
@@ -294,6 +358,8 @@ def test_a_trainers_own_file_of_both_is_taken(folder: Path, capsys: Capture, tmp
     assert run("convert", "--sr-lora", folder / "omgsr", "--prompt-embedding", path, "-o", out) == 0
     assert describe_sr_lora(out).has_prompt
     words = ("convert", "--sr-lora", folder / "omgsr", "-o", out, "--prompt-embedding")
+    torch.save(TXT, tmp_path / "alone.pt")
+    assert "alone.pt: holds one tensor without a name" in refused(capsys, *words, tmp_path / "alone.pt")
     assert "none.pt: no such file" in refused(capsys, *words, tmp_path / "none.pt")
     (tmp_path / "folder.pt").mkdir()
     assert "folder.pt: is a folder" in refused(capsys, *words, tmp_path / "folder.pt")
