@@ -14,7 +14,7 @@ from ..bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX
 from ..errors import OptionError, UnsupportedCheckpointError
 from ..images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ..machine import default_device
-from ..models.flux import Flux, OneStepSettings
+from ..models.flux import Flux, FluxParams, OneStepSettings
 from ..models.rope import FLUX_TRAIN_TOKENS, GRID_POLICIES, Policy, Rfr
 from ..pieces import Pieces
 from ..plain_text import plain, plain_logger
@@ -23,7 +23,7 @@ from ..vae.strips import MEMORY_MODES, StripSettings
 from ..weights.checkpoint import load_autoencoder, load_flux
 from ..weights.description import Description, describe_autoencoder, describe_flux
 from ..weights.probe import doubt
-from ..weights.sr_lora import SrLora, check_has_prompt, describe_sr_lora, is_for_ratio
+from ..weights.sr_lora import SrLora, check_has_prompt, describe_sr_lora, is_for_ratio, is_theirs
 
 log = plain_logger(__name__)
 
@@ -184,14 +184,25 @@ def describe_models(options: argparse.Namespace) -> Described:
     lora, strength = _lora_of(options)
     shape = {"stride": options.stride, "shift": options.shift}
     autoencoder = describe_autoencoder(options.vae, **shape, lora=lora, strength=strength)
+    constants = {"theta": options.theta, "sigma": options.sigma}
+    flux = None if options.vae_only else describe_flux(options.model, **constants, lora=lora, strength=strength)
+    if lora is not None:
+        _warn_of_others(lora, autoencoder, flux)
+    return Described(autoencoder, flux)
+
+
+def _warn_of_others(lora: SrLora, autoencoder: Description, flux: Description | None) -> None:
+    """Say in the log where a published LoRA meets other models than its own, whose tensors have the same shapes."""
     assert isinstance(autoencoder.params, AutoEncoderParams)
-    if lora is not None and not is_for_ratio(lora, ratio := autoencoder.params.ratio):
+    if not is_for_ratio(lora, ratio := autoencoder.params.ratio):
         text = "%s: was trained with Flux's own 8x VAE, and %s is taken for %dx; name Flux's, with --stride 1"
         log.warning(text, lora.path.name, autoencoder.header.path.name, ratio)
-    if options.vae_only:
-        return Described(autoencoder, None)
-    constants = {"theta": options.theta, "sigma": options.sigma}
-    return Described(autoencoder, describe_flux(options.model, **constants, lora=lora, strength=strength))
+    if flux is None:
+        return
+    assert isinstance(flux.params, FluxParams)
+    if is_theirs(lora) and not flux.params.guidance_embed:
+        text = "%s: was trained on FLUX.1-dev, and %s has no guidance (FLUX.1-schnell has none); name FLUX.1-dev"
+        log.warning(text, lora.path.name, flux.header.path.name)
 
 
 def _lora_of(options: argparse.Namespace) -> tuple[SrLora | None, float]:

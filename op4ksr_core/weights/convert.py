@@ -81,7 +81,7 @@ def convert(source: str | Path, output: str | Path, conversion: Conversion) -> d
     return {
         "output": str(output),
         "kind": header.kind,
-        "layout": header.layout_name if header.kind == "lora" else conversion.layout or header.layout_name,
+        "layout": conversion.layout or without_encoder(header).layout_name,
         "tensors": len(entries),
         "bytes": sum(entry.bytes for entry in entries.values()),
         "metadata": {key: value for key, value in metadata.items() if key != "format"},

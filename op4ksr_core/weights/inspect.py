@@ -28,15 +28,15 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
     Raises UnsupportedCheckpointError where the file is none that we run, with what it is instead.
     """
     if is_published(Path(path)):
-        if photo is not None:
-            raise OptionError(f"--probe: {path} is a LoRA; only a VAE can be probed with a photo")
+        _refuse_probe(path, photo, "lora")
         return {"file": str(path), "kind": "lora", **_one_step(describe_sr_lora(path))}
     header = read_header(path)
+    _refuse_probe(path, photo, header.kind)
     report: dict[str, Any] = {
         "file": str(path),
         "shards": [file.name for file in header.files] if len(header.files) > 1 else [],
         "kind": header.kind,
-        "layout": header.layout_name,
+        "layout": without_encoder(header).layout_name,
         "dtype": header.dtype,
         "tensors": len(header.shapes),
         "metadata": header.metadata,
@@ -45,14 +45,17 @@ def inspect_file(path: str | Path, photo: str | Path | None = None) -> dict[str,
         return report | _lora(header)
     report |= _enlarger(header) if header.kind == "enlarger" else _geometry(header)
     if photo is not None:
-        if header.kind != "vae":
-            raise OptionError(f"--probe: {path} is of kind {header.kind}; only a VAE can be probed with a photo")
         image = load_image(photo).image
         fits = probe(load_autoencoder(header), image)
         fit = verdict(fits)
         report["probe"] = [asdict(fit) for fit in fits]
         report["probe_says"] = None if fit is None else {"stride": fit.stride, "shift": fit.shift}
     return report
+
+
+def _refuse_probe(path: str | Path, photo: str | Path | None, kind: str) -> None:
+    if photo is not None and kind in ("lora", "transformer", "enlarger"):
+        raise OptionError(f"--probe: {path} is of kind {kind}; only a VAE can be probed with a photo")
 
 
 def _lora(header: Header) -> dict[str, Any]:

@@ -129,7 +129,8 @@ def describe_lora(source: Header | str | Path) -> LoraDescription:
     """
     header = source if isinstance(source, Header) else read_header(source)
     if encoders := sum(name.startswith(ENCODER_PREFIX) for name in header.shapes):
-        log.warning("%s: %d tensors change the VAE's encoder and are left out here", header.path.name, encoders)
+        text = "%s: %d tensors change the VAE's encoder and are left out here; --lora and Load SR LoRA apply them"
+        log.warning(text, header.path.name, encoders)
         header = without_encoder(header)
     if header.is_prompt:
         raise UnsupportedCheckpointError(header.path, f"expected a LoRA, got {PROMPT_ALONE}")

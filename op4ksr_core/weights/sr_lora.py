@@ -112,11 +112,13 @@ def sr_lora_settings(found: SrLora) -> OneStepSettings:
 
 
 def is_for_ratio(found: SrLora, ratio: int) -> bool:
-    """Whether it may be for a VAE of ``ratio`` px per latent px; False for a published one (its file of ours too) at
-    another than Flux's own 8.
-    """
-    published = found.origin != "OP4KSR" or found.why.get("origin", "").startswith(_PUBLISHED)
-    return not published or ratio == _PUBLISHED_RATIO
+    """Whether it may be for a VAE of ``ratio`` px per latent px; False for a published one at another than 8."""
+    return not is_theirs(found) or ratio == _PUBLISHED_RATIO
+
+
+def is_theirs(found: SrLora) -> bool:
+    """Whether it is a published one, for FLUX.1-dev and its VAE; a file of ours that is made of one too."""
+    return found.origin != "OP4KSR" or found.why.get("origin", "").startswith(_PUBLISHED)
 
 
 def check_has_prompt(found: SrLora) -> None:

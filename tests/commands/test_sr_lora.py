@@ -215,6 +215,28 @@ def test_a_published_lora_on_a_16x_vae_is_warned_of(folder: Path, caplog: pytest
     assert "8x VAE" not in caplog.text
 
 
+@pytest.mark.parametrize("lora", ["one.safetensors", "fluxsr"])
+def test_a_published_lora_on_a_model_without_guidance_is_warned_of(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, lora: str
+) -> None:
+    """FLUX.1-schnell has the shapes of FLUX.1-dev."""
+    public.small_flux(guidance_embeds=False).save_pretrained(tmp_path / "schnell")
+    models = ("--vae", folder / "base" / "vae", "--lora", folder / lora, "--model")
+    assert run("plan", "64x48", *models, tmp_path / "schnell") == 0
+    assert "was trained on FLUX.1-dev, and schnell has no guidance" in caplog.text
+    caplog.clear()
+    assert run("plan", "64x48", *models, folder / "base" / "transformer") == 0
+    assert "guidance" not in caplog.text
+
+
+def test_the_names_of_one_file_are_its_transformers(folder: Path, capsys: Capture) -> None:
+    assert run("inspect", folder / "one.safetensors", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["layout"] == "diffusers"
+    for lora in ("one.safetensors", "omgsr", "fluxsr"):
+        said = refused(capsys, "inspect", folder / lora, "--probe", folder / "in.png")
+        assert "is of kind lora; only a VAE can be probed" in said
+
+
 # --- prompts in pickles -----------------------------------------------------------------------
 
 
