@@ -8,7 +8,7 @@ from typing import Any
 
 from op4ksr_core.bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX
 from op4ksr_core.cli.console import say, tell
-from op4ksr_core.cli.options import load_models, parse_device, whole
+from op4ksr_core.cli.options import load_models, parse_device, whole, whole_from
 from op4ksr_core.images.paths import gather
 from op4ksr_core.machine import explain_out_of_memory
 from op4ksr_core.models.flux import Flux
@@ -53,7 +53,7 @@ def _add_quality(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="side when enlarged; of larger ones the middle (4096)",
     )
-    add("--limit", type=whole, choices=range(1, 10**6), metavar="N", help="the first N pictures of each set only")
+    add("--limit", type=whole_from(1, 10**6), metavar="N", help="the first N pictures of each set only")
     add("-o", "--output", type=Path, default=Path("benchmark_output"), metavar="FOLDER")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from op4ksr_core.cli.console import say
-from op4ksr_core.cli.options import DTYPES, add_models, load_models, parse_device, parse_pieces, whole
+from op4ksr_core.cli.options import DTYPES, add_models, load_models, parse_device, parse_pieces, whole_from
 from op4ksr_core.errors import OptionError
 from op4ksr_core.machine import explain_out_of_memory
 from op4ksr_core.pieces import Pieces
@@ -21,7 +21,7 @@ def add_benchmark(kinds: Any) -> None:
     parser = kinds.add_parser("sky", help="the transformer in pieces on a smooth sky: seams, the meter, a picture")
     parser.set_defaults(command=run_sky)
     add_models(parser)
-    parser.add_argument("--to", type=whole, choices=range(256, 16385), default=2048, metavar="PX", help="default: 2048")
+    parser.add_argument("--to", type=whole_from(256, 16384), default=2048, metavar="PX", help="default: 2048")
     parser.add_argument(
         "--pieces", type=parse_pieces, default=Pieces(), metavar="PX[:OVERLAP]", help="default: 1024:512"
     )

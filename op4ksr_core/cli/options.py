@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -129,6 +130,17 @@ def whole(text: str) -> int:
     if not _WHOLE.fullmatch(text):
         raise argparse.ArgumentTypeError(f"expected a whole number of at most 18 digits; got {plain(text)}")
     return int(text)
+
+
+def whole_from(lowest: int, largest: int) -> Callable[[str], int]:
+    """``whole`` from ``lowest`` to ``largest``, for argparse; its own ``choices`` would list every number."""
+
+    def parse(text: str) -> int:
+        if not lowest <= (value := whole(text)) <= largest:
+            raise argparse.ArgumentTypeError(f"expected {lowest} to {largest}; got {value}")
+        return value
+
+    return parse
 
 
 def parse_strips(text: str) -> StripSettings:

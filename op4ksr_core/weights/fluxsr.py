@@ -107,9 +107,7 @@ def _read(config: Path, lora: Path) -> dict[str, Any]:
             config, f"cannot be opened ({error.strerror}); check its permissions"
         ) from error
     except ValueError as error:
-        raise UnsupportedCheckpointError(
-            config, f"cannot be read as JSON ({plain(error)}); it is damaged: fetch it again"
-        ) from error
+        raise UnsupportedCheckpointError(config, f"cannot be read as JSON ({plain(error)}); fetch it again") from error
     if not isinstance(values, dict):
         raise UnsupportedCheckpointError(config, "is no JSON object, so it states no T_L; fetch it again")
     return values

@@ -73,6 +73,21 @@ def test_sky_needs_a_transformer(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "leave out --vae-only" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sky", "--to", "0"], "expected 256 to 16384; got 0"),
+        (["quality", "--limit", "0"], "expected 1 to 1000000; got 0"),
+    ],
+)
+def test_a_number_out_of_range_is_not_answered_with_every_number(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(said)
+
+
 @pytest.mark.parametrize("side", [2048, 1024])
 def test_planned_peaks_are_the_counted_ones(side: int) -> None:
     """Of a geometry whose blocks are counted in a moment; the command counts FLUX.1-dev's."""

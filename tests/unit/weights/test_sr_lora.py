@@ -331,6 +331,14 @@ def test_t_l_is_found_or_asked_for(fluxsr: Path, case: str) -> None:
     assert expected in str(caught.value) and str(caught.value).startswith(str(fluxsr / "training_config.json"))
 
 
+def test_a_config_that_is_no_file_is_not_called_damaged(fluxsr: Path) -> None:
+    config = fluxsr / "training_config.json"
+    config.unlink()
+    config.mkdir()
+    with pytest.raises(UnsupportedCheckpointError, match=r"it is a folder\); fetch it again$"):
+        describe_sr_lora(fluxsr)
+
+
 def test_what_else_fluxsrs_config_says_counts(fluxsr: Path) -> None:
     config = {"T_L": 0.25, "guidance_scale": 3.5, "resolution": 512, "lora_alpha": 8, "rank": 4}
     write_json(fluxsr / "training_config.json", config)
