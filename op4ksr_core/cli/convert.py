@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import OptionError
 from ..plain_text import plain
 from ..weights.convert import Conversion, convert
-from ..weights.prompt import PromptEmbedding, read_prompt
+from ..weights.prompt import PromptEmbedding, opened
 from ..weights.sr_convert import convert_sr_lora
 from ..weights.sr_lora import describe_sr_lora
 from .console import say, say_json
@@ -101,12 +101,8 @@ def _shared(options: argparse.Namespace) -> Report:
 
 
 def _prompt(options: argparse.Namespace) -> PromptEmbedding | None:
-    path = options.prompt_embedding
-    if path is None:
-        return None
-    if path.suffix.lower() in SUFFIXES:
-        return read_pickled_prompt(path)
-    return PromptEmbedding((path,), read_prompt(path))
+    path: Path | None = options.prompt_embedding
+    return read_pickled_prompt(path) if path and path.suffix.lower() in SUFFIXES else opened(path)
 
 
 def parse_setting(text: str) -> tuple[str, str]:

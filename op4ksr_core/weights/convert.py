@@ -27,7 +27,7 @@ from .header import PROMPT_KEYS, Header, LayoutName, read_header, read_tensors, 
 from .layouts import Piece, Recipe, export_autoencoder, export_flux
 from .lora import describe_lora, merged_weight, read_merge
 from .lora_scale import scale_metadata
-from .prompt import PromptEmbedding
+from .prompt import PromptEmbedding, opened
 from .sr_lora import is_published
 from .streamed import DTYPES, Entry, write_safetensors
 
@@ -50,12 +50,12 @@ SETTABLE: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to do. layout: None keeps the file's names. loras: (file, strength). prompt: an embedding to put in."""
+    """What to do. layout: None keeps the file's names. loras: (file, strength). prompt: a file of one, or one."""
 
     layout: LayoutName | None = None
     loras: tuple[tuple[Path, float], ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-    prompt: PromptEmbedding | None = None
+    prompt: PromptEmbedding | Path | None = None
 
 
 def convert(source: str | Path, output: str | Path, conversion: Conversion) -> dict[str, Any]:
@@ -70,12 +70,14 @@ def convert(source: str | Path, output: str | Path, conversion: Conversion) -> d
     if odd := [strength for _, strength in conversion.loras if not math.isfinite(strength)]:
         raise OptionError(f"--merge-lora: expected a strength that is a number, got {odd[0]}; 1 is the usual one")
     described = _describe(header)
-    prompt_files = conversion.prompt.files if conversion.prompt else ()
-    check_output(Path(output), [*header.files, *(file for file, _ in conversion.loras), *prompt_files])
+    given = opened(conversion.prompt)
+    check_output(
+        Path(output), [*header.files, *(file for file, _ in conversion.loras), *(given.files if given else ())]
+    )
     loras = [(describe_lora(file).header, strength) for file, strength in conversion.loras]
     metadata = _metadata(header, described, [lora for lora, _ in loras], conversion)
     entries = _weights(header, conversion.layout, loras)
-    prompt = _prompt(header, [lora for lora, _ in loras], conversion, described)
+    prompt = _prompt(header, [lora for lora, _ in loras], given, described)
     entries |= {name: Entry(dtype_name(t), tuple(t.shape), lambda t=t: t) for name, t in prompt.items()}
     write_safetensors(output, entries, metadata)
     return {
@@ -174,19 +176,19 @@ def check_key(kind: str, key: str) -> None:
 
 
 def _prompt(
-    header: Header, loras: list[Header], conversion: Conversion, found: Description | None
+    header: Header, loras: list[Header], given: PromptEmbedding | None, found: Description | None
 ) -> dict[str, Tensor]:
     """{op4ksr.txt, op4ksr.vec}: the requested ones, else the last merged LoRA's, else the file's own."""
     tensors: dict[str, Tensor] = {}
     for home in (header, *loras):
         tensors |= read_tensors(home, set(PROMPT_KEYS))
-    if conversion.prompt is not None:
+    if given is not None:
         if header.kind == "vae":
             raise OptionError("--prompt-embedding: a VAE carries none; give it to the transformer or the LoRA")
-        tensors |= conversion.prompt.tensors
+        tensors |= given.tensors
     if found is not None and isinstance(found.params, FluxParams):
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        path = (conversion.prompt or (loras[-1] if loras else header)).path
+        path = (given or (loras[-1] if loras else header)).path
         check_prompt(replace(header, path=path, shapes=shapes), found.params.context_in_dim, found.params.vec_in_dim)
     return tensors
 

@@ -51,6 +51,11 @@ def read_prompt(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def opened(prompt: PromptEmbedding | Path | None) -> PromptEmbedding | None:
+    """The same, a safetensors file read by ``read_prompt``."""
+    return PromptEmbedding((prompt,), read_prompt(prompt)) if isinstance(prompt, Path) else prompt
+
+
 def prompt_name(path: Path, present: Mapping[str, object], names: tuple[str, ...]) -> str:
     """The first of the names that is there. Raises UnsupportedCheckpointError where none is."""
     for name in names:

@@ -21,7 +21,7 @@ from .convert import check_key, check_output, dtype_name, set_error
 from .header import ENCODER_PREFIX, OUR_FORMAT, PROMPT_KEYS, Header, check_finite, read_tensors
 from .lora_names import canonical_name
 from .lora_parts import LoraContents, lora_contents
-from .prompt import PromptEmbedding
+from .prompt import PromptEmbedding, opened
 from .sr_lora import SrLora, describe_sr_lora
 from .streamed import Entry, write_safetensors
 from .vae_lora import encoder_contents
@@ -38,14 +38,15 @@ def convert_sr_lora(
     source: str | Path,
     output: str | Path,
     metadata: Mapping[str, str] | None = None,
-    prompt: PromptEmbedding | None = None,
+    prompt: PromptEmbedding | Path | None = None,
 ) -> dict[str, Any]:
     """Write ``output`` (one file, whole or not at all) and return what is in it, JSON-ready.
 
     source: a folder, or a file in it, as ``describe_sr_lora`` takes it. metadata: constants in place of its own.
-    prompt: an embedding in place of its own. Raises UnsupportedCheckpointError, OptionError, OutputError.
+    prompt: an embedding in place of its own, or a safetensors file of one. Raises UnsupportedCheckpointError,
+    OptionError, OutputError.
     """
-    found = describe_sr_lora(source)
+    found, prompt = describe_sr_lora(source), opened(prompt)
     halves = [lora_contents(found.transformer), *([encoder_contents(found.encoder)] if found.encoder else [])]
     files = [file for half in halves for file in half.header.files]
     check_output(Path(output), [*files, *(prompt.files if prompt else ())])

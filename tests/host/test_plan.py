@@ -69,3 +69,9 @@ def test_one_step_refuses_before_computing(plan: Cases) -> None:
 def test_the_host_needs_what_was_planned(plan: Cases, stage: str) -> None:
     """Live tensors, attention as on a GPU: within 10 %."""
     assert plan["prediction"][stage] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("side", ["512", "128"], ids=["whole", "a window"])
+def test_the_host_needs_what_was_planned_for_12_b_at_4096_px(plan: Cases, side: str) -> None:
+    """On an 8x VAE, live tensors without values: within 10 %."""
+    assert plan["twelve_billion"][side] == pytest.approx(1, abs=0.1)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 from unittest import mock
 
 import comfy.ldm.flux.math
+import comfy.ldm.flux.model
 import comfy.ldm.modules.attention
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import comfy.taesd.taesd
 import harness
@@ -18,7 +21,7 @@ import torch
 from weights import noise, picture, write_flux, write_vae
 
 import nodes
-from op4ksr_core import OneStepSettings, Target
+from op4ksr_core import FluxParams, OneStepSettings, Target
 from op4ksr_core.machine import AllocationTracker
 
 #: The bundled autoencoder's geometry.
@@ -183,4 +186,26 @@ def prediction() -> dict[str, float]:
     return found
 
 
-CASES = (node, one_step_tells_it, logged_is_run, one_step_refuses, prediction)
+def twelve_billion() -> dict[str, float]:
+    """The same of FLUX.1-dev's geometry, on tensors without values: 4096 px at 8x, whole and a window of 1024 px."""
+    module = importlib.import_module(nodes.NODE_CLASS_MAPPINGS["OP4KSR_Plan"].__module__)
+    params, attention = FluxParams(), comfy.ldm.modules.attention
+    config = {field.name: getattr(params, field.name) for field in fields(params) if field.name != "theta"}
+    config |= {"out_channels": 16, "patch_size": 2, "theta": 10000, "qkv_bias": True, "axes_dim": list(params.axes_dim)}
+    if "txt_ids_dims" in {field.name for field in fields(comfy.ldm.flux.model.FluxParams)}:  # not on older hosts
+        config["txt_ids_dims"] = []
+    with torch.device("meta"):
+        flux = comfy.ldm.flux.model.Flux(dtype=torch.bfloat16, operations=comfy.ops.disable_weight_init, **config)
+        given = torch.empty(1), torch.empty(1, 512, 4096, dtype=torch.bfloat16), torch.empty(1, 768).to(torch.bfloat16)
+        latents = {side: torch.empty(1, 16, side, side, dtype=torch.bfloat16) for side in (512, 128)}
+        guidance = torch.empty(1)
+    found: dict[str, float] = {}
+    with mock.patch.object(comfy.ldm.flux.math, "optimized_attention", attention.attention_pytorch):
+        for side, latent in latents.items():
+            with AllocationTracker() as tracker:
+                flux(latent, *given, guidance, transformer_options={})
+            found[str(side)] = tracker.peak / module.flux_peak_bytes(params, (side // 2) ** 2, 512, torch.bfloat16)
+    return found
+
+
+CASES = (node, one_step_tells_it, logged_is_run, one_step_refuses, prediction, twelve_billion)

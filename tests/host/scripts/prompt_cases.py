@@ -14,6 +14,7 @@ from weights import noise, prompt, write_lora
 
 import nodes
 from op4ksr_core.weights.convert import Conversion, convert
+from op4ksr_core.weights.prompt import PromptEmbedding, read_prompt
 from op4ksr_core.weights.sr_lora import describe_sr_lora, sr_lora_settings
 
 OUTPUT = FOLDER / "output"
@@ -69,7 +70,8 @@ def into_a_lora() -> bool:
     """convert --prompt-embedding makes it part of a LoRA's file."""
     base, whole = "lora_unet_single_blocks_0_linear2.lora", FOLDER / "loras" / "whole.safetensors"
     name = write_lora("bare.safetensors", {f"{base}_up.weight": noise(128, 4), f"{base}_down.weight": noise(4, 640)})
-    convert(FOLDER / "loras" / name, whole, Conversion(prompt=save()[0]))
+    (saved,) = save()
+    convert(FOLDER / "loras" / name, whole, Conversion(prompt=PromptEmbedding((saved,), read_prompt(saved))))
     settings = sr_lora_settings(describe_sr_lora(whole))
     return settings.txt is not None and torch.equal(settings.txt, TXT[0])
 
