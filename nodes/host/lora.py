@@ -17,7 +17,7 @@ from ...op4ksr_core.weights.header import Header
 from ...op4ksr_core.weights.lora import check_module_shape, check_places, host_tensors
 from ...op4ksr_core.weights.lora_parts import LoraContents, LoraModule, lora_contents
 from ...op4ksr_core.weights.shards import some_names
-from ...op4ksr_core.weights.sr_lora import SrLora, sr_lora_settings
+from ...op4ksr_core.weights.sr_lora import SrLora, sr_lora_settings, warn_of_prompt_length
 from ...op4ksr_core.weights.vae_lora import encoder_changes
 from .model import ATTACHMENT, ENCODER_ATTACHMENT, check_conditioning
 from .patched_vae import encoder_shapes, patched_vae
@@ -73,6 +73,11 @@ def _settings(found: SrLora, model: Any, dims: tuple[int, int], conditioning: li
     if conditioning is not None:
         check_conditioning(model, conditioning)
         txt, vec, guidance = prompt_of(conditioning)
+        warn_of_prompt_length(found, len(txt))
+        if vec is None:
+            log.warning(
+                "conditioning: has no pooled_output, so that zeros take its place; load both of Flux's text encoders"
+            )
         if guidance is not None and guidance != found.settings.guidance:
             log.info(
                 "%s: guidance %s, which it was trained with; the CONDITIONING's %s is left out (the widget guidance of "

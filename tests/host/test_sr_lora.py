@@ -175,6 +175,15 @@ def test_half_of_a_lora_is_warned_of(graphs: Cases) -> None:
     assert "was trained with Flux's own 8x VAE, and this one is 16x" in line
 
 
+def test_a_prompt_of_another_length_is_warned_of(graphs: Cases) -> None:
+    found = graphs["prompts_of_other_lengths"]
+    assert found["trained"] == []
+    (line,) = found["by_itself"]
+    assert "was trained with a prompt of 512 tokens, and this embedding has 256; in ComfyUI put T5 Tokenizer" in line
+    (line,) = found["half"]
+    assert line.startswith("conditioning: has no pooled_output, so that zeros take its place")
+
+
 REFUSED = {
     "no_prompt": "carries no prompt embedding: connect one to conditioning, from ComfyUI's CLIP Text Encode",
     "no_vae": "also changes the VAE's encoder, and no VAE is connected; connect",

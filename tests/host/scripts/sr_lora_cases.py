@@ -269,6 +269,18 @@ def plain_encoder() -> dict[str, Any]:
     return found
 
 
+def prompts_of_other_lengths() -> dict[str, list[str]]:
+    """A prompt of as many tokens as were trained is taken without a word; shorter ones, and half of one, are not."""
+    pooled = {"pooled_output": noise(1, 32)}
+    given: dict[str, Any] = {"trained": (512, pooled), "by_itself": (256, pooled), "half": (512, {})}
+    found: dict[str, list[str]] = {}
+    for name, (tokens, extra) in given.items():
+        with harness.Log() as log:
+            load(conditioning=[[noise(1, tokens, 64), extra]])
+        found[name] = log.warnings
+    return found
+
+
 def hosts_own_loader() -> dict[str, Any]:
     """The same folder over a MODEL of the host's own loader."""
     needs_a_host_that_detects_sizes()
@@ -287,5 +299,6 @@ CASES = (
     every_file_of_the_folder,
     refused,
     plain_encoder,
+    prompts_of_other_lengths,
     hosts_own_loader,
 )
