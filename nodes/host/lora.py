@@ -85,7 +85,10 @@ def _settings(found: SrLora, model: Any, dims: tuple[int, int], conditioning: li
             )  # fmt: skip
         return replace(found.settings, txt=txt, vec=vec)
     if not found.has_prompt:
-        whose = "; or make one file of the folder, .pth files included, with 'op4ksr convert --sr-lora FOLDER -o FILE'"
+        whose = (
+            "; or make one file of the folder, .pth files included, in this pack's folder: python -m op4ksr_core "
+            "convert --sr-lora FOLDER -o FILE.safetensors"
+        )
         raise UnsupportedCheckpointError(
             found.path,
             "carries no prompt embedding: connect one to conditioning, from ComfyUI's CLIP Text Encode with the text "
@@ -118,8 +121,10 @@ def load_encoder_lora(vae: Any | None, found: SrLora, strength: float) -> Any | 
 def _warn_of_other_ratio(vae: Any | None, found: SrLora) -> None:
     ratio = getattr(vae, "spacial_compression_encode", lambda: _PUBLIC_RATIO)()
     if found.origin != "OP4KSR" and ratio != _PUBLIC_RATIO:
-        text = "%s: was trained with Flux's own 8x VAE, and this one is %sx; connect Flux's (ae.safetensors)"
-        log.warning(text, found.path.name, ratio)
+        log.warning(
+            "%s: was trained with Flux's own 8x VAE, and this one is %sx; connect Flux's (ae.safetensors), in Load F16 "
+            "VAE with compression 8x", found.path.name, ratio
+        )  # fmt: skip
 
 
 def _patch_weights(clone: Any, contents: LoraContents, strength: float) -> None:

@@ -45,8 +45,9 @@ OMGSR = (
 )
 FLUXSR = (
     "fluxsr.safetensors: is not in ComfyUI's models/loras folder; fetch the files of "
-    "huggingface.co/mon3tr/FluxSR-private into a folder, make one of them (python -m op4ksr_core convert --sr-lora "
-    "FOLDER -o fluxsr.safetensors), put it into models/loras and press R, or choose another"
+    "huggingface.co/mon3tr/FluxSR-private into a folder, make one of them (in this pack's folder: python -m "
+    "op4ksr_core convert --sr-lora FOLDER -o fluxsr.safetensors), put it into models/loras and press R, or choose "
+    "another"
 )
 
 #: Per template: our sentence of Load SR LoRA, and the host's own loaders with the file that they name.
