@@ -77,4 +77,5 @@ def test_beyond_the_trained_side_the_plan_says_what_to_try(windows: Cases) -> No
 
 def test_a_cancelled_run_ends_between_windows_and_inside_them(windows: Cases) -> None:
     found = windows["cancelled"]
-    assert found == {"before": [0, 1, 2], "inside": 2, "not": None}
+    inside = 2 if find_host().version >= (0, 4) else None  # whose layers do not look for it: the next window does
+    assert found == {"before": [0, 1, 2], "inside": inside, "not": None}
