@@ -31,7 +31,8 @@ SOURCES = {
     "loras/omgsr-f-1024-adapter/flux_adapter/adapter_model.safetensors": "fetch the OMGSR-F-1024 folder by the link in "
     "the README of github.com/wuer5/OMGSR into models/loras, as omgsr-f-1024-adapter",
     "loras/fluxsr.safetensors": "fetch the files of huggingface.co/mon3tr/FluxSR-private into a folder, make one of "
-    "them (python -m op4ksr_core convert --sr-lora FOLDER -o fluxsr.safetensors), put it into models/loras",
+    "them (in this pack's folder: python -m op4ksr_core convert --sr-lora FOLDER -o fluxsr.safetensors), put it into "
+    "models/loras",
 }
 
 

@@ -17,7 +17,7 @@ from ...op4ksr_core.weights.header import Header
 from ...op4ksr_core.weights.lora import check_module_shape, check_places, host_tensors
 from ...op4ksr_core.weights.lora_parts import LoraContents, LoraModule, lora_contents
 from ...op4ksr_core.weights.shards import some_names
-from ...op4ksr_core.weights.sr_lora import SrLora, is_for_ratio, sr_lora_settings
+from ...op4ksr_core.weights.sr_lora import SrLora, is_for_ratio, is_theirs, sr_lora_settings, warn_of_prompt_length
 from ...op4ksr_core.weights.vae_lora import encoder_changes
 from .model import ATTACHMENT, ENCODER_ATTACHMENT, check_conditioning
 from .patched_vae import encoder_shapes, patched_vae
@@ -47,6 +47,11 @@ def load_lora(model: Any, found: SrLora, strength: float, conditioning: list[Any
         name = type(model.model).__name__
         raise OptionError(f"MODEL: is a {name}; Load SR LoRA needs the Flux model the LoRA was trained on") from error
     settings = _settings(found, model, dims, conditioning)
+    if is_theirs(found) and not config.get("guidance_embed", True):
+        text = (
+            "%s: was trained on FLUX.1-dev, and this MODEL has no guidance (FLUX.1-schnell has none); load FLUX.1-dev"
+        )
+        log.warning(text, path.name)
     if line := contents.left_out_line():
         log.warning("%s: %s", path.name, line)
     clone = model.clone()
@@ -70,6 +75,11 @@ def _settings(found: SrLora, model: Any, dims: tuple[int, int], conditioning: li
     if conditioning is not None:
         check_conditioning(model, conditioning)
         txt, vec, guidance = prompt_of(conditioning)
+        warn_of_prompt_length(found, len(txt))
+        if vec is None:
+            log.warning(
+                "conditioning: has no pooled_output, so that zeros take its place; load both of Flux's text encoders"
+            )
         if guidance is not None and guidance != found.settings.guidance:
             log.info(
                 "%s: guidance %s, which it was trained with; the CONDITIONING's %s is left out (the widget guidance of "
@@ -77,7 +87,10 @@ def _settings(found: SrLora, model: Any, dims: tuple[int, int], conditioning: li
             )  # fmt: skip
         return replace(found.settings, txt=txt, vec=vec)
     if not found.has_prompt:
-        whose = "; or make one file of the folder, .pth files included, with 'op4ksr convert --sr-lora FOLDER -o FILE'"
+        whose = (
+            "; or make one file of the folder, .pth files included, in this pack's folder: python -m op4ksr_core "
+            "convert --sr-lora FOLDER -o FILE.safetensors"
+        )
         raise UnsupportedCheckpointError(
             found.path,
             "carries no prompt embedding: connect one to conditioning, from ComfyUI's CLIP Text Encode with the text "
@@ -110,8 +123,10 @@ def load_encoder_lora(vae: Any | None, found: SrLora, strength: float) -> Any | 
 def _warn_of_other_ratio(vae: Any | None, found: SrLora) -> None:
     ratio = getattr(vae, "spacial_compression_encode", lambda: None)()
     if ratio is not None and not is_for_ratio(found, ratio):
-        text = "%s: was trained with Flux's own 8x VAE, and this one is %sx; connect Flux's (ae.safetensors)"
-        log.warning(text, found.path.name, ratio)
+        log.warning(
+            "%s: was trained with Flux's own 8x VAE, and this one is %sx; connect Flux's (ae.safetensors), in Load F16 "
+            "VAE with compression 8x", found.path.name, ratio
+        )  # fmt: skip
 
 
 def _patch_weights(clone: Any, contents: LoraContents, strength: float) -> None:

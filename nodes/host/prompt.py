@@ -8,13 +8,20 @@ from typing import Any
 from torch import Tensor
 
 from ...op4ksr_core.errors import OptionError
+from ...op4ksr_core.plain_text import plain, plain_logger
 from ...op4ksr_core.weights.header import PROMPT_KEYS
+
+log = plain_logger(__name__)
+
+#: What of a CONDITIONING's settings is known here; another, such as an area, is no part of a prompt embedding.
+_KNOWN = {"pooled_output", "guidance"}
 
 
 def prompt_of(conditioning: list[Any]) -> tuple[Tensor, Tensor | None, float | None]:
     """txt (T, context) and pooled (vec,), float32, of the one prompt of a CONDITIONING, and its guidance if it has one.
 
-    Raises OptionError for several prompts, of which a model takes one.
+    Its other settings (an area, a mask, a time range, hooks) are left out, and named in the log. Raises OptionError for
+    several prompts, of which a model takes one.
     """
     counts = [len(conditioning), *(len(entry[0]) for entry in conditioning)]
     if max(counts) > 1:
@@ -23,6 +30,9 @@ def prompt_of(conditioning: list[Any]) -> tuple[Tensor, Tensor | None, float | N
             "Text Encode"
         )
     txt, extra, *_ = conditioning[0]
+    if left := sorted(str(name) for name, value in extra.items() if name not in _KNOWN and value is not None):
+        names = ", ".join(map(plain, left))
+        log.warning("conditioning: its %s is left out; a prompt embedding is its tokens alone", names)
     pooled: Tensor | None = extra.get("pooled_output")
     if pooled is not None and len(pooled) > 1:
         raise OptionError(

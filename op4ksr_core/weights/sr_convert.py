@@ -22,7 +22,7 @@ from .header import ENCODER_PREFIX, OUR_FORMAT, PROMPT_KEYS, Header, check_finit
 from .lora_names import canonical_name
 from .lora_parts import LoraContents, lora_contents
 from .prompt import PromptEmbedding, opened
-from .sr_lora import SrLora, describe_sr_lora
+from .sr_lora import SrLora, describe_sr_lora, warn_of_prompt_length
 from .streamed import Entry, write_safetensors
 from .vae_lora import encoder_contents
 
@@ -55,6 +55,8 @@ def convert_sr_lora(
     for half, rename in zip(halves, (canonical_name, _encoder_name), strict=False):
         entries |= _entries(half, rename)
     tensors = prompt.tensors if prompt else read_tensors(found.transformer, set(PROMPT_KEYS))
+    if prompt:
+        warn_of_prompt_length(found, len(tensors[PROMPT_KEYS[0]]))
     entries |= {name: Entry(dtype_name(t), tuple(t.shape), lambda t=t: t) for name, t in tensors.items()}
     write_safetensors(output, entries, stated)
     unreasoned = {"op4ksr.origin", *(metadata or {})}  # its reason is itself; what was asked for

@@ -24,6 +24,7 @@ from typing import Literal
 from ..errors import UnsupportedCheckpointError
 from ..models.flux import OneStepSettings
 from ..models.flux_schedule import mu_of_tokens, sigma_of_time
+from ..plain_text import plain_logger
 from .constants import with_prompt
 from .fluxsr import FLUXSR_CONFIG, FLUXSR_FILE, fluxsr_header, fluxsr_settings
 from .header import PROMPT_KEYS, Header, check_dtypes, encoder_part, read_header, without_encoder
@@ -32,6 +33,8 @@ from .lora_parts import lora_contents, target_of
 from .peft_folders import ADAPTERS, find_adapters
 from .vae_lora import encoder_contents
 
+log = plain_logger(__name__)
+
 Origin = Literal["OMGSR", "FluxSR", "OP4KSR"]
 
 #: OMGSR-F's step, the number of steps that it is one of, and the tokens per side of its training.
@@ -39,6 +42,9 @@ _OMGSR_STEP, _OMGSR_STEPS, _OMGSR_TOKENS = 244, 999, 64
 
 #: As their code computes it: 0.50515 of FLUX.1-dev's schedule for a picture of 1024 px.
 OMGSR_SIGMA = sigma_of_time(_OMGSR_STEP / _OMGSR_STEPS, mu_of_tokens(_OMGSR_TOKENS**2))
+
+#: Tokens of OMGSR-F's prompt: diffusers pads T5's to 512, where ComfyUI pads to 256 unless it is told otherwise.
+_OMGSR_PROMPT_TOKENS = 512
 
 
 #: Image px per latent px of the VAE that the published LoRAs are trained with: Flux's own.
@@ -108,7 +114,10 @@ def sr_lora_settings(found: SrLora) -> OneStepSettings:
 
     Raises UnsupportedCheckpointError where it holds NaN or infinite numbers.
     """
-    return with_prompt(found.transformer, found.settings)
+    settings = with_prompt(found.transformer, found.settings)
+    if settings.txt is not None:
+        warn_of_prompt_length(found, len(settings.txt))
+    return settings
 
 
 def is_for_ratio(found: SrLora, ratio: int) -> bool:
@@ -135,6 +144,20 @@ def check_has_prompt(found: SrLora) -> None:
     if found.origin == "OP4KSR":
         reason = reason.replace("--sr-lora FOLDER", "THIS")
     raise UnsupportedCheckpointError(found.path, f"carries no prompt embedding: {reason}")
+
+
+def warn_of_prompt_length(found: SrLora, tokens: int) -> None:
+    """Log a prompt embedding of ``tokens`` tokens that is not as long as the one that the LoRA was trained with.
+
+    Flux looks at padding as at any other token: a shorter prompt gives another picture, and nothing shows it.
+    """
+    omgsr = found.origin == "OMGSR" or found.why.get("origin", "").startswith("OMGSR-F")  # in one file
+    if omgsr and tokens != _OMGSR_PROMPT_TOKENS:
+        log.warning(
+            "%s: was trained with a prompt of %d tokens, and this embedding has %d; in ComfyUI put T5 Tokenizer "
+            "Options with min_length %d before CLIP Text Encode", found.path.name, _OMGSR_PROMPT_TOKENS, tokens,
+            _OMGSR_PROMPT_TOKENS,
+        )  # fmt: skip
 
 
 def _is_ours(header: Header) -> bool:

@@ -45,8 +45,9 @@ OMGSR = (
 )
 FLUXSR = (
     "fluxsr.safetensors: is not in ComfyUI's models/loras folder; fetch the files of "
-    "huggingface.co/mon3tr/FluxSR-private into a folder, make one of them (python -m op4ksr_core convert --sr-lora "
-    "FOLDER -o fluxsr.safetensors), put it into models/loras and press R, or choose another"
+    "huggingface.co/mon3tr/FluxSR-private into a folder, make one of them (in this pack's folder: python -m "
+    "op4ksr_core convert --sr-lora FOLDER -o fluxsr.safetensors), put it into models/loras and press R, or choose "
+    "another"
 )
 
 #: Per template: our sentence of Load SR LoRA, and the host's own loaders with the file that they name.
@@ -83,6 +84,18 @@ def test_a_missing_file_is_exactly_one_sentence(server: Server, object_info, pho
         assert details.endswith(f" - {sentence}") and details.partition(" - ")[0] in input_names(prompt, class_type)
     for class_type, file in theirs.items():
         assert any(file in details for details in told[class_type])
+
+
+@pytest.mark.parametrize("name", ["omgsr_4k", "omgsr_1024_then_pid"])
+def test_the_empty_prompt_has_as_many_tokens_as_were_trained(object_info, name: str) -> None:  # noqa: F811
+    """diffusers pads to 512, and ComfyUI by itself to 256."""
+    prompt = prompt_of(name, object_info)
+    (lora,), (options,) = by_class(prompt, "OP4KSR_LoadSRLoRA"), by_class(prompt, "T5TokenizerOptions")
+    text = prompt[prompt[lora]["inputs"]["conditioning"][0]]
+    assert text["class_type"] == "CLIPTextEncode" and text["inputs"] == {"text": "", "clip": [options, 0]}
+    given = prompt[options]["inputs"]
+    assert prompt[given.pop("clip")[0]]["class_type"] == "DualCLIPLoader"
+    assert given == {"min_padding": 0, "min_length": 512}
 
 
 def input_names(prompt: dict[str, Any], class_type: str) -> set[str]:
@@ -137,7 +150,8 @@ def without_text_encoders(prompt: dict[str, Any]) -> dict[str, Any]:
             "inputs": {"embedding_name": "empty_prompt.safetensors"},
         }
         prompt["prompt"] = embedding
-        rewired(prompt, {(texts[0], 0): ["prompt", 0], (encoders[0], 0): []})
+        options = by_class(prompt, "T5TokenizerOptions")
+        rewired(prompt, {(texts[0], 0): ["prompt", 0], (options[0], 0): [], (encoders[0], 0): []})
     return prompt
 
 

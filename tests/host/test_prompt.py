@@ -29,6 +29,15 @@ def test_convert_makes_it_part_of_a_lora(prompts: Cases) -> None:
     assert prompts["into_a_lora"]
 
 
+def test_the_host_pads_an_empty_text_to_fewer_tokens_than_were_trained(prompts: Cases) -> None:
+    assert prompts["an_empty_text"] == {"alone": 256, "padded": 512}
+
+
+def test_what_is_left_out_is_named(prompts: Cases) -> None:
+    (line,) = prompts["left_out"]
+    assert line.startswith("conditioning: its area, strength is left out")
+
+
 REFUSED = {
     "two": "conditioning: holds 2 prompts",
     "batch": "conditioning: holds 2 prompts",

@@ -172,7 +172,18 @@ def test_half_of_a_lora_is_warned_of(graphs: Cases) -> None:
     assert line.endswith("this VAE has no LoRA; connect the VAE of Load SR LoRA")
     assert found["whole"] == found["none"] == []
     (line,) = found["16x"]
-    assert "was trained with Flux's own 8x VAE, and this one is 16x" in line
+    assert "was trained with Flux's own 8x VAE, and this one is 16x" in line and line.endswith("with compression 8x")
+    (line,) = found["schnell"]
+    assert "this MODEL has no guidance (FLUX.1-schnell has none); load FLUX.1-dev" in line
+
+
+def test_a_prompt_of_another_length_is_warned_of(graphs: Cases) -> None:
+    found = graphs["prompts_of_other_lengths"]
+    assert found["trained"] == []
+    (line,) = found["by_itself"]
+    assert "was trained with a prompt of 512 tokens, and this embedding has 256; in ComfyUI put T5 Tokenizer" in line
+    (line,) = found["half"]
+    assert line.startswith("conditioning: has no pooled_output, so that zeros take its place")
 
 
 REFUSED = {

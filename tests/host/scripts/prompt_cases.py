@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import comfy.sd
 import folder_paths
 import harness
 import torch
+from comfy.text_encoders.flux import FluxTokenizer
 from harness import FOLDER, refusal
 from safetensors.torch import load_file, save_file
 from weights import noise, prompt, write_lora
@@ -76,6 +78,33 @@ def into_a_lora() -> bool:
     return settings.txt is not None and torch.equal(settings.txt, TXT[0])
 
 
+def an_empty_text() -> dict[str, Any]:
+    """Tokens of T5 that the host makes of it: by itself, and with the node that the templates have."""
+    if "T5TokenizerOptions" not in nodes.NODE_CLASS_MAPPINGS:
+        raise harness.LackingError("this ComfyUI always pads to one length")
+    clip = comfy.sd.CLIP(no_init=True)
+    clip.tokenizer, clip.tokenizer_options, clip.layer_idx = FluxTokenizer(), {}, None
+    clip.patcher, clip.cond_stage_model = Patcher(), None
+    clip.use_clip_schedule, clip.apply_hooks_to_conds = False, None
+    (padded,) = harness.run("T5TokenizerOptions", clip, 0, 512)
+    return {name: len(one.tokenize("")["t5xxl"][0]) for name, one in (("alone", clip), ("padded", padded))}
+
+
+class Patcher:
+    """In the place of the text encoders' weights, which tokens do not need."""
+
+    def clone(self, **_: Any) -> Patcher:
+        return self
+
+
+def left_out() -> list[str]:
+    """What is no part of a prompt embedding is named; a prompt's own CONDITIONING is saved without a word."""
+    with harness.Log() as log:
+        save()
+        save([[TXT, {"pooled_output": VEC, "area": (8, 8, 0, 0), "mask": None, "strength": 0.5}]])
+    return log.warnings
+
+
 def refused() -> dict[str, Any]:
     before = set(OUTPUT.rglob("*"))
     embeddings = FOLDER / "embeddings"
@@ -99,4 +128,4 @@ def refused() -> dict[str, Any]:
     return {**found, "nothing_is_left": before == set(OUTPUT.rglob("*"))}
 
 
-CASES = (there_and_back, diffusers_names, into_a_lora, refused)
+CASES = (there_and_back, diffusers_names, into_a_lora, an_empty_text, left_out, refused)

@@ -261,11 +261,24 @@ def plain_encoder() -> dict[str, Any]:
         "none": lambda: result(model, vae, conditioning=conditioning),
     }
     runs["16x"] = lambda: load(vae=harness.load_vae(write_vae("sr_16x.safetensors")))
+    runs["schnell"] = lambda: load(model=harness.load_model(write_flux("sr_schnell.safetensors")))
     found: dict[str, list[str]] = {}
     for name, run in runs.items():
         with harness.Log() as log:
             run()
-        found[name] = [line for line in log.warnings if "VAE" in line]
+        found[name] = [line for line in log.warnings if "VAE" in line or "guidance" in line]
+    return found
+
+
+def prompts_of_other_lengths() -> dict[str, list[str]]:
+    """A prompt of as many tokens as were trained is taken without a word; shorter ones, and half of one, are not."""
+    pooled = {"pooled_output": noise(1, 32)}
+    given: dict[str, Any] = {"trained": (512, pooled), "by_itself": (256, pooled), "half": (512, {})}
+    found: dict[str, list[str]] = {}
+    for name, (tokens, extra) in given.items():
+        with harness.Log() as log:
+            load(conditioning=[[noise(1, tokens, 64), extra]])
+        found[name] = log.warnings
     return found
 
 
@@ -287,5 +300,6 @@ CASES = (
     every_file_of_the_folder,
     refused,
     plain_encoder,
+    prompts_of_other_lengths,
     hosts_own_loader,
 )

@@ -379,3 +379,20 @@ def test_an_encoders_half_is_left_out_where_only_a_transformer_is_changed(
     save_file({**factors(f"transformer.{QUERY}", (4, 64), (64, 4)), **encoder(ENCODER_PREFIX)}, path)
     assert merge(make_flux(), path) == 1
     assert "6 tensors change the VAE's encoder and are left out here" in caplog.text
+
+
+@pytest.mark.parametrize(("tokens", "warned"), [(512, False), (256, True)])
+def test_a_prompt_shorter_than_the_trained_one_is_warned_of(
+    omgsr: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, tokens: int, warned: bool
+) -> None:
+    """ComfyUI pads an empty text to 256 tokens, diffusers to the 512 that OMGSR-F knows."""
+    prompt = tmp_path / "prompt.safetensors"
+    save_file({"op4ksr.txt": torch.zeros(tokens, 64), "op4ksr.vec": torch.zeros(32)}, prompt)
+    one = tmp_path / "one.safetensors"
+    for use in (
+        lambda: convert_sr_lora(omgsr, one, prompt=prompt),
+        lambda: sr_lora_settings(describe_sr_lora(one)),
+    ):
+        caplog.clear()
+        use()
+        assert (f"with a prompt of 512 tokens, and this embedding has {tokens}" in caplog.text) is warned
