@@ -105,6 +105,7 @@ def test_an_upscale(models: Models, case: str) -> None:
 
 @pytest.mark.parametrize("kind", ["xpu", "mps"])
 @pytest.mark.parametrize("case", ["colour lab", "strips tiny", "rfr ntk", "rfr ultraflux"])
+@pytest.mark.slow
 def test_an_upscale_without_float64(models: Models, monkeypatch: pytest.MonkeyPatch, case: str, kind: str) -> None:
     """As on Intel's cards and Apple's: what needs it is done on the CPU; a strip is normalised in another way.
 

@@ -65,6 +65,7 @@ def test_coherence_of_noise_and_of_a_tile(generator) -> None:
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("factor", [4, 8])
+@pytest.mark.slow
 def test_enlarging_in_one_direction_leaves_no_lines(natural, mode: str, factor: int) -> None:
     small = natural(1024 // factor, 1024, 5)
     evidence = gather_evidence(grey_plane(to_8_bit(F.interpolate(small, (1024, 1024), mode=mode))[0]))

@@ -77,6 +77,7 @@ def test_real_texture_stays_with_its_reference() -> None:
 @pytest.mark.parametrize(
     ("kind", "grey_levels"), [("pink32", 0.25), ("pink32", 0.5), ("pink32", 1), ("region32", 1), ("region32", 8)]
 )
+@pytest.mark.slow
 def test_nothing_gets_worse(clean, low, kind: str, grey_levels: float, with_reference: bool) -> None:
     spoilt = to_8_bit(inject(clean, kind, grey_levels, seed=2))
     reference = low if with_reference else None

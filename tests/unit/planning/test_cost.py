@@ -30,6 +30,7 @@ FLUXES = [
 @pytest.mark.parametrize("mode", MEMORY_MODES)
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 @pytest.mark.parametrize("params", [AutoEncoderParams(), AutoEncoderParams(stride=1), SMALL], ids=["16", "8", "small"])
+@pytest.mark.slow
 def test_the_autoencoders_work(params: AutoEncoderParams, stage: Stage, mode: MemoryMode) -> None:
     side, settings = 256 * params.stride, StripSettings(64, mode)
     with torch.device("meta"):

@@ -143,6 +143,7 @@ def test_adamw_on_cuda_takes_a_root_of_every_moment() -> None:
     assert meter.peak == pytest.approx(8 * 64 * 64 * 4, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_largest_batch_and_terms_that_need_a_library(folder) -> None:  # noqa: F811
     found = told(folder)
     late = replace(found, data=replace(found.data, late_from=0.5, late_crop=256, late_batch=1, picture_side=256))
@@ -255,6 +256,7 @@ def test_a_run_without_a_transformer_is_not_counted(kind: str) -> None:
         pytest.param("int8", False, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_the_benchmark_writes_a_row_beside_its_plan(
     file: Path, random: bool, base: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

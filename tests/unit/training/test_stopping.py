@@ -107,6 +107,7 @@ def test_a_second_ctrl_c_ends_a_call_that_never_returns() -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.slow
 def test_processes_that_make_batches_outlive_the_runs_signals(folder: Path, number: int) -> None:  # noqa: F811
     """A terminal, or a service, sends them to all, and the step that is finished first needs its batch."""
     text = config(folder, train="accumulate = 3\n", data="workers = 1\n")

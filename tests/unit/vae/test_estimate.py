@@ -37,6 +37,7 @@ def measured(params: AutoEncoderParams, stage: Stage, side: int, settings: Strip
 @pytest.mark.parametrize("mode", MEMORY_MODES)
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 @pytest.mark.parametrize("params", [FULL, AutoEncoderParams(stride=1)], ids=["f16", "f8"])
+@pytest.mark.slow
 def test_the_estimate_is_within_ten_percent(params: AutoEncoderParams, stage: Stage, mode: MemoryMode) -> None:
     side, settings = 512 * params.stride, StripSettings(mode=mode)
     real = measured(params, stage, side, settings)

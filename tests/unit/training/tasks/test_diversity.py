@@ -151,6 +151,7 @@ def test_checkpointing_changes_no_step_and_keeps_no_tokens(folder: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["one_step", "lora"])
+@pytest.mark.slow
 def test_a_killed_run_with_the_term_goes_on_bit_for_bit(folder: Path, kind: str) -> None:  # noqa: F811
     """On pictures, on latents alone, on a grid, with batches added up, recomputed blocks and a running mean."""
     more = {

@@ -56,6 +56,7 @@ def test_the_trunk_is_affine(images: Tensor) -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.slow
 def test_the_bent_network_computes_what_the_trunk_did(images: Tensor, groups: int, stride: int) -> None:
     model = new(groups, stride)
     latent, decoded = through_trunk(model, images)
