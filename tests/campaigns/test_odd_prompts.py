@@ -22,6 +22,8 @@ from campaigns.odd_pack_values import MAY_PASS, ODD_VALUES
 from campaigns.outcomes import HANG, Tally
 from host_support import Server, find_host, input_specs, png
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
@@ -202,8 +204,8 @@ class Odd:
         for path in sorted(output.rglob("*")):
             if not SENTENCE.fullmatch(str(path)):
                 yield f"a file named {str(path)!a}"
-            if path.is_file() and not whole_png(path):
-                yield f"{path.name!a} is no whole PNG"
+            if path.is_file() and not (whole_embedding if path.suffix == ".safetensors" else whole_png)(path):
+                yield f"{path.name!a} is not whole"
         if (places := sorted(path.name for path in self.server.folder.iterdir())) != self.places:
             yield f"files outside of the output folder: {places}"
         shutil.rmtree(output)
@@ -216,6 +218,14 @@ def whole_png(path: Path) -> bool:
             picture.load()
             return picture.format == "PNG"
     except (OSError, ValueError):
+        return False
+
+
+def whole_embedding(path: Path) -> bool:
+    """Whether it is what Save Prompt Embedding writes."""
+    try:
+        return set(load_file(path)) == {"op4ksr.txt", "op4ksr.vec"}
+    except (OSError, SafetensorError):
         return False
 
 
@@ -243,7 +253,7 @@ def linked(node: str, name: str, value: str, info: dict[str, Any]) -> Case:
     may = MAY_PASS.get(kind_of(spec), frozenset())
     optional = name in info[node]["input"].get("optional", {})
     ours = node.startswith("OP4KSR")
-    by_name = name in ("vae_name", "model_name", "lora_name")  # told by the name that was given
+    by_name = name in ("vae_name", "model_name", "lora_name", "embedding_name")  # told by the name that was given
     refused = ours and value not in may and not (optional and value == "none")
     odd = {"class_type": "OddValue", "inputs": {"name": value}}
     inputs = {**GOOD[node], name: ["odd", 0]}

@@ -533,8 +533,10 @@ def test_ultraflux_graph_runs_with_small_weights(server: Server, object_info: di
     (sampler,) = by_class(prompt, "KSampler")
     (text,) = by_class(prompt, "CLIPTextEncode")
     loader = by_class(prompt, "OP4KSR_LoadFluxSR")[0]
-    (encoders,) = by_class(prompt, "DualCLIPLoader")
-    rewired(prompt, {(text, 0): [loader, 1], (encoders, 0): []})
+    (encoders,), (options,) = by_class(prompt, "DualCLIPLoader"), by_class(prompt, "T5TokenizerOptions")
+    padding = {"clip": [encoders, 0], "min_padding": 0, "min_length": 512}  # as published; ComfyUI alone has 256
+    assert prompt[options]["inputs"] == padding and prompt[text]["inputs"]["clip"] == [options, 0]
+    rewired(prompt, {(text, 0): [loader, 1], (options, 0): [], (encoders, 0): []})
     (saver,) = by_class(prompt, "SaveImage")
     assert server.picture(finished(server, prompt), saver).size == (256, 192)
     assert prompt[sampler]["inputs"]["scheduler"] == "simple" and prompt[sampler]["inputs"]["cfg"] == 1.0
