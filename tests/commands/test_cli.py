@@ -143,6 +143,7 @@ def test_pictures_written_beside_the_next_ones_computation(
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.slow
 def test_no_more_pictures_wait_to_be_written_than_said(
     tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:

@@ -57,6 +57,7 @@ def enlarged(files: dict[str, Path], output: Path, *given: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("policy", [None, "ntk", "interpolate", "parts"])
 @pytest.mark.parametrize("pieces", [None, Pieces(64, 32), Pieces(96, 16)], ids=str)
+@pytest.mark.slow
 def test_what_runs_is_what_the_library_runs(
     files: dict[str, Path], tmp_path: Path, pieces: Pieces | None, policy: Any
 ) -> None:

@@ -98,6 +98,7 @@ UPSCALES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", UPSCALES)
+@pytest.mark.slow
 def test_an_upscale(models: Models, case: str) -> None:
     expected, found, _ = both(lambda send: of_upscale(models, send, **UPSCALES[case]))
     assert torch.equal(expected, found)

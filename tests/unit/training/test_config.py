@@ -152,6 +152,7 @@ def test_without_pydantic_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
         parse_config(START)
 
 
+@pytest.mark.slow
 def test_only_reading_a_config_needs_pydantic() -> None:
     """The package, its commands and benchmarks are imported without it."""
     hidden = "import sys; sys.modules['pydantic'] = None; sys.path.insert(0, sys.argv[1]); "

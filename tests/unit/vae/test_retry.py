@@ -56,6 +56,7 @@ def stages(model: AutoEncoder) -> dict[str, Callable[[], torch.Tensor]]:
 
 @pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", ["encode", "decode"])
+@pytest.mark.slow
 def test_out_of_memory_at_every_allocation_is_recovered(model: AutoEncoder, stage: str, every: int) -> None:
     run = stages(model)[stage]
     plain = run()
