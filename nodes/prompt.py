@@ -9,10 +9,10 @@ from comfy_api.latest import io, ui
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.plain_text import plain_logger
 from ..op4ksr_core.weights.checkpoint import save_prompt
-from ..op4ksr_core.weights.prompt import read_prompt
+from ..op4ksr_core.weights.prompt import TOKENS_LIMIT, read_prompt
 from .host.files import check_file, file_options, file_path
 from .host.inputs import checked
-from .host.names import check_prefix, choose_place, claim
+from .host.names import check_prefix, choose_place, claimed
 from .host.prompt import conditioning_of, prompt_of
 from .host.schema import advanced, schema
 
@@ -59,13 +59,13 @@ class SavePromptEmbedding(io.ComfyNode):
                 "conditioning: has no pooled_output, which Flux takes beside the tokens; load both of its text "
                 "encoders (DualCLIPLoader, type flux)"
             )
+        if len(txt) > TOKENS_LIMIT:
+            raise OptionError(
+                f"conditioning: has {len(txt):,} tokens, and a prompt embedding at most {TOKENS_LIMIT:,}; shorten it"
+            )
         place = choose_place(filename_prefix, 0, 0)
-        path, _ = claim(place.folder, place.start, place.counter, _SUFFIX)
-        try:
+        with claimed(place.folder, place.start, place.counter, _SUFFIX) as (path, _):
             save_prompt(path, txt, vec)
-        except BaseException:  # Ctrl-C too: it goes on, without the empty file that holds the name
-            path.unlink(missing_ok=True)
-            raise
         shown = f"{place.subfolder}/{path.name}".lstrip("/")
         text = f"{shown}: {len(txt)} tokens of {txt.shape[1]} channels; move it into models/embeddings"
         log.info("%s", text)

@@ -16,7 +16,7 @@ from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.images.io import Picture, save_image
 from ..op4ksr_core.plain_text import plain
 from .host.inputs import checked
-from .host.names import check_prefix, choose_place, claim
+from .host.names import check_prefix, choose_place, claimed
 from .host.schema import advanced, schema
 from .host.stages import image_to_core
 from .host.values import refusal
@@ -93,13 +93,9 @@ class SavePicture(io.ComfyNode):
         for index, picture in enumerate(_pictures(image_to_core(images), mask)):
             comfy.model_management.throw_exception_if_processing_interrupted()
             start = place.start.replace("%batch_num%", str(index))
-            path, number = claim(place.folder, start, counter + index)
-            counter = number - index
-            try:
+            with claimed(place.folder, start, counter + index) as (path, number):
                 save_image(path, picture, _BITS[bits], _COMPRESSION[compression], texts)
-            except BaseException:  # a cancel or Ctrl-C too: it goes on, without the empty file that holds the name
-                path.unlink(missing_ok=True)
-                raise
+            counter = number - index
             saved.append(ui.SavedResult(path.name, place.subfolder, io.FolderType.output))
         return io.NodeOutput(ui=ui.SavedImages(saved))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -154,11 +156,22 @@ def _is_inside(folder: str, output: str) -> bool:
         return False
 
 
-def claim(place: Path, start: str, counter: int, suffix: str = ".png") -> tuple[Path, int]:
+@contextmanager
+def claimed(place: Path, start: str, counter: int, suffix: str = ".png") -> Generator[tuple[Path, int], None, None]:
     """The first free name from this number on, as an empty file that nobody else takes, and its number.
 
-    Raises OutputError where the folder cannot be written to.
+    Inside it is filled; whatever ends that early, a cancel or Ctrl-C too, leaves no empty file behind. Raises
+    OutputError where the folder cannot be written to.
     """
+    path, number = _claim(place, start, counter, suffix)
+    try:
+        yield path, number
+    except BaseException:  # which goes on
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _claim(place: Path, start: str, counter: int, suffix: str) -> tuple[Path, int]:
     while True:
         path = place / f"{start}_{counter:05}_{suffix}"
         try:

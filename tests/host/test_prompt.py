@@ -42,6 +42,7 @@ REFUSED = {
     "two": "conditioning: holds 2 prompts",
     "batch": "conditioning: holds 2 prompts",
     "no_pooled": "conditioning: has no pooled_output",
+    "long": "conditioning: has 4,097 tokens, and a prompt embedding at most 4,096",
     "nan": "conditioning: holds NaN or infinite values",
     "outside": "is outside the output folder",
     "absolute": "is outside the output folder",

@@ -118,6 +118,7 @@ def refused() -> dict[str, Any]:
         "two": refusal(lambda: save(ONE * 2)),
         "batch": refusal(lambda: save([[noise(2, 5, 64), {"pooled_output": noise(2, 32)}]])),
         "no_pooled": refusal(lambda: save([[TXT, {}]])),
+        "long": refusal(lambda: save([[noise(1, 4097, 4), {"pooled_output": VEC}]])),
         "nan": refusal(lambda: save([[TXT / 0, {"pooled_output": VEC}]])),
         "outside": refusal(lambda: save(prefix="../../out")),
         "absolute": refusal(lambda: save(prefix="/etc/out")),
