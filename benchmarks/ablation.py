@@ -124,14 +124,14 @@ def smooth_picture(number: int, side: int) -> Tensor:
     return to_8_bit(resize(hills, side, side))
 
 
-def mesh(output: Tensor, high: Tensor) -> float:
-    """What repeats every 32 px (a token) in the error, beyond what chance gives at periods nearby: RMS, levels of 255.
+def mesh(output: Tensor, high: Tensor, period: int = 32) -> float:
+    """What repeats in the error every ``period`` px (a token), beyond what chance gives at periods nearby: RMS, levels.
 
     Of (1, 3, H, W) pictures in [0, 1], without the outer 32 px; the error high-passed, its mean over the channels.
     """
     error = high_pass(inner(output - high, BORDER).mean(1, keepdim=True) * 255)
-    own = lattice_correlation(error, 32)
-    nearby = [u for p in periods_nearby(32) if (u := lattice_correlation(error, p)) is not None]
+    own = lattice_correlation(error, period)
+    nearby = [u for p in periods_nearby(period) if (u := lattice_correlation(error, p)) is not None]
     if own is None or not nearby:
         return 0.0
     return float((own - torch.stack(nearby).mean(0)).clamp(min=0).sqrt())

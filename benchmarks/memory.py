@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,18 +16,18 @@ import torch
 from torch import Tensor
 
 from op4ksr_core.bundled import BUNDLED_AUTOENCODER, BUNDLED_FLUX, SAMPLE_PHOTO
-from op4ksr_core.errors import Op4ksrError
 from op4ksr_core.images.io import load_image
 from op4ksr_core.images.resize import Target, resize
 from op4ksr_core.machine import AllocationTracker, dtype_name, explain_out_of_memory, peak_memory
 from op4ksr_core.models.flux import OnProgress
-from op4ksr_core.one_step import CoreStages, OneStepOptions, run
+from op4ksr_core.one_step import CoreStages, OneStepOptions, Stages, run
 from op4ksr_core.planning.geometries import AUTOENCODERS
 from op4ksr_core.vae.autoencoder import AutoEncoder, AutoEncoderParams
 from op4ksr_core.vae.estimate import Stage, both, peak_elements
 from op4ksr_core.vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 
+from .own_process import in_own_process
 from .stage_clock import wait_for
 from .tables import Row
 from .tiles import three_passes
@@ -267,6 +266,8 @@ class PlainStages(CoreStages):
         with torch.no_grad(), explain_out_of_memory("the VAE's plain decode"):
             return model.decode_pixels(raw.to(model.device, model.dtype)).add_(1).div_(2).clamp_(0, 1)
 
+    add_decoded = Stages.add_decoded
+
 
 def end_to_end(side: int = 1024, factor: int = 4) -> list[Row]:
     """Peak memory of a process that upscales ``side`` x ``side`` px with the bundled weights on the CPU."""
@@ -276,20 +277,9 @@ def end_to_end(side: int = 1024, factor: int = 4) -> list[Row]:
 
 
 def _in_a_process(way: str, side: int, factor: int) -> Row:
-    context = multiprocessing.get_context("spawn")
-    results: Any = context.Queue()
-    process = context.Process(target=_upscale_and_tell, args=(way, side, factor, results))
-    process.start()
-    while process.is_alive() and results.empty():
-        process.join(0.1)
-    if results.empty() and process.exitcode:
-        raise Op4ksrError(
-            f"benchmarks memory: the run of {side} px with {way} ended with code {process.exitcode} "
-            "(killed for memory?); free memory, or leave it out with --only peaks sample exactness"
-        )
-    row = results.get(timeout=60)
-    process.join()
-    return row
+    what = f"benchmarks memory: the run of {side} px with {way}"
+    remedy = "free memory, or leave it out with --only peaks sample exactness"
+    return in_own_process(_upscale_and_tell, (way, side, factor), what, remedy)
 
 
 def _upscale_and_tell(way: str, side: int, factor: int, results: Any) -> None:

@@ -35,8 +35,28 @@ KINDS: dict[str, tuple[str, str]] = {
         "names others. psnr in dB, ssim and haarpsi: more is better, 1 is equal; gmsd, lpips, dists and niqe: less is "
         "better; musiq: more is better, to 100. periodicity is the meter's score (2 is what 1 clean picture in 100 "
         'reaches), alarms the share of outputs on which it alarms. "clean": the photo shrunk bicubically, 8 bit; '
-        '"degraded": the seeded second-order degradation. "VAE only" leaves the transformer out: what full has above '
-        "it is the transformer's. [What it means](benchmark_quality.md).",
+        '"degraded": the seeded second-order degradation. "VAE only" leaves the transformer out. What full has '
+        'above "base alone" is what the one step adds. [What it means](benchmark_quality.md).',
+    ),
+    "repair": (
+        "Damaged photos",
+        "Photos shrunk and made worse, by how much is repaired and how exactly the input is kept: fidelity is that of "
+        "the back-projection itself, followed says where it is the one that the repair leads to. [What it "
+        "means](benchmark_quality.md).",
+    ),
+    "peers": (
+        "Beside public upscalers",
+        "The same photos and scores, of networks that packages bring and of files of anybody's; none of them is part "
+        "of this project. [What it means](benchmark_quality.md).",
+    ),
+    "compare": (
+        "Parts and widths",
+        "Rows of models and options on the same photos. [How they are listed](benchmark_quality.md).",
+    ),
+    "smooth": (
+        "Smooth pictures",
+        "mesh of P: what repeats every P px in the error beyond chance, RMS in grey levels before rounding to 8 bits, "
+        "of the worst of six procedural pictures. [What it means](benchmark_quality.md).",
     ),
     "memory": (
         "The VAE in strips: exactness and memory",
@@ -47,6 +67,11 @@ KINDS: dict[str, tuple[str, str]] = {
         "bundled photo, in grey levels of 255. peaks: live tensors above the input, counted at every allocation (on "
         '"meta" without computing); at most is the limit that was set beforehand. run: peak of a whole process. '
         "[What it means](benchmark_memory.md).",
+    ),
+    "whole": (
+        "Whole runs beside other weights",
+        "Seconds and peak memory of the bundled photo enlarged, each way in a process of its own; over: over the first "
+        "row's. [What it means](benchmark_quality.md).",
     ),
     "sky": (
         "The transformer in pieces: a smooth sky",

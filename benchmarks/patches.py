@@ -48,7 +48,7 @@ class PatchStages(Stages):
     def __init__(self, stages: Stages, cut: Cut, size: tuple[int, int], vae_only: bool = False) -> None:
         """size: (height, width) of the enlarged picture, in px. vae_only: no transformer in the patches either."""
         self.stages, self.cut, self.size = stages, cut, size
-        self.ratio = stages.ratio
+        self.ratio, self.base, self.repair = stages.ratio, stages.base, stages.repair
         self.options = OneStepOptions(Target(scale=1), color="none", fidelity=0.0, vae_only=vae_only)
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:

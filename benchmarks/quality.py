@@ -1,159 +1,79 @@
-"""How near to the sharp photo: the model against what needs none, and its parts by themselves.
+"""How near to the sharp photo: the models against what needs none, against others, and their parts by themselves.
 
-Photos are shrunk by the factor, bicubic and rounded to 8 bit ("clean"), or made worse by the seeded
-second-order degradation ("degraded"), and enlarged again by every method.
+Photos are shrunk by the factor, and made worse as ``damages`` has it, and enlarged again by every method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
-from op4ksr_core.images.color import back_project
-from op4ksr_core.images.io import Picture, from_pil, load_image, to_8_bit, to_pil
+from op4ksr_core.base import Base
+from op4ksr_core.images.io import load_image, to_8_bit
 from op4ksr_core.images.metrics import load_piq, psnr
-from op4ksr_core.images.resize import Target, resize
-from op4ksr_core.models.flux import Flux
-from op4ksr_core.one_step import OneStepOptions, upscale
+from op4ksr_core.images.resize import Target, mirror_frame
+from op4ksr_core.models.flux import OnProgress
+from op4ksr_core.models.latent import MARGIN, PATCH
+from op4ksr_core.one_step import CoreStages, OneStepOptions, run, upscale
 from op4ksr_core.periodicity.meter import measure_periodicity
-from op4ksr_core.training.data.degradation import Degradation, degrade
 from op4ksr_core.vae.autoencoder import AutoEncoder
 
-from .picture_sets import HIGH
-from .scores import fidelity_scores
+from .damages import shrunk
+from .methods import PLAIN, Method, bicubic
 from .tables import Row
-
-#: Seed of the degraded pictures, beside each one's number.
-SEED = 41
-
-#: What the model is held against: all that it needs a network for comes on top of this.
-BASE = "bicubic + back-projection"
+from .variants import OLD, Variant, usual
 
 #: Photos are shrunk by this, and enlarged again; a set of LR and HR pictures has a factor of its own.
 FACTOR = 4
 
-#: What is done to photos of which there is no small picture.
-DAMAGES = ("clean", "degraded")
-
-#: Scores where less is better.
-LESS = ("gmsd",)
-
-Method = Callable[[Tensor], Tensor]
+#: All that can be asked for by name; ``OLD`` where other weights are named.
+CHOICES = (*PLAIN, OLD, *(variant.name for variant in usual(Variant(""), None)))
 
 
-def quality(
-    photos: Sequence[Path],
-    flux: Flux,
-    autoencoder: AutoEncoder,
-    damages: Sequence[str] = DAMAGES,
-) -> list[Row]:
-    """A row per photo, degradation and method: PSNR, SSIM, GMSD, HaarPSI, and whether the meter alarms (0 or 1).
+def methods_of(new: Variant, old: Path | None = None) -> dict[str, Method]:
+    """By name: what needs no network, the weights in the folder ``old``, and ``new`` with all and some of its parts."""
+    return PLAIN | {variant.name: variant.method() for variant in usual(new, old)}
 
-    Methods: bicubic, Lanczos, bicubic + back-projection, VAE only and full with the default options and
-    with fidelity 0. Sides are cut to multiples of the factor. Raises OptionError where piq is missing.
+
+class SharpLatent(CoreStages):
+    """In place of a transformer one that never errs: of detail, what this autoencoder's latent can carry at best."""
+
+    def __init__(self, autoencoder: AutoEncoder, high: Tensor, base: Base) -> None:
+        super().__init__(None, autoencoder, base=base)
+        self.output = "detail"
+        self.high = mirror_frame(high, self.ratio * PATCH, self.ratio * MARGIN)
+
+    def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        """The sharp picture's latent, without its margin, whatever ``raw`` is; of its shape."""
+        return self.encode(self.high, tell)[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
+def reconstruction(photos: Sequence[Path], autoencoder: AutoEncoder, base: Base) -> list[Row]:
+    """A row per photo and kind, PSNR and whether the meter, with what went in as reference, alarms (0 or 1).
+
+    sharp, enlarged (bicubic): the photo, and as small models' encoders see it, there and back, against itself. base,
+    base and its detail: what ``base`` makes of the photo when shrunk, back-projected, and with the detail of
+    ``SharpLatent``, against the photo.
     """
-    methods = methods_of(flux, autoencoder, FACTOR)
-    rows: list[Row] = []
-    for index, (path, high) in enumerate(_loaded(photos)):
-        for damage in damages:
-            low = _low(high, index, damage)
-            for name, method in methods.items():
-                output = to_8_bit(method(low))
-                head = {"photo": path.stem, "set": _set_of(path), "degradation": damage, "method": name}
-                alarm = float(measure_periodicity(output, low).alarm)
-                rows.append(head | fidelity_scores(output, high) | {"alarms": alarm})
-    return rows
-
-
-def reconstruction(photos: Sequence[Path], autoencoder: AutoEncoder) -> list[Row]:
-    """A row per photo and kind (sharp; enlarged, as the one step's encoder sees it): the autoencoder there and back.
-
-    PSNR against what went in, and whether the meter, with that as reference, alarms (0 or 1).
-    """
-    options = OneStepOptions(target=Target(scale=1), color="none", fidelity=0.0, vae_only=True)
-    rows: list[Row] = []
-    for path, high in _loaded(photos):
-        low = _shrunk(high)
-        for kind, picture in (("sharp", high), ("enlarged", _bicubic(low, FACTOR))):
-            output = to_8_bit(upscale(picture, None, autoencoder, options))
-            alarm = float(measure_periodicity(output, picture).alarm)
-            rows.append({"photo": path.stem, "picture": kind, "psnr": psnr(output, picture), "alarms": alarm})
-    return rows
-
-
-def shares(rows: Sequence[Row]) -> list[Row]:
-    """A row per method but ``BASE``: on which share of the photos it is better than that, score by score."""
-    scores = [key for key, value in rows[0].items() if isinstance(value, float) and key != "alarms"]
-    held = {_photo(row): row for row in rows if row["method"] == BASE}
-    table: list[Row] = []
-    for name in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == name]
-        better = {
-            key: sum((row[key] < held[_photo(row)][key]) == (key in LESS) for row in own) / len(own) for key in scores
-        }
-        table += [] if name == BASE else [{"method": name, "photos": len(own), **better}]
-    return table
-
-
-def _photo(row: Row) -> tuple[str, str]:
-    """Photos of several sets may have one name."""
-    return row["set"], row["photo"]
-
-
-def _loaded(photos: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
     load_piq()
+    rows: list[Row] = []
     for path in photos:
         high = load_image(path).image
         height, width = (length // FACTOR * FACTOR for length in high.shape[-2:])
-        yield path, high[..., :height, :width]
+        high = high[..., :height, :width]
+        low = shrunk(high, FACTOR)
+        for kind, picture in (("sharp", high), ("enlarged", bicubic(low, FACTOR))):
+            options = OneStepOptions(target=Target(scale=1), color="none", fidelity=0.0, vae_only=True)
+            rows.append(_row(path, kind, upscale(picture, None, autoencoder, options), picture, picture))
+        for kind, detail in (("base", 0.0), ("base and its detail", 1.0)):
+            options = OneStepOptions(target=Target(scale=FACTOR), detail=detail)
+            rows.append(_row(path, kind, run(low, SharpLatent(autoencoder, high, base), options), high, low))
+    return rows
 
 
-def _low(high: Tensor, index: int, damage: str) -> Tensor:
-    if damage == "clean":
-        return _shrunk(high)
-    return degrade(high, Degradation(factor=(FACTOR, FACTOR)), (SEED, index)).low
-
-
-def _set_of(path: Path) -> str:
-    """The folder, or of <set>/HR the set."""
-    folder = path.resolve().parent
-    return folder.parent.name if folder.name == HIGH else folder.name
-
-
-def _shrunk(high: Tensor) -> Tensor:
-    height, width = high.shape[-2:]
-    return to_8_bit(resize(high, height // FACTOR, width // FACTOR))
-
-
-def _bicubic(low: Tensor, factor: int) -> Tensor:
-    return resize(low, low.shape[-2] * factor, low.shape[-1] * factor).clamp(0, 1)
-
-
-def _lanczos(low: Tensor, factor: int) -> Tensor:
-    """Pillow's, in 8 bit."""
-    small = to_pil(Picture(low))
-    return from_pil(small.resize((small.width * factor, small.height * factor), Image.Resampling.LANCZOS)).image
-
-
-def methods_of(flux: Flux, autoencoder: AutoEncoder, factor: int) -> dict[str, Method]:
-    """By name: LR (1, 3, h, w) in [0, 1] -> (1, 3, h * factor, w * factor)."""
-    options = OneStepOptions(target=Target(scale=factor))
-
-    def model(vae_only: bool, **changes: Any) -> Method:
-        chosen = replace(options, vae_only=vae_only, **changes)
-        return lambda low: upscale(low, None if vae_only else flux, autoencoder, chosen)
-
-    return {
-        "bicubic": lambda low: _bicubic(low, factor),
-        "Lanczos": lambda low: _lanczos(low, factor),
-        BASE: lambda low: back_project(_bicubic(low, factor), low, 1.0).clamp(0, 1),
-        "VAE only": model(True),
-        "VAE only, fidelity 0": model(True, fidelity=0.0),
-        "full": model(False),
-        "full, fidelity 0": model(False, fidelity=0.0),
-    }
+def _row(path: Path, kind: str, output: Tensor, sharp: Tensor, reference: Tensor) -> Row:
+    output = to_8_bit(output)
+    alarm = float(measure_periodicity(output, reference).alarm)
+    return {"photo": path.stem, "picture": kind, "psnr": psnr(output, sharp), "alarms": alarm}

@@ -15,26 +15,19 @@ from op4ksr_core.errors import ImageError, OptionError
 from op4ksr_core.images.io import to_8_bit
 from op4ksr_core.images.metrics import load_piq
 from op4ksr_core.machine import dtype_name
-from op4ksr_core.models.flux import Flux
 from op4ksr_core.periodicity.meter import measure_periodicity
 from op4ksr_core.vae.autoencoder import AutoEncoder
 
+from .measure import SMALLEST, WARM_UP
+from .methods import BASE, Method
 from .perceptual import METRICS, Perceptual
 from .picture_sets import OnPicture, Pair, PictureSet, load_pair
-from .quality import BASE, Method, methods_of
 from .scores import fidelity_scores
 from .stage_clock import PeakMeter, wait_for
 from .tables import Row
 
-#: What every table of quality has, in order; and all that can be asked for.
+#: What every table of sets has, in order.
 USUAL = ("bicubic", BASE, "VAE only", "full")
-CHOICES = ("bicubic", "Lanczos", BASE, "VAE only", "VAE only, fidelity 0", "full", "full, fidelity 0")
-
-#: Side in px of the smallest output that is scored: the meter's and the networks' limit.
-SMALLEST = 64
-
-#: Side in px of the corner of the first picture that every method is given before a clock runs.
-WARM_UP = 16
 
 #: Columns after set, method and number of pictures; means but for seconds and GB.
 SCORES = ("psnr", "ssim", "gmsd", "haarpsi", *METRICS, "periodicity", "alarms")
@@ -42,13 +35,12 @@ SCORES = ("psnr", "ssim", "gmsd", "haarpsi", *METRICS, "periodicity", "alarms")
 
 @dataclass(frozen=True)
 class SetChoices:
-    """What is run on each picture.
+    """How the pictures of sets are taken.
 
     factor: where there is no HR picture; else it is the sizes'. largest: side in px of what is enlarged at most; of
     larger pictures the middle is taken, so that work and memory are bounded.
     """
 
-    methods: tuple[str, ...] = USUAL
     factor: int = 4
     largest: int = 4096
 
@@ -79,32 +71,34 @@ def _pair(pictures: PictureSet, index: int, choices: SetChoices) -> Pair:
 
 def set_quality(
     pictures: PictureSet,
-    models: tuple[Flux, AutoEncoder],
+    methods: Sequence[Method],
     perceptual: Perceptual,
     choices: SetChoices,
+    device: torch.device,
     on_picture: OnPicture | None = None,
 ) -> list[Row]:
-    """A row per picture and method; every method's output is rounded to 8 bit. Raises what ``check_set`` does."""
+    """A row per picture and method; every method's output is rounded to 8 bit. Raises what ``check_set`` does.
+
+    device: of the methods' networks, whose memory is counted.
+    """
     rows: list[Row] = []
     for index, low in enumerate(pictures.lows):
         if on_picture is not None:
             on_picture(f"{pictures.name}: {low.name} ({index + 1} of {len(pictures.lows)})")
         pair = _pair(pictures, index, choices)
-        methods = methods_of(*models, pair.factor)
-        for name in choices.methods:
+        for method in methods:
             if not index:
-                methods[name](pair.low[..., :WARM_UP, :WARM_UP])
-            row = _row(pair, methods[name], perceptual, models[1])
-            rows.append({"set": pictures.name, "picture": pair.name, "method": name, **row})
+                method.enlarge(pair.low[..., :WARM_UP, :WARM_UP], pair.factor)
+            row = _row(pair, method, perceptual, device)
+            rows.append({"set": pictures.name, "picture": pair.name, "method": method.name, **row})
     return rows
 
 
-def _row(pair: Pair, method: Method, perceptual: Perceptual, autoencoder: AutoEncoder) -> Row:
-    device = autoencoder.device
+def _row(pair: Pair, method: Method, perceptual: Perceptual, device: torch.device) -> Row:
     with torch.no_grad(), PeakMeter(device) as meter:
         meter.restart()
         before = time.perf_counter()
-        output = method(pair.low)
+        output = method.enlarge(pair.low, pair.factor)
         wait_for(device)
         seconds, peak = time.perf_counter() - before, meter.peak()
     output = to_8_bit(output)

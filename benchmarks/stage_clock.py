@@ -18,7 +18,7 @@ from op4ksr_core.models.flux import OnProgress
 from op4ksr_core.one_step import Frame, Stages
 
 #: What ``StageClock`` calls the parts of a run, in order. "blend" is there where patches are.
-STAGES = ("resize", "encode", "transformer", "decode", "blend", "colour fix", "back-projection", "save")
+STAGES = ("enlarge", "encode", "transformer", "decode", "blend", "colour fix", "back-projection", "save")
 
 
 def wait_for(device: torch.device) -> None:
@@ -127,13 +127,16 @@ class TimedStages(Stages):
 
     def __init__(self, stages: Stages, clock: StageClock, names: StageNames | None = None) -> None:
         self.stages, self.clock, self.names = stages, clock, names or StageNames()
-        self.ratio = stages.ratio
+        self.ratio, self.base, self.output, self.repair = stages.ratio, stages.base, stages.output, stages.repair
 
     def with_seed(self, seed: int) -> TimedStages:
         return TimedStages(self.stages.with_seed(seed), self.clock, self.names)
 
-    def enlarge(self, low: Tensor, frame: Frame) -> Tensor:
-        return self.stages.enlarge(low, frame)
+    def with_repair(self, repair: float) -> TimedStages:
+        return TimedStages(self.stages.with_repair(repair), self.clock, self.names)
+
+    def enlarge(self, low: Tensor, frame: Frame, tell: OnProgress) -> Tensor:
+        return self.stages.enlarge(low, frame, tell)
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
         self.clock.begin(self.names.encode)
@@ -142,6 +145,7 @@ class TimedStages(Stages):
         return raw
 
     def transform(self, raw: Tensor, tell: OnProgress) -> Tensor:
+        self.clock.begin(self.names.transform)
         return self.stages.transform(raw, tell)
 
     def decode(self, raw: Tensor, tell: OnProgress) -> Tensor:
@@ -149,6 +153,11 @@ class TimedStages(Stages):
         image = self.stages.decode(raw, tell)
         self.clock.begin(self.names.after)
         return image
+
+    def add_decoded(self, raw: Tensor, onto: Tensor, weight: float, tell: OnProgress) -> None:
+        self.clock.begin(self.names.decode)
+        self.stages.add_decoded(raw, onto, weight, tell)
+        self.clock.begin(self.names.after)
 
     def fix_colors(self, decoded: Tensor, enlarged: Tensor, frame: Frame, kind: ColorFix, factor: float) -> Tensor:
         return self.stages.fix_colors(decoded, enlarged, frame, kind, factor)

@@ -90,7 +90,7 @@ def measure(ways: Mapping[str, Way], image: Tensor, repeats: int) -> dict[str, M
 
 
 def _run(way: Way, image: Tensor, clock: StageClock) -> Tensor:
-    clock.begin("resize")
+    clock.begin("enlarge")
     result = run(image, way.stages(clock), way.options)
     if way.save is not None:
         clock.begin("save")
@@ -121,7 +121,7 @@ def plan_of(size: tuple[int, int], target: Target, core: CoreStages) -> Plan:
     Raises OutOfMemoryError where it cannot fit.
     """
     vae, flux = core.autoencoder, core.flux
-    models = Models(vae.params, strips=core.strips)
+    models = Models(vae.params, strips=core.strips, base=core.base, output=core.output)
     if flux is not None:
         models = replace(models, flux=flux.params, text_tokens=text_tokens(flux), transformer_dtype=flux.dtype)
     plan = make_plan(size, target, models, Machine(str(vae.device), vae.dtype, free_memory(vae.device)))

@@ -9,13 +9,16 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..op4ksr_core.models.flux import check_sigma
+from ..op4ksr_core.models.flux import check_sigma, sigma_at
+from ..op4ksr_core.plain_text import plain_logger
 from .host.inputs import checked
 from .host.memory import check_room
 from .host.model import check_flow, settings_of
 from .host.schema import schema
 from .host.stages import OneStepSampler
 from .host.widgets import RATIO, side_widgets, sigma_widget
+
+log = plain_logger(__name__)
 
 #: Of the latent that a VAE of the Flux kind makes of a picture.
 CHANNELS = 16
@@ -48,7 +51,13 @@ class OneStepSamplerNode(io.ComfyNode):
     @checked
     def execute(cls, model: Any, sigma: float = 0.0) -> io.NodeOutput:
         check_flow(model)
-        value = check_sigma(sigma) if sigma else settings_of(model).sigma
+        settings = settings_of(model)
+        if settings.output == "detail":
+            log.warning(
+                "MODEL: adds detail to an enlarged picture, and what this sampler's latent decodes to lacks what the "
+                "VAE loses of that picture; One-Step Upscale to 4K lays the detail over the picture itself"
+            )
+        value = check_sigma(sigma) if sigma else sigma_at(settings, settings.repair)
         return io.NodeOutput(OneStepSampler(), torch.tensor([value, 0.0]))
 
 

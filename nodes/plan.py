@@ -8,6 +8,7 @@ from typing import Any
 import comfy.model_management
 from comfy_api.latest import io, ui
 
+from ..op4ksr_core.base import Base
 from ..op4ksr_core.errors import OptionError
 from ..op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ..op4ksr_core.models.flux import FluxParams
@@ -15,13 +16,22 @@ from ..op4ksr_core.pieces import DEFAULT_OVERLAP_PX, Pieces
 from ..op4ksr_core.plain_text import plain_logger
 from ..op4ksr_core.planning.make import Models, make_plan
 from ..op4ksr_core.planning.plan import Machine, Plan, Weights
+from .host.enlarge import base_of
 from .host.exact_vae import ExactVAE, usable_memory
 from .host.inputs import checked
 from .host.model import settings_of
 from .host.positions import policy_of
 from .host.schema import schema
 from .host.stages import HostStages
-from .host.widgets import ceiling_widget, pieces_of, pieces_widgets, size_widgets, target_of
+from .host.widgets import (
+    base_widgets,
+    ceiling_widget,
+    detail_widget,
+    pieces_of,
+    pieces_widgets,
+    size_widgets,
+    target_of,
+)
 
 log = plain_logger(__name__)
 
@@ -34,6 +44,8 @@ def host_plan(
     vae_only: bool = False,
     batch: int = 1,
     pieces: Pieces | None = None,
+    base: Base | None = None,
+    detail: float = 1.0,
 ) -> Plan:
     """The plan for ``batch`` pictures of ``size`` (height, width) under the host's memory manager.
 
@@ -44,9 +56,11 @@ def host_plan(
     total = int(comfy.model_management.get_total_memory(device))
     on_cpu = device.type == "cpu"
     models = Models(vae.params_of("decode"), vae.params_of("encode"), strips=vae.strips, pieces=pieces)
+    models = replace(models, base=base or models.base, output=settings_of(model).output, detail=detail)
     models = replace(models, weights=(_weights("VAE", vae.patcher),))
     if not vae_only:
         models = _with_transformer(models, model)
+    models = replace(models, weights=(*models.weights, *_base_weights(models.base)))
     usable = usable_memory(vae, sum(w.size for w in models.weights) if on_cpu else 0)
     machine = Machine(str(device), dtype, total, on_cpu, on_cpu, host=True, usable=usable)
     return make_plan(size, target, models, machine, batch)
@@ -108,6 +122,13 @@ def flux_params(model: Any) -> FluxParams | None:
         return None
 
 
+def _base_weights(base: Base) -> list[Weights]:
+    """Of what enlarges, which is moved in while it runs."""
+    device, waits = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    place = f"on {device}" if device == waits else f"wait on {waits} for {device}"
+    return [Weights(base.name, base.weights, place)] if base.weights else []
+
+
 def _weights(name: str, patcher: Any) -> Weights:
     size, loaded = int(patcher.model_size()), int(patcher.loaded_size())
     device, waits = patcher.load_device, patcher.offload_device
@@ -138,6 +159,8 @@ class PlanRun(io.ComfyNode):
                 io.Boolean.Input("vae_only", default=False, tooltip="Plan without the transformer."),
                 ceiling_widget("Ceiling: a larger output is refused."),
                 *pieces_widgets(),
+                *base_widgets(),
+                detail_widget("As in One-Step Upscale. 0: no model runs."),
             ],
             outputs=[
                 io.String.Output("PLAN", tooltip="The plan in words."),
@@ -164,13 +187,18 @@ class PlanRun(io.ComfyNode):
         max_megapixels: float = DEFAULT_CEILING_MEGAPIXELS,
         pieces: int = 0,
         pieces_overlap: int = DEFAULT_OVERLAP_PX,
+        upscale_model: Any = None,
+        enlarger: str = "auto",
+        detail: float = 1.0,
     ) -> io.NodeOutput:
         batch, height, width = (1, height, width) if image is None else image.shape[:3]
+        base = base_of(enlarger, upscale_model, model)
         exact = HostStages(model, vae, None, None, None).vae  # which refuses what cannot run
         if not isinstance(exact, ExactVAE):
             raise OptionError("VAE: has other layers than Flux's, so its memory cannot be estimated; choose another")
         size = target_of(target, pixels, factor, megapixels, max_megapixels)
-        plan = host_plan((height, width), size, model, exact, vae_only, batch, pieces_of(pieces, pieces_overlap))
+        windows = pieces_of(pieces, pieces_overlap)
+        plan = host_plan((height, width), size, model, exact, vae_only, batch, windows, base, detail)
         text = plan.text()
         for line in text.splitlines():  # which a log makes visible within one message
             log.info("%s", line)

@@ -19,7 +19,7 @@ class SamplePicture(io.ComfyNode):
             node_id="OP4KSR_SamplePicture",
             display_name="Sample Picture (OP4KSR)",
             category="image",
-            description="A picture that comes with the pack, to try things out: a photo, or the same photo with a "
+            description="A picture that comes with the pack, to try things out: a photo, or another with a "
             "32 px grid that was put in on purpose.",
             search_aliases=["sample", "example", "test image", "demo"],
             inputs=[io.Combo.Input("picture", options=list(SAMPLES), tooltip="Which one.")],

@@ -13,11 +13,21 @@ from ..op4ksr_core.one_step import OneStepOptions, run, upscale_alpha
 from ..op4ksr_core.pieces import DEFAULT_OVERLAP_PX
 from ..op4ksr_core.plain_text import plain_logger
 from ..op4ksr_core.planning.plan import Plan
+from .host.enlarge import base_of
 from .host.exact_vae import ExactVAE
 from .host.inputs import checked
 from .host.schema import advanced, schema
 from .host.stages import HostStages, image_to_core, image_to_host, progress_bar
-from .host.widgets import ceiling_widget, pieces_of, pieces_widgets, sigma_widget, size_widgets, target_of
+from .host.widgets import (
+    base_widgets,
+    ceiling_widget,
+    detail_widget,
+    pieces_of,
+    pieces_widgets,
+    sigma_widget,
+    size_widgets,
+    target_of,
+)
 from .plan import host_plan
 
 log = plain_logger(__name__)
@@ -78,7 +88,7 @@ class OneStepUpscale(io.ComfyNode):
                 io.Boolean.Input(
                     "vae_only",
                     default=False,
-                    tooltip="Skip the transformer: shows honestly what the model itself contributes.",
+                    tooltip="Skip the transformer: the enlarged picture, through the VAE and back.",
                 ),
                 advanced(sigma_widget()),
                 advanced(
@@ -105,6 +115,21 @@ class OneStepUpscale(io.ComfyNode):
                     )
                 ),
                 *pieces_widgets(),
+                *base_widgets(),
+                detail_widget(
+                    "How much of what the model makes is laid over the enlarged picture. 0: the enlarged picture "
+                    "alone, and no model runs. 1: as trained. 2: twice as much."
+                ),
+                io.Float.Input(
+                    "repair",
+                    optional=True,
+                    default=-1.0,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much damage (blur, noise, JPEG) to repair. 0: none, and every speck is kept. 1: as "
+                    "much as the model knows; fidelity gives way, from 0.25 on wholly. -1: what the model recommends.",
+                ),
             ],
             outputs=[
                 io.Image.Output("IMAGE", tooltip="The enlarged picture(s)."),
@@ -134,6 +159,10 @@ class OneStepUpscale(io.ComfyNode):
         seed: int = 0,
         pieces: int = 0,
         pieces_overlap: int = DEFAULT_OVERLAP_PX,
+        upscale_model: Any = None,
+        enlarger: str = "auto",
+        detail: float = 1.0,
+        repair: float = -1.0,
     ) -> io.NodeOutput:
         mask = own_mask(image) if mask is None else mask
         low = image_to_core(image)
@@ -144,8 +173,11 @@ class OneStepUpscale(io.ComfyNode):
             vae_only=vae_only,
             seed=seed,
             pieces=pieces_of(pieces, pieces_overlap),
+            detail=detail,
+            repair=repair if repair >= 0 else None,
         )
-        stages = HostStages(model, vae, conditioning, sigma or None, guidance if guidance >= 0 else None)
+        base = base_of(enlarger, upscale_model, model)
+        stages = HostStages(model, vae, conditioning, sigma or None, guidance if guidance >= 0 else None, base)
         plan = announce(low, options, stages)
         if plan is not None:
             stages = stages.with_strips(plan.strips())
@@ -162,7 +194,17 @@ def announce(low: torch.Tensor, options: OneStepOptions, stages: HostStages) -> 
     if not isinstance(stages.vae, ExactVAE):
         return None
     batch, _, height, width = low.shape
-    plan = host_plan((height, width), options.target, stages.model, stages.vae, options.vae_only, batch, options.pieces)
+    plan = host_plan(
+        (height, width),
+        options.target,
+        stages.model,
+        stages.vae,
+        options.vae_only,
+        batch,
+        options.pieces,
+        stages.base,
+        options.detail,
+    )
     for line in plan.text().splitlines():  # which a log makes visible within one message
         log.info("%s", line)
     for warning in plan.warnings:

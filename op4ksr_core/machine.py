@@ -196,6 +196,19 @@ def release_memory() -> None:
         torch.xpu.empty_cache()
 
 
+def give_back_memory() -> None:
+    """Give back to the system what the C library keeps of freed blocks, where it can be asked to (glibc, on Linux).
+
+    After the VAE's strips and the transformer it keeps 0.1 to 0.2 GB at 4096 px, in holes that the next stage does not
+    use (measured).
+    """
+    if sys.platform != "linux":
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def peak_memory(device: torch.device) -> int | None:
     """Bytes: the device allocator's peak on CUDA, else the process's peak; None where unknown (Windows)."""
     if device.type == "cuda":

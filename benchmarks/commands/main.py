@@ -11,7 +11,7 @@ from op4ksr_core.cli.main import Parser, run_command
 
 from ..page import gather_reports, page, read_report, slim, write_slim
 from ..tables import write_text
-from . import ablation, memory, periodicity, pipeline, quality, sky, train
+from . import ablation, compare, crops, memory, periodicity, pipeline, quality, sky, smooth, train, whole
 
 _DESCRIPTION = """\
 Measure, and write the tables: KIND.json and KIND.md in benchmark_output, or in the folder that -o names.
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--verbose", action="store_true", help="log every default that is taken")
     kinds = parser.add_subparsers(required=True, metavar="KIND")
-    for module in (quality, periodicity, ablation, pipeline, memory, sky, train):
+    for module in (quality, compare, smooth, crops, periodicity, ablation, pipeline, memory, sky, train, whole):
         module.add_benchmark(kinds)
     _add_page(kinds)
     return parser

@@ -11,7 +11,6 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,42 +31,24 @@ STEPS, LOGGED = 20, 5
 
 #: What a started recipe does not need in full; and what is smaller with the small geometry.
 _SHORT = f"data.pictures=64 output.log_every={LOGGED} output.samples=0 train.warmup={LOGGED} train.linear_steps=10"
-_SMALL = "data.workers=0 data.pictures=4 data.picture_side=128 data.crop=64 data.late_crop=96 train.batch=1"
+_SMALL = "data.workers=0 data.pictures=4 data.picture_side=128 data.crop=128 data.late_crop=128 train.batch=1"
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A config, what is changed in it to be short, and what is smaller with the small geometry."""
-
-    config: str
-    changes: str = ""
-    small: str = ""
-
-
-#: In this order: the second learns on the first one's autoencoder. Of the recipe's 2000 grid pictures, which are
-#: encoded one by one before the first step, few are made.
-RECIPES = (
-    Recipe("autoencoder_h200.toml", small="model.widths=[8,16,16,16] data.late_batch=1"),
-    Recipe(
-        "flux_h200.toml",
-        f"train.latent_steps={LOGGED} train.grid_pictures=64",
-        "train.grid_every=0 train.grid_pictures=4 data.crop=128 data.picture_side=192 data.late_from=1.0",
-    ),
-)
+#: Those of better bundled weights (``weights.sh``), each by itself.
+RECIPES = ("enlarger_h200.toml", "detail_h200.toml")
 
 #: The step that is timed, and what of it is smaller.
 LORA, SMALL_LORA = "lora_flux_80gb.toml", ["data.crop=256", "train.accumulate=1"]
 
 
-def start_rows(recipe: Recipe, geometry: str, device: str, folder: Path, autoencoder: Path | None) -> Iterator[Row]:
+def start_rows(recipe: str, geometry: str, device: str, folder: Path) -> Iterator[Row]:
     """Run the command in ``folder``; a row for each of the log's. Exits as the command does where that fails."""
-    name = Path(recipe.config).stem
-    changes = shlex.split(f"{_SHORT} {recipe.changes} " + (f"{_SMALL} {recipe.small}" if geometry == "small" else ""))
+    name = Path(recipe).stem
+    changes = shlex.split(f"{_SHORT} {_SMALL}" if geometry == "small" else _SHORT)
     changes += [f"data.cache='{folder / 'cache'}'", f"train.device='{device}'"]
-    changes += [] if autoencoder is None else [f"model.autoencoder='{autoencoder}'"]
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    words = ["train", str(CONFIGS / recipe.config), "--run", str(folder / name), "--steps", str(STEPS)]
+    words = ["train", str(CONFIGS / recipe), "--run", str(folder / name), "--steps", str(STEPS)]
     code = op4ksr([*words, *(word for change in changes for word in ("--set", change))])
     if code:
         sys.exit(code)  # the command has said why
@@ -76,7 +57,7 @@ def start_rows(recipe: Recipe, geometry: str, device: str, folder: Path, autoenc
         for line in csv.DictReader(file):
             if line["pictures_per_second"]:
                 yield {
-                    "recipe": recipe.config,
+                    "recipe": recipe,
                     "steps done": int(line["step"]),
                     "pictures/s": float(line["pictures_per_second"]),
                     "loss": float(line["loss"]),
@@ -85,17 +66,14 @@ def start_rows(recipe: Recipe, geometry: str, device: str, folder: Path, autoenc
 
 
 def start(report: StepReport, geometry: str, device: str) -> None:
-    """Start every recipe, the later ones with the first one's autoencoder."""
+    """Start every recipe."""
     answers: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        autoencoder: Path | None = None
         for recipe in RECIPES:
-            rows = list(start_rows(recipe, geometry, device, Path(folder), autoencoder))
+            rows = list(start_rows(recipe, geometry, device, Path(folder)))
             report.add("training, started", *rows)
-            answers.append(f"{recipe.config}: starts, {rows[-1]['pictures/s']:.3g} pictures/s")
+            answers.append(f"{recipe}: starts, {rows[-1]['pictures/s']:.3g} pictures/s")
             report.conclude("; ".join(answers))
-            made = sorted((Path(folder) / Path(recipe.config).stem / "checkpoints").glob("autoencoder_*.safetensors"))
-            autoencoder = made[-1] if made else autoencoder
 
 
 def one_step(report: StepReport, geometry: str, device: str) -> None:

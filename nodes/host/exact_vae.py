@@ -96,18 +96,23 @@ def check_vae(vae: Any) -> None:
 
 
 def usable_memory(vae: Any, held: int = 0) -> int:
-    """Bytes of the VAE's device that strips are chosen for, at most ``SHARE`` of all that it has.
+    """``usable_on`` the VAE's device. held: bytes that are taken already, but counted again with what lies beside the
+    strips."""
+    return usable_on(vae.device, int(vae.patcher.model_size()), held)
 
-    On a GPU: what is free or can be moved out by the manager, less the VAE's own weights. On the CPU, from which
-    nothing is moved out: what is free. held: bytes that are taken already, but counted again with what lies beside
-    the strips.
+
+def usable_on(device: torch.device, weights: int, held: int = 0) -> int:
+    """Bytes of a device that strips are chosen for, at most ``SHARE`` of all that it has.
+
+    On a GPU: what is free or can be moved out by the manager, less ``weights`` bytes that are to be moved in. On the
+    CPU, from which nothing is moved out: what is free.
     """
-    management, device = comfy.model_management, vae.device
+    management = comfy.model_management
     free = int(management.get_free_memory(device)) + held
     if device.type != "cpu":
         models = (model for model in management.loaded_models() if model is not None)
         free += sum(int(model.loaded_size()) for model in models if model.load_device == device)
-        free -= int(vae.patcher.model_size())
+        free -= weights
     return min(free, int(management.get_total_memory(device) * SHARE))
 
 

@@ -136,6 +136,16 @@ def _vae(name: str, value: Any) -> Any:
     return value
 
 
+def _upscale_model(name: str, value: Any) -> Any:
+    """Anything that does what the host's own upscaling node asks of one: other packs have classes of their own."""
+    scale = getattr(value, "scale", None)
+    if not callable(value) or not callable(getattr(value, "to", None)) or not isinstance(scale, Real):
+        raise refusal(name, "an UPSCALE_MODEL (Load Upscale Model)", value)
+    if getattr(value, "purpose", None) == "Inpainting":
+        raise OptionError(f"{name}: is an inpainting model, which needs a mask; choose one that enlarges")
+    return value
+
+
 def _image(name: str, value: Any) -> Tensor:
     if not is_plain_tensor(value):
         raise refusal(name, "an IMAGE", value)
@@ -189,6 +199,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "BOOLEAN": _switch,
     "MODEL": _model,
     "VAE": _vae,
+    "UPSCALE_MODEL": _upscale_model,
     "IMAGE": _image,
     "MASK": _mask,
     "CONDITIONING": _conditioning,

@@ -11,9 +11,10 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...op4ksr_core.base import Base, Bicubic
 from ...op4ksr_core.errors import OptionError
 from ...op4ksr_core.images.color import ColorFix
-from ...op4ksr_core.models.flux import OnProgress
+from ...op4ksr_core.models.flux import OnProgress, sigma_at
 from ...op4ksr_core.one_step import PICTURES_AT_ONCE, Frame, Stages
 from ...op4ksr_core.plain_text import plain, plain_logger
 from .exact_vae import ExactVAE, can_sample, check_vae, is_oom, running
@@ -74,7 +75,13 @@ class HostStages(Stages):
     """The host's VAE and MODEL as the core's ``Stages``: its memory manager loads and evicts."""
 
     def __init__(
-        self, model: Any, vae: Any, conditioning: list[Any] | None, sigma: float | None, guidance: float | None
+        self,
+        model: Any,
+        vae: Any,
+        conditioning: list[Any] | None,
+        sigma: float | None,
+        guidance: float | None,
+        base: Base | None = None,
     ) -> None:
         check_flow(model)
         check_vae(vae)
@@ -95,13 +102,21 @@ class HostStages(Stages):
                 "VAE: is of a kind that cannot give a seeded sample, which this model was trained on; connect Flux's "
                 "own VAE (ae.safetensors)"
             )
-        self.sigma = settings.sigma if sigma is None else sigma
+        self.settings, self.asked_sigma = settings, sigma
+        self.output, self.repair = settings.output, settings.repair
+        if base is not None:
+            self.base = base
         if conditioning is not None:
             check_conditioning(model, conditioning)
         given = prompt_conditioning(model) if conditioning is None else conditioning
         typed = {} if guidance is None else {"guidance": guidance}
         self.conditioning = [[c, {"guidance": settings.guidance, **extra, **typed}] for c, extra, *_ in given]
         self.ratio = int(vae.spacial_compression_encode())
+
+    @property
+    def sigma(self) -> float:
+        """The one step's: what was asked for, else the model's for this repair."""
+        return sigma_at(self.settings, self.repair) if self.asked_sigma is None else self.asked_sigma
 
     def encode(self, image: Tensor, tell: OnProgress) -> Tensor:
         if self.samples:
@@ -122,8 +137,11 @@ class HostStages(Stages):
         with running(self.strips, tell):
             return image_to_core(self.vae.decode(raw))
 
-    def enlarge(self, low: Tensor, frame: Frame) -> Tensor:
-        return on_free_device(lambda low: super(HostStages, self).enlarge(low, frame), frame, low)
+    def enlarge(self, low: Tensor, frame: Frame, tell: OnProgress) -> Tensor:
+        """Bicubic where a GPU has room for the picture; networks come and go by themselves, strip by strip."""
+        if not isinstance(self.base, Bicubic):
+            return super().enlarge(low, frame, tell)
+        return on_free_device(lambda low: super(HostStages, self).enlarge(low, frame, tell), frame, low)
 
     def fix_colors(self, decoded: Tensor, enlarged: Tensor, frame: Frame, kind: ColorFix, factor: float) -> Tensor:
         def fix(decoded: Tensor, enlarged: Tensor) -> Tensor:

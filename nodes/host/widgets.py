@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
+from ...op4ksr_core.base import CHOICES
 from ...op4ksr_core.errors import OptionError
 from ...op4ksr_core.images.resize import DEFAULT_CEILING_MEGAPIXELS, Target
 from ...op4ksr_core.models.latent import PATCH
@@ -117,6 +118,33 @@ def pieces_widgets() -> list[Any]:
 def pieces_of(pieces: int, overlap: int) -> Pieces | None:
     """The two widgets -> ``Pieces``; None for the whole picture. Raises OptionError."""
     return Pieces(pieces, overlap) if pieces else None
+
+
+def base_widgets() -> list[Any]:
+    """What enlarges the picture before the one step."""
+    return [
+        io.UpscaleModel.Input(
+            "upscale_model",
+            optional=True,
+            tooltip="Your own upscaler (Load Upscale Model: ESRGAN, SPAN, DAT ...) enlarges the picture first, in "
+            "strips, and the one step goes on from there. Where one is connected, enlarger does not count.",
+        ),
+        advanced(
+            io.Combo.Input(
+                "enlarger",
+                optional=True,
+                options=list(CHOICES),
+                default="auto",
+                tooltip="What enlarges the picture before the one step. bundled: the small network that comes with "
+                "the pack. auto: bundled for models that add detail, bicubic for all others.",
+            )
+        ),
+    ]
+
+
+def detail_widget(tooltip: str) -> Any:
+    """How much of what the model makes is laid over the enlarged picture."""
+    return io.Float.Input("detail", optional=True, default=1.0, min=0.0, max=2.0, step=0.05, tooltip=tooltip)
 
 
 def side_widgets(tooltip: str) -> list[Any]:

@@ -10,6 +10,7 @@ _HERE = Path(__file__).resolve().parent
 BUNDLED = _HERE / "models"
 BUNDLED_AUTOENCODER = BUNDLED / "op4ksr_small_f16_vae.safetensors"
 BUNDLED_FLUX = BUNDLED / "op4ksr_small_flux.safetensors"
+BUNDLED_ENLARGER = BUNDLED / "op4ksr_small_enlarger.safetensors"
 
 #: The bundled pictures; samples/README.md says where they are from.
 _SAMPLES = _HERE / "samples"

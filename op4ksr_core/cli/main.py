@@ -112,7 +112,7 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options; each sets ``command``, a function of the parsed options -> exit status."""
-    from . import convert, demo, inspect, periodicity, plan, rope, train, upscale
+    from . import convert, demo, inspect, periodicity, plan, rope, tiles, train, upscale
 
     parser = Parser(prog="op4ksr", description="One-step, patch-free 4K super resolution.")
     parser.add_argument("--version", action="version", version=__version__)
@@ -131,5 +131,6 @@ def build_parser() -> argparse.ArgumentParser:
             "train", help="train an autoencoder, a one-step model, a LoRA or an enlarger (extra: train)"
         )
     )
+    tiles.add_tiles(commands.add_parser("tiles", help="cut photos into squares to train on"))
     demo.add_demo(commands.add_parser("demo", help="upscale the bundled photo to 4096 px and show what changed"))
     return parser

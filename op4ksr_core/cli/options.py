@@ -63,7 +63,9 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         help="a one-step LoRA, of the model and perhaps the VAE's encoder (strength 1); its theta, sigma and prompt "
         "come along",
     )
-    parser.add_argument("--vae-only", action="store_true", help="skip the transformer: what does it contribute?")
+    parser.add_argument(
+        "--vae-only", action="store_true", help="skip the transformer: the enlarged picture through the VAE and back"
+    )
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     parser.add_argument(
         "--dtype",
@@ -107,9 +109,9 @@ def parse_pieces(text: str) -> Pieces:
     raise argparse.ArgumentTypeError(problem)
 
 
-def rfr_of(policy: Policy, settings: OneStepSettings) -> Rfr:
-    """The policy for a model of these settings: its trained tokens (Flux's where it names none) and its sigma."""
-    return Rfr(policy, train_tokens=settings.train_tokens or FLUX_TRAIN_TOKENS, sigma=settings.sigma)
+def rfr_of(policy: Policy, settings: OneStepSettings, sigma: float) -> Rfr:
+    """The policy for a model of these settings at a sigma: with its trained tokens (Flux's where it names none)."""
+    return Rfr(policy, train_tokens=settings.train_tokens or FLUX_TRAIN_TOKENS, sigma=sigma)
 
 
 def number(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Prompt embeddings in PyTorch's .pth files, which are pickles: opened here alone, for ``convert``, and once.
+"""PyTorch's .pth files, which are pickles: opened here alone, and once. Prompt embeddings, and upscale models.
 
 ``weights_only=True`` runs nothing that is in them, and takes tensors in lists and dicts alone. Their size is looked at
 before, as a few bytes may stand for many.
@@ -10,7 +10,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,18 @@ from ..weights.prompt import PROMPT_DIMS, PROMPT_NAMES, PromptEmbedding, one_pro
 #: Endings of names that mean a pickle.
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
-#: Bytes of a file, as it is and unpacked. Our choice: T5's embedding of 512 tokens takes 8 MB in float32.
+#: Bytes of a prompt's file, as it is and unpacked. Our choice: T5's embedding of 512 tokens takes 8 MB in float32.
 SIZE_LIMIT = 100_000_000
+
+#: The same of an upscale model's. Our choice: the largest in use take a few hundred MB.
+MODEL_SIZE_LIMIT = 2_000_000_000
+MODEL_TOO_LARGE = f"more than an upscale model's file ({MODEL_SIZE_LIMIT:,} at most); choose another"
 
 #: What FluxSR's folder calls the two, and under which names a file of one alone may hold it.
 FLUXSR_PROMPT = ("t5_embedding.pth", "clip_embedding.pth")
 _ONE_NAMES = (("t5_embedding", "embedding", "embeds"), ("clip_embedding", "pooled_embedding", "embedding", "embeds"))
+
+_MODEL_REMEDY = "fetch it again, or take it as a .safetensors file"
 
 _REMEDY = (
     "save the embedding with ComfyUI's CLIP Text Encode and Save Prompt Embedding, and name that file "
@@ -75,19 +81,60 @@ def _only(path: Path, names: tuple[str, ...], dims: int) -> Tensor:
     return one_prompt(path, name, tensors[name], dims)
 
 
+def read_pickled_model(path: Path) -> dict[str, Any]:
+    """What an upscale model's file holds, whose tensors may be some dicts further in, on the CPU.
+
+    Raises UnsupportedCheckpointError.
+    """
+    content = _open(path, MODEL_SIZE_LIMIT, MODEL_TOO_LARGE, _MODEL_REMEDY)
+    if not isinstance(content, Mapping):
+        raise UnsupportedCheckpointError(
+            path, f"expected an upscale model's tensors by name, got {plain(type(content).__name__)}; {_MODEL_REMEDY}"
+        )
+    size = 0
+    for name, tensor in _tensors_in(content):
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise UnsupportedCheckpointError(
+                path, f"{plain(name)}: expected a dense tensor, got {plain(tensor.layout)}; {_MODEL_REMEDY}"
+            )
+        size += tensor.numel() * tensor.element_size()
+    if size > MODEL_SIZE_LIMIT:  # a few stored bytes may be a tensor of any size
+        raise UnsupportedCheckpointError(path, f"its tensors have {size:,} bytes, {MODEL_TOO_LARGE}")
+    return {str(name): value for name, value in content.items()}
+
+
+def _tensors_in(content: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors of dicts in dicts, lists among them, with the last name on the way."""
+    if isinstance(content, Tensor):
+        yield name, content
+    elif isinstance(content, (Mapping, list, tuple)):
+        found: Any = content
+        items = found.items() if isinstance(content, Mapping) else enumerate(found)
+        for key, value in items:
+            yield from _tensors_in(value, str(key))
+
+
 def _load(path: Path) -> dict[str, Tensor]:
     """{name: tensor} of a dict, or {"": tensor}: dense and floating-point, on the CPU."""
-    _check_size(path)
+    too_large = (
+        f"more than a prompt's embedding ({SIZE_LIMIT:,} at most): it may be a text encoder's table of words; {_REMEDY}"
+    )
+    content = _open(path, SIZE_LIMIT, too_large, _REMEDY)
+    values: Mapping[Any, Any] = content if isinstance(content, Mapping) else {"": content}
+    return {str(name): tensor for name, tensor in values.items() if _is_usable(path, str(name), tensor)}
+
+
+def _open(path: Path, limit: int, too_large: str, remedy: str) -> Any:
+    """What a file of at most ``limit`` bytes holds, on the CPU; too_large, remedy: for messages."""
+    _check_size(path, limit, too_large)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a parser of pickles makes of what is in it
         raise UnsupportedCheckpointError(
-            path, f"cannot be read as tensors alone ({_reason(error)}); {_REMEDY}"
+            path, f"cannot be read as tensors alone ({_reason(error)}); {remedy}"
         ) from error
-    values: Mapping[Any, Any] = content if isinstance(content, Mapping) else {"": content}
-    return {str(name): tensor for name, tensor in values.items() if _is_usable(path, str(name), tensor)}
 
 
 def _reason(error: Exception) -> str:
@@ -119,20 +166,16 @@ def _is_usable(path: Path, name: str, value: object) -> bool:
     return True
 
 
-def _check_size(path: Path) -> None:
+def _check_size(path: Path, limit: int, too_large: str) -> None:
     if (fault := regular_file(path)) is not None:
         what = "no such file; check the name and the folder" if fault == "not there" else f"is {fault}; name a file"
         raise UnsupportedCheckpointError(path, what)
     try:
         size = path.stat().st_size
-        if size <= SIZE_LIMIT and zipfile.is_zipfile(path):
+        if size <= limit and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 size = max(size, sum(entry.file_size for entry in archive.infolist()))
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise UnsupportedCheckpointError(path, f"cannot be opened ({plain(error)}); fetch it again") from error
-    if size > SIZE_LIMIT:
-        raise UnsupportedCheckpointError(
-            path,
-            f"has {size:,} bytes, more than a prompt's embedding ({SIZE_LIMIT:,} at most): it may be a text encoder's "
-            f"table of words; {_REMEDY}",
-        )
+    if size > limit:
+        raise UnsupportedCheckpointError(path, f"has {size:,} bytes, {too_large}")

@@ -13,8 +13,8 @@ from ..errors import OptionError, OutOfMemoryError
 from ..images.read import open_picture
 from ..images.resize import picture_bytes
 from ..machine import default_dtype, dtype_name, free_memory
-from ..models.flux import Flux, FluxParams
-from ..one_step import check_pair
+from ..models.flux import Flux, FluxParams, OneStepSettings
+from ..one_step import OneStepOptions, check_pair
 from ..plain_text import plain
 from ..planning.geometries import LONGEST_PROMPT
 from ..planning.make import Models, make_plan
@@ -25,6 +25,7 @@ from ..vae.layers import AutoEncoderParams
 from ..weights.description import Description
 from ..weights.header import PROMPT_KEYS
 from .console import say, say_json
+from .enlargers import add_base, load_base, output_of
 from .options import (
     DTYPES,
     add_models,
@@ -45,6 +46,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     add_size(parser)
     add_models(parser)
     add_transformer(parser)
+    add_base(parser)
     parser.add_argument("--free", type=_gigabytes, metavar="GB", help="plan for this much free memory")
     parser.add_argument("--json", action="store_true")
 
@@ -96,10 +98,12 @@ class Planner:
         self.options, self.device = options, parse_device(options.device)
         self.dtype = DTYPES[options.dtype] if options.dtype else None
         self.target = target_of(options)
+        OneStepOptions(self.target, detail=options.detail, repair=options.repair)  # refused before a file is read
         cpu_free = None if self.device.type == "cpu" else free_memory(torch.device("cpu"))
         dtype = self.dtype or default_dtype(self.device, wide_range=True)
         self.machine = Machine(str(self.device), dtype, free_memory(self.device), cpu_free=cpu_free)
         self.described = describe_models(options)
+        self.base = load_base(options.enlarger, output_of(options, self.described.flux), self.device)
         self.models = self._models()
 
     def load(self) -> tuple[AutoEncoder, Flux | None]:
@@ -134,15 +138,17 @@ class Planner:
         found, flux = self.described.autoencoder.params, None
         assert isinstance(found, AutoEncoderParams)
         weights = [self._weights(self.options.vae, AutoEncoder(found, device="meta"), self.machine.dtype)]
-        text_tokens, train_tokens, dtype = 1, None, None
+        text_tokens, train_tokens, dtype, output = 1, None, None, OneStepSettings().output
         if (described := self.described.flux) is not None:
             flux = described.params
             assert isinstance(flux, FluxParams) and described.settings is not None
             check_pair(flux, found)
             text_tokens = _text_tokens(described)
-            train_tokens = described.settings.train_tokens
+            train_tokens, output = described.settings.train_tokens, described.settings.output
             dtype = self.dtype or default_dtype(self.device)
             weights.append(self._weights(self.options.model, Flux(flux, device="meta"), dtype))
+        if self.base.weights:
+            weights.append(Weights(plain(self.base.name), self.base.weights, str(self.machine.device), torch.float32))
         return Models(
             found,
             flux=flux,
@@ -153,6 +159,9 @@ class Planner:
             pieces=self.options.pieces,
             positions=self.options.rfr or "checkpoint",
             strips=None if self.options.strips is None else both(self.options.strips),
+            base=self.base,
+            output=output,
+            detail=self.options.detail,
         )
 
     def _weights(self, path: Path, model: torch.nn.Module, dtype: torch.dtype) -> Weights:

@@ -21,13 +21,13 @@ from ..images.io import Picture, check_bits, holds_alpha, levels, load_pixels, s
 from ..images.paths import Places, gather, is_named, output_paths
 from ..images.read import open_picture
 from ..machine import dtype_name, explain_out_of_memory, peak_memory
-from ..models.flux import Flux
+from ..models.flux import Flux, OneStepSettings, sigma_at
 from ..one_step import OneStepOptions, upscale, upscale_alpha
 from ..plain_text import plain, plain_logger
-from ..vae.autoencoder import AutoEncoder
 from ..vae.estimate import StripPlan
 from ..version import __version__
 from .console import say, say_json, tell_no_transparency
+from .enlargers import add_base
 from .failures import Failures
 from .options import add_models, add_size, add_transformer, number, rfr_of, target_of, whole
 from .plan import Planner
@@ -45,6 +45,7 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
     add_size(parser)
     add_models(parser)
     add_transformer(parser)
+    add_base(parser)
     parser.add_argument(
         "--color", choices=COLOR_FIXES, default="wavelet", help="colour fix (default: wavelet; lab: in CIELAB)"
     )
@@ -99,7 +100,7 @@ def run_upscale(options: argparse.Namespace) -> int:
             for source, job in waiting:
                 done.add(source, job)
     if options.json:
-        say_json({"pictures": done.reports, **_models_report(options, run.autoencoder, run.flux)})
+        say_json({"pictures": done.reports, **_models_report(run)})
     return done.failures.close()
 
 
@@ -163,6 +164,8 @@ class _Run:
             vae_only=options.vae_only,
             seed=options.seed,
             pieces=options.pieces,
+            detail=options.detail,
+            repair=options.repair,
         )
         self.planner = Planner(options)
         if not options.anyway:
@@ -170,7 +173,8 @@ class _Run:
         with explain_out_of_memory("loading the models"):
             self.autoencoder, self.flux = self.planner.load()
         self.device = self.autoencoder.device
-        self.rfr = rfr_of(options.rfr, self.flux.settings) if options.rfr and self.flux else None
+        self.repair, self.sigma = _repair_and_sigma(options, self.flux)
+        self.rfr = rfr_of(options.rfr, self.flux.settings, self.sigma) if options.rfr and self.flux else None
 
     def compute(self, source: Path, output: Path) -> Callable[[], Report]:
         """Compute one picture; returns what then writes it and makes its report."""
@@ -202,7 +206,7 @@ class _Run:
         show = None if options.json or not sys.stderr.isatty() else _show_progress
         low, models = picture.image.to(self.device), (self.flux, self.autoencoder)
         given: dict[str, Any] = {"rfr": self.rfr, "strips": strips, "alpha": picture.alpha, "on_progress": show}
-        image = upscale(low, *models, self.settings, **given)
+        image = upscale(low, *models, self.settings, base=self.planner.base, **given)
         if self.device.type != "cpu":
             image = levels(image, options.bits)
         return Picture(image, None if picture.alpha is None else upscale_alpha(picture.alpha, *image.shape[-2:]))
@@ -236,7 +240,15 @@ def _write(
     }
 
 
-def _models_report(options: argparse.Namespace, autoencoder: AutoEncoder, flux: Flux | None) -> dict[str, Any]:
+def _repair_and_sigma(options: argparse.Namespace, flux: Flux | None) -> tuple[float, float]:
+    """What the run is done with: as asked for, else as the model's file says."""
+    settings = OneStepSettings() if flux is None else flux.settings
+    repair = settings.repair if options.repair is None else options.repair
+    return repair, sigma_at(settings, repair)
+
+
+def _models_report(run: _Run) -> dict[str, Any]:
+    options, autoencoder, flux = run.options, run.autoencoder, run.flux
     settings = None if flux is None else replace(flux.settings, txt=None, vec=None)
     return {
         "vae": {"file": str(options.vae), "stride": autoencoder.params.stride, "shift": autoencoder.params.shift},
@@ -245,11 +257,15 @@ def _models_report(options: argparse.Namespace, autoencoder: AutoEncoder, flux: 
         else {
             "file": str(options.model),
             "theta": list(flux.params.theta),
-            "sigma": settings.sigma,
+            "sigma": run.sigma,
             "guidance": settings.guidance,
             "encode": settings.encode,
+            "output": settings.output,
         },
         "lora": options.lora[0] if options.lora else None,
+        "enlarger": run.planner.base.name,
+        "detail": options.detail,
+        "repair": run.repair,
         "color": options.color,
         "fidelity": options.fidelity,
         "vae_only": options.vae_only,

@@ -21,6 +21,11 @@ OnProgress = Callable[[int, int], None]
 Encode = Literal["mean", "sample"]
 ENCODES: tuple[Encode, ...] = get_args(Encode)
 
+#: What the model's latents are for: a picture by themselves, or the difference of two decoded ones, which is added to
+#: the enlarged input as detail.
+Output = Literal["picture", "detail"]
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+
 #: Our choice where a file names none: the middle of the flow.
 DEFAULT_SIGMA = 0.5
 #: FLUX.1-dev's usual guidance, and the host's default.
@@ -76,9 +81,19 @@ class OneStepSettings:
     train_tokens: int | None = None
     #: How the input is encoded: by the posterior's mean, or by a seeded sample of it.
     encode: Encode = "mean"
+    #: Whether its result is the picture, or detail for an enlarged one.
+    output: Output = "picture"
+    #: How much damage it is recommended to undo, 0 to 1, and the sigma at 1 (None: ``sigma`` at any).
+    repair: float = 0.0
+    sigma_repair: float | None = None
 
     def __post_init__(self) -> None:
         check_sigma(self.sigma)
+        check_repair(self.repair)
+        if self.sigma_repair is not None:
+            check_sigma(self.sigma_repair, "sigma_repair")
+        if self.output not in OUTPUTS:
+            raise OptionError(f"output: expected {' or '.join(OUTPUTS)}, got {plain(self.output)}")
         if self.encode not in ENCODES:
             raise OptionError(f"encode: expected {' or '.join(ENCODES)}, got {plain(self.encode)}")
         if not 0 <= self.guidance <= GUIDANCE_LIMIT:
@@ -87,11 +102,25 @@ class OneStepSettings:
             raise OptionError(f"train_tokens: expected 1 to {TOKENS_LIMIT} per side, got {plain(self.train_tokens)}")
 
 
-def check_sigma(sigma: float) -> float:
-    """The sigma itself; OptionError unless it is above 0 and at most 1."""
+def check_sigma(sigma: float, name: str = "sigma") -> float:
+    """The sigma itself; OptionError, with the name, unless it is above 0 and at most 1."""
     if not 0 < sigma <= 1:
-        raise OptionError(f"sigma: expected above 0 and at most 1, got {plain(sigma)}")
+        raise OptionError(f"{name}: expected above 0 and at most 1, got {plain(sigma)}")
     return sigma
+
+
+def check_repair(repair: float) -> float:
+    """The repair itself; OptionError unless it is from 0 to 1."""
+    if not 0 <= repair <= 1:
+        raise OptionError(f"repair: expected 0 to 1, got {plain(repair)}")
+    return repair
+
+
+def sigma_at(settings: OneStepSettings, repair: float) -> float:
+    """The sigma for a repair in [0, 1]: the model's own at 0, its ``sigma_repair`` at 1. Linear between: our choice."""
+    if settings.sigma_repair is None:
+        return settings.sigma
+    return settings.sigma + repair * (settings.sigma_repair - settings.sigma)
 
 
 class Flux(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..models.flux import FluxParams
 from ..vae.autoencoder import AutoEncoderParams
@@ -17,13 +17,15 @@ class Geometry:
     text_tokens: int
 
 
+_BUNDLED = AutoEncoderParams(widths=(16, 32, 64, 128), layers_per_block=1, norm_groups=1, mid_attention=False)
+
 #: Autoencoders by name. "bundled": as the bundled file is.
 AUTOENCODERS = {
     "F16, full width": AutoEncoderParams(),
     "F16, full width, shift 1": AutoEncoderParams(shift=1),
     "F8, full width": AutoEncoderParams(stride=1),
-    "F16, bundled": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=1, mid_attention=False),
-    "F8, bundled": AutoEncoderParams(widths=(24, 48, 96, 96), norm_groups=1, mid_attention=False, stride=1),
+    "F16, bundled": _BUNDLED,
+    "F8, bundled": replace(_BUNDLED, stride=1),
 }
 
 #: The longest prompt embedding that FLUX.1-dev takes, and its usual one, tokens.

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from ..base import Base, Bicubic
 from ..images.resize import Target, framed_size, picture_bytes
-from ..models.flux import FluxParams
+from ..models.flux import FluxParams, Output
 from ..models.latent import MARGIN, PATCH
 from ..models.rope import FLUX_TRAIN_TOKENS, Policy
 from ..pieces import Pieces, Window, blend_bytes, windows
+from ..plain_text import plain
 from ..vae.estimate import LEAST_MEMORY, Stage, StripPlan, choose_strips, peak_elements
 from ..vae.layers import AutoEncoderParams
 from ..vae.strips import MEMORY_MODES, MemoryMode, StripSettings
 from .cost import autoencoder_flops, flux_flops, flux_peak_bytes, image_tokens
 from .plan import Machine, Plan, StagePlan, Weights, beside, pieces_asked_for
 
-#: Copies of the output picture (3 channels, float32) alive: while the VAE encodes, while the transformer
-#: runs, while the VAE decodes, and in colour fix and back-projection. As counted.
-_PICTURES = {"encode": 2.1, "transformer": 1.1, "decode": 2.1, "finish": 4.3}
+#: Copies of the output picture (3 channels, float32) alive: while it is enlarged, while the VAE encodes, while the
+#: transformer runs (one more for models that add detail: what they add to), while the VAE decodes, and in colour fix
+#: and back-projection. As counted.
+_PICTURES = {"enlarge": 1.1, "encode": 2.1, "transformer": 1.1, "decode": 2.1, "finish": 4.3}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,15 @@ class Models:
     pieces: Pieces | None = None
     #: The positions that the transformer runs with, as far as they depend on the grid.
     positions: Policy = "checkpoint"
+    #: What enlarges, what the transformer's latents are for, and how much of them is added.
+    base: Base = field(default_factory=Bicubic)
+    output: Output = "picture"
+    detail: float = 1.0
+
+    @property
+    def has_transformer(self) -> bool:
+        """Whether one is there; without, the VAE runs alone."""
+        return self.flux is not None or self.transformer_peak is not None
 
 
 def make_plan(size: tuple[int, int], target: Target, models: Models, machine: Machine, batch: int = 1) -> Plan:
@@ -64,13 +76,20 @@ def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machin
     framed = framed_size(*output, side, params.ratio * MARGIN)
     results = picture_bytes(*output, batch) if batch > 1 else 0  # of a batch: in one block, from the start
     pictures = {name: int(count * picture_bytes(*framed)) + results for name, count in _PICTURES.items()}
-    stages = [_strip_stage("encode", framed, models, machine, pictures["encode"])]
+    stages = _enlarge_stages(size, output, models, pictures["enlarge"])
     cut = [Window(0, 0, *tokens)] if models.pieces is None else windows(tokens, models.pieces, params.ratio)
-    transformer = _transformer_stage(tokens, models, machine, pictures["transformer"], cut)
-    stages += [transformer] if transformer else []
-    stages.append(_strip_stage("decode", framed, models, machine, pictures["decode"]))
-    if machine.holds_pictures:
-        peak = pictures["finish"] - results
+    twice = models.output == "detail" and models.has_transformer
+    transformer = None
+    if models.detail or not models.has_transformer:
+        stages.append(_strip_stage("encode", framed, models, machine, pictures["encode"]))
+        held = pictures["transformer"] + twice * picture_bytes(*framed)
+        transformer = _transformer_stage(tokens, models, machine, held, cut)
+        stages += [transformer] if transformer else []
+        added = models.has_transformer and (twice or models.detail != 1)
+        held = pictures["decode"] + (added and machine.host) * picture_bytes(*framed)  # the host decodes it apart
+        stages.append(_strip_stage("decode", framed, models, machine, held, 1 + twice))
+    if machine.holds_pictures or not stages:  # elsewhere they need nothing of the device
+        peak = pictures["finish"] - results if machine.holds_pictures else 0
         stages.append(StagePlan("finish", peak, results, path="colour fix and back-projection"))
     latent = framed[0] // params.ratio, framed[1] // params.ratio
     return Plan(
@@ -91,7 +110,19 @@ def _plan(size: tuple[int, int], target: Target, models: Models, machine: Machin
     )
 
 
-def _strip_stage(stage: Stage, framed: tuple[int, int], models: Models, machine: Machine, pictures: int) -> StagePlan:
+def _enlarge_stages(size: tuple[int, int], output: tuple[int, int], models: Models, pictures: int) -> list[StagePlan]:
+    """One for what is more than bicubic, which needs nothing worth telling."""
+    base = models.base
+    if isinstance(base, Bicubic):
+        return []
+    peak, least = base.peak_bytes(size, output), base.peak_bytes(size, output, least=True)
+    return [StagePlan("enlarge", peak, pictures, base.flops(size, output), plain(base.name), least=least)]
+
+
+def _strip_stage(
+    stage: Stage, framed: tuple[int, int], models: Models, machine: Machine, pictures: int, times: int = 1
+) -> StagePlan:
+    """times: how often it is done, one after the other."""
     params = (models.encoder or models.autoencoder) if stage == "encode" else models.autoencoder
     dtype = machine.dtype
     settings = (models.strips or {}).get(stage)
@@ -106,8 +137,8 @@ def _strip_stage(stage: Stage, framed: tuple[int, int], models: Models, machine:
         name=stage,
         peak=_live(params, stage, framed, dtype, settings),
         pictures=pictures,
-        flops=autoencoder_flops(params, stage, *framed, settings),
-        path=f"strips of {settings.rows} rows, {settings.mode}",
+        flops=times * autoencoder_flops(params, stage, *framed, settings),
+        path=f"{'twice, ' if times > 1 else ''}strips of {settings.rows} rows, {settings.mode}",
         settings=settings,
         by_mode=peaks,
         least=_live(params, stage, framed, dtype, LEAST_MEMORY),

@@ -112,6 +112,11 @@ class Plan:
         return max(self._needs(stage, stage.least) for stage in self.stages)
 
     @property
+    def flops(self) -> float:
+        """Of all stages that tell theirs."""
+        return sum(stage.flops or 0.0 for stage in self.stages)
+
+    @property
     def fits(self) -> bool | None:
         """Whether the settings that need least do; None where the free memory is unknown."""
         free = self.machine.free
@@ -165,7 +170,7 @@ class Plan:
         """The strips of each stage of the VAE, to be run with."""
         stages: tuple[Stage, ...] = get_args(Stage)
         by_name = {stage.name: stage.settings for stage in self.stages}
-        return {name: settings for name in stages if (settings := by_name[name]) is not None}
+        return {name: settings for name in stages if (settings := by_name.get(name)) is not None}
 
     def refuse_if_hopeless(self) -> None:
         """Raise OutOfMemoryError, before anything is computed, where even the settings that need least do not fit."""
@@ -210,6 +215,7 @@ class Plan:
             "weights": [{"name": w.name, "size": w.size, "place": w.place} for w in self.weights],
             "device": self.machine.device,
             "dtype": dtype_name(self.machine.dtype),
+            "flops": self.flops,
             "free_bytes": self.machine.free,
             "peak_bytes": self.peak,
             "fits": self.fits,

@@ -24,10 +24,14 @@ from .config_sections import (
 )
 from .data.degradation import CLEAN, Degradation
 
-Kind = Literal["autoencoder", "one_step", "lora", "enlarger"]
+Kind = Literal["autoencoder", "one_step", "lora", "enlarger", "detail"]
 
-#: Kinds that train no transformer: they have no latent steps, grids or cached latents, and need a term on pictures.
-NO_TRANSFORMER: tuple[Kind, ...] = ("autoencoder", "enlarger")
+#: Kinds that train through no frozen autoencoder: they have no latent steps or cached latents, and need a term on
+#: pictures.
+NO_LATENTS: tuple[Kind, ...] = ("autoencoder", "enlarger", "detail")
+
+#: Kinds whose batches are small pictures of every factor and strength of damage, by ``enlarger``'s options.
+SMALL_PICTURES: tuple[Kind, ...] = ("enlarger", "detail")
 
 #: Width of the border that latent steps leave out, as the encoder saw zeros beyond it: px, one latent pixel at 16x.
 RIM = 16
@@ -59,7 +63,7 @@ class TrainConfig:
     @property
     def has_transformer(self) -> bool:
         """Whether the run trains a transformer, through a frozen autoencoder."""
-        return self.kind not in NO_TRANSFORMER
+        return self.kind not in NO_LATENTS
 
     @property
     def linear_steps(self) -> int:
@@ -80,6 +84,7 @@ class TrainConfig:
         for conflict in (
             *_path_conflicts(self),
             *_kind_conflicts(self),
+            *_detail_conflicts(self),
             *_enlarger_conflicts(self),
             *_section_conflicts(self),
         ):
@@ -92,14 +97,17 @@ def _path_conflicts(config: TrainConfig) -> Iterator[str]:
         "run": config.run,
         "model.start": config.model.start,
         "model.autoencoder": config.model.autoencoder,
+        "model.enlarger": config.model.enlarger,
         "data.path": config.data.path,
         "data.cache": config.data.cache,
         "output.sample_folder": config.output.sample_folder,
     }
     if not config.run:
         yield "run: expected a folder's name, got nothing; name one"
-    if not config.model.autoencoder:
+    if not config.model.autoencoder and config.kind != "detail":
         yield f'model.autoencoder: expected a file, got nothing; name one, or "{BUNDLED}"'
+    if not config.model.enlarger:
+        yield f'model.enlarger: expected a file, got nothing; name one, or "{BUNDLED}"'
     for key, value in names.items():
         if (fault := fault_of_path(value)) is not None:
             yield f"{key}: expected a path on this machine, got {plain(value)!r}, {fault}; change it"
@@ -110,7 +118,9 @@ def _kind_conflicts(config: TrainConfig) -> Iterator[str]:
     kind, loss = config.kind, config.loss
     if not loss.judges_pictures and not (config.has_transformer and loss.latent):
         yield f'loss: no term that kind "{kind}" has in every step is above 0; give loss.pixel, or another, a weight'
-    if loss.diversity and not config.has_transformer:
+    if loss.diversity and kind == "detail":
+        yield 'loss.diversity: is of kinds "one_step" and "lora", and kind is "detail"; set it to 0'
+    elif loss.diversity and not config.has_transformer:
         yield f'loss.diversity: looks at a transformer, which kind "{kind}" has none of; set it to 0'
     if config.train.base != "plain" and kind != "lora":
         yield (
@@ -123,11 +133,14 @@ def _kind_conflicts(config: TrainConfig) -> Iterator[str]:
         )
     if kind == "autoencoder" and config.model.part == "decoder" and not config.model.start:
         yield 'model.part: "decoder" keeps an existing encoder; name its file as model.start'
-    if kind == "autoencoder" and config.model.stride and not config.model.start:
+    new = not (config.model.autoencoder if kind == "detail" else config.model.start)
+    if kind in ("autoencoder", "detail") and config.model.stride and new:
         yield (
             f"model.stride: is for an existing file, got {config.model.stride}, and a new autoencoder compresses 16x; "
             "set it to 0"
         )
+    if kind == "autoencoder" and config.model.part == "none":
+        yield 'model.part: "none" leaves kind "autoencoder" nothing to train; choose "all" or "decoder"'
     levels, crop = len(config.model.widths), min(config.data.crops.values())
     if kind == "autoencoder" and not config.model.start and 2 * 2**levels > crop:
         yield (
@@ -138,9 +151,35 @@ def _kind_conflicts(config: TrainConfig) -> Iterator[str]:
         yield 'model.start: kind "lora" needs the model that the LoRA is for; name its file'
 
 
+def _detail_conflicts(config: TrainConfig) -> Iterator[str]:
+    """What kind detail does not go with, and what goes with it alone, a sentence each."""
+    model, train = config.model, config.train
+    if config.kind != "detail":
+        alone = {
+            "loss.common": (config.loss.common, "set it to 0"),
+            "loss.reconstruction": (config.loss.reconstruction, "set it to 0"),
+            "train.oracle_steps": (train.oracle_steps, "set it to 0"),
+            "model.sigma_repair": (model.sigma_repair, "leave it out"),
+        }
+        for key, (value, remedy) in alone.items():
+            if value:
+                yield f'{key}: is of kind "detail" alone, and kind is "{config.kind}"; {remedy}'
+        return
+    if model.part != "all" and not model.autoencoder:
+        yield f'model.part: "{model.part}" keeps an existing encoder; name its file as model.autoencoder'
+    if model.part == "none" and train.oracle_steps:
+        yield (
+            f"train.oracle_steps: these train the autoencoder alone, of which model.part trains none, got "
+            f"{train.oracle_steps}; set it to 0, or change model.part"
+        )
+    if train.latent_steps:
+        yield f'train.latent_steps: kind "detail" has none, got {train.latent_steps}; set it to 0'
+
+
 def _enlarger_conflicts(config: TrainConfig) -> Iterator[str]:
-    """What an enlarger's run does not go with, a sentence each."""
-    if config.kind != "enlarger":
+    """What a run on small pictures of several factors does not go with, a sentence each."""
+    kind = config.kind
+    if kind not in SMALL_PICTURES:
         return
     data, largest = config.data, config.enlarger.factors[-1]
     for name, side in data.crops.items():
@@ -150,9 +189,9 @@ def _enlarger_conflicts(config: TrainConfig) -> Iterator[str]:
                 f"got {side}; change one of the two"
             )
     if config.loss.projected:
-        yield f'loss.projected: kind "enlarger" has factors of its own, got {config.loss.projected}; set it to 0'
+        yield f'loss.projected: kind "{kind}" has factors of its own, got {config.loss.projected}; set it to 0'
     if config.train.accelerate:
-        yield 'train.accelerate: kind "enlarger" works in one process only; set it to false'
+        yield f'train.accelerate: kind "{kind}" works in one process only; set it to false'
 
 
 def _section_conflicts(config: TrainConfig) -> Iterator[str]:

@@ -65,12 +65,12 @@ def read_text(path: str | Path) -> str:
 
 def parse_config(text: str, name: str = "config", changes: Sequence[str] = ()) -> TrainConfig:
     """``read_config`` of a text; ``name`` is for the errors. changes: ``section.key=value``, value as in TOML."""
-    found = _table(text, name)
+    found = parse_table(text, name)
     for change in changes:
         key, equals, value = (part.strip() for part in change.partition("="))
         if not equals:
             raise OptionError(f"change {change!r}: expected KEY=VALUE, such as train.steps=500")
-        new = _table(f"{key} = {value}", f"change {change!r}")
+        new = parse_table(f"{key} = {value}", f"change {change!r}")
         for section, content in new.items():
             old = found.get(section)
             found[section] = {**old, **content} if isinstance(old, dict) and isinstance(content, dict) else content
@@ -80,7 +80,8 @@ def parse_config(text: str, name: str = "config", changes: Sequence[str] = ()) -
         raise OptionError(f"{name}: {error}") from error
 
 
-def _table(text: str, name: str) -> dict[str, Any]:
+def parse_table(text: str, name: str) -> dict[str, Any]:
+    """A TOML text as it is, unchecked; ``name`` is for the errors. Raises OptionError."""
     toml = _toml()
     try:
         return toml.loads(text)

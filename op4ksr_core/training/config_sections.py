@@ -31,7 +31,7 @@ from .tasks.frozen import Base
 BUNDLED = "bundled"
 
 Distance = Literal["l1", "l2", "charbonnier"]
-Perceptual = Literal["gmsd", "ms_gmsd", "haarpsi", "ssim", "lpips", "dists"]
+Perceptual = Literal["gmsd", "ms_gmsd", "haarpsi", "ssim", "lpips", "dists", "efficientnet"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,16 @@ class ModelConfig:
 
     #: Weights to start from: a file, "bundled", or "" for a new model (kind lora needs one).
     start: str = ""
-    #: The frozen autoencoder of kinds one_step and lora: a file or "bundled".
+    #: The frozen autoencoder of kinds one_step and lora, and the one that kind detail starts from: a file or "bundled";
+    #: of kind detail also "", a new one.
     autoencoder: str = BUNDLED
+    #: Of kind detail: the frozen enlarger that makes the base, a file or "bundled".
+    enlarger: str = BUNDLED
     #: Of the autoencoder's file: 1 (it compresses 8x, as Flux's own) or 2 (16x); 0: as the file says, else 16x.
     stride: Literal[0, 1, 2] = 0
     #: Of an autoencoder: train all of it, or the decoder alone. A transformer trained for the old one fits that still.
-    part: Literal["all", "decoder"] = "all"
+    #: Kind detail: that part of the autoencoder beside the transformer, or "none" of it.
+    part: Literal["all", "decoder", "none"] = "all"
     widths: Annotated[tuple[Width, ...], Within(min_length=1, max_length=8)] = (24, 48, 96, 96)
     norm_groups: Width = 6
     layers_per_block: Few = 2
@@ -59,6 +63,8 @@ class ModelConfig:
     prompt_tokens: AtOnce = 4
     #: Noise level of the one step, in (0, 1]; None: the start file's, or 0.5.
     sigma: Annotated[float, Within(gt=0, le=1)] | None = None
+    #: Of kind detail: the noise level where damage is worst; in between it grows with the damage's strength.
+    sigma_repair: Annotated[float, Within(gt=0, le=1)] | None = None
     #: Tokens per side that the model is trained for; written into its file, and larger pictures cause a warning.
     train_tokens: Tokens = 128
     lora_rank: Width = 16
@@ -81,7 +87,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class EnlargerConfig:
-    """A new enlarger's geometry (with ``model.start`` the file has its own) and its batches, of one factor each."""
+    """A new enlarger's geometry and its batches, of one factor each. With ``model.start`` the file has its own, but for
+    ``blocks`` above the file's: then that many, of which the new ones begin as identities."""
 
     #: Features per pixel, and residual blocks of two convolutions each.
     width: Width = 48
@@ -182,6 +189,10 @@ class LossConfig:
     latent_kind: Distance = "l1"
     #: Of a transformer: how alike its image tokens are after attention, FluxSR's (``tasks.diversity``).
     diversity: Amount = 0.0
+    #: Of kind detail: distance of the base from itself, encoded and decoded.
+    reconstruction: Amount = 0.0
+    #: Of kind detail: RMS of what the step adds to every token alike, which is a mesh.
+    common: Amount = 0.0
     #: L_AP, the paper's periodicity loss (``periodicity.loss``).
     periodicity: Amount = 0.0
     #: Share of each term on pictures that is taken of the output after back-projection (fidelity 1).
@@ -247,6 +258,9 @@ class LoopConfig:
     #: Of a new autoencoder: share of the run after which its latents are scaled to unit deviation. Where there are
     #: linear steps, that is done at the end.
     unit_at: Share = 0.7
+    #: Of kind detail: how many steps at the beginning train the autoencoder alone, to carry detail: its encoder is
+    #: shown the sharp picture in the transformer's place.
+    oracle_steps: Natural = 0
     #: Of a transformer: how many steps at the beginning use latents alone, cut from those of ``grid_pictures``.
     latent_steps: Natural = 0
     #: Of a transformer: one step in so many is on a large grid of latents, put together from whole pictures; 0: none.
@@ -257,7 +271,7 @@ class LoopConfig:
     grid_pictures: Annotated[int, Within(ge=0, le=65_536)] = 64
 
     def __post_init__(self) -> None:
-        for name in ("linear_steps", "latent_steps"):
+        for name in ("linear_steps", "latent_steps", "oracle_steps"):
             if getattr(self, name) >= self.steps:
                 raise OptionError(
                     f"train.{name}: expected fewer than all {self.steps} steps, got {getattr(self, name)}; "

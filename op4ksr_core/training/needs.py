@@ -42,11 +42,16 @@ def _sizes(config: TrainConfig) -> Iterator[tuple[int, str]]:
     if config.has_transformer and (train.grid_every or train.latent_steps):
         encoded = train.grid_pictures * (data.picture_side // 16) ** 2 * 32 * FLOAT
         yield encoded, f"train.grid_pictures {train.grid_pictures} of data.picture_side {data.picture_side} px"
+    if config.kind == "detail" and train.grid_every:
+        largest = max(train.grid_tokens)
+        yield (largest * 32) ** 2 * 3 * FLOAT, f"train.grid_tokens {largest}"
     if config.output.sample_every:
         samples, side = config.output.samples, config.output.sample_side
         yield samples * side**2 * 3 * FLOAT, f"output.samples {samples} of output.sample_side {side} px"
     if not config.model.start:
         yield _weights(config) * FLOAT * COPIES, "the new model, by its sizes in the config,"
+    if config.kind == "detail" and not config.model.autoencoder:
+        yield _autoencoder_weights(config) * FLOAT * COPIES, "the new autoencoder, by its sizes in the config,"
 
 
 def _weights(config: TrainConfig) -> int:
@@ -56,7 +61,11 @@ def _weights(config: TrainConfig) -> int:
         width = config.enlarger.width
         return 2 * config.enlarger.blocks * 9 * width**2
     if config.kind == "autoencoder":
-        return 2 * sum(2 * model.layers_per_block * 9 * width**2 for width in model.widths)
+        return _autoencoder_weights(config)
     hidden = model.hidden_size
     blocks = 36 * model.depth + 15 * model.depth_single_blocks
     return blocks * hidden**2 + hidden * (model.context_in_dim + model.vec_in_dim)
+
+
+def _autoencoder_weights(config: TrainConfig) -> int:
+    return 2 * sum(2 * config.model.layers_per_block * 9 * width**2 for width in config.model.widths)

@@ -42,9 +42,11 @@ def show_samples(task: Task, samples: list[Tensor], folder: Path, step: int) -> 
     scores: list[tuple[float, float]] = []
     for i, high in enumerate(samples):
         enlarged, output, low = task.show(high, i)
-        views = torch.cat([enlarged, output, high], dim=-1)
-        save_image(folder / f"step_{step:07d}_{i}.png", Picture(views))
-        scores.append((psnr(output, high), measure_periodicity(output, low).score))
+        score = measure_periodicity(output, low).score
+        shared = [min(view.shape[side] for view in (enlarged, output, high)) for side in (-2, -1)]  # of whole factors
+        enlarged, output, sharp = (view[..., : shared[0], : shared[1]] for view in (enlarged, output, high))
+        save_image(folder / f"step_{step:07d}_{i}.png", Picture(torch.cat([enlarged, output, sharp], dim=-1)))
+        scores.append((psnr(output, sharp), score))
     return {
         "sample_psnr": sum(s[0] for s in scores) / len(scores),
         "sample_periodicity": max(s[1] for s in scores),

@@ -23,7 +23,6 @@ from ..planning.geometries import GEOMETRIES, Geometry
 from ..planning.plan import GIGABYTE
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from ..vae.estimate import WORKSPACE
-from ..weights.description import describe_flux
 from ..weights.header import PROMPT_KEYS
 from .config import TrainConfig
 from .step_meter import StepStages, by_cuda_rules, bytes_of
@@ -45,7 +44,7 @@ def geometry_of(config: TrainConfig, name: str | None = None) -> Geometry:
     assert isinstance(autoencoder, AutoEncoderParams)
     if not config.model.start:
         return Geometry(FluxParams(), autoencoder, config.model.prompt_tokens)
-    found = describe_flux(files.flux_file)
+    found = files.described_flux()
     assert isinstance(found.params, FluxParams)
     return Geometry(found.params, autoencoder, found.header.shapes.get(PROMPT_KEYS[0], (1,))[0])
 

@@ -303,7 +303,8 @@ class Trainer:
         logged = self.log.count if self.log else 0
         facts = Facts(self.step, self.seconds, self.ema.steps, self.config.kind, self.config.seed, logged)
         save_state(self.folder.state, tensors, facts)
-        self.folder.prune(self.task.name, self.config.output.keep)
+        for name in (self.task.name, *self.task.also):
+            self.folder.prune(name, self.config.output.keep)
 
     def _save_weights(self) -> Path:
         """What the model holds now, as a user loads it; its file."""
@@ -315,7 +316,7 @@ class Trainer:
     def line(self) -> str:
         """One line for the file's metadata: data, steps, losses, seed."""
         config = self.config
-        weights = {name: getattr(config.loss, name) for name in self.task.objective.names(self.task.pairs)}
+        weights = {name: getattr(config.loss, name) for name in self.task.term_names() if hasattr(config.loss, name)}
         losses = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
         if config.loss.projected:
             losses += f" ({config.loss.projected:g} of them back-projected)"

@@ -130,3 +130,39 @@ class AutoEncoder(nn.Module):
             raise ImageError(f"latent: expected (B, {self.params.latent_channels}, h, w), got {tuple(latent.shape)}")
         pixels = self.decode_strips(latent.to(self.device, self.dtype), on_strip, out, strips=strips)
         return pixels.add_(1).div_(2).clamp_(0, 1)
+
+    def decode_onto(
+        self,
+        latent: Tensor,
+        onto: Tensor,
+        weight: float,
+        on_strip: OnStrip | None = None,
+        *,
+        strips: StripSettings | None = None,
+    ) -> None:
+        """Add ``weight`` times what ``decode`` makes of one raw latent (1, C, h, w) to ``onto``, in place.
+
+        onto: (1, 3, h*ratio, w*ratio) float32, any device. It is added strip by strip, so that the decoded picture
+        itself is never held. Raises as ``decode``; ``onto`` is then of no use.
+        """
+        if len(latent) != 1 or latent.shape[1] != self.params.latent_channels:
+            raise ImageError(f"latent: expected (1, {self.params.latent_channels}, h, w), got {tuple(latent.shape)}")
+        self.bounded.decode_into(latent.to(self.device, self.dtype), _Added(onto, weight), on_strip, strips)
+
+
+class _Added:
+    """Takes a decoded picture's rows, about [-1, 1] and from top to bottom, and adds each to another's, once.
+
+    Rows that come again, as where strips ran out of memory, were added before.
+    """
+
+    def __init__(self, onto: Tensor, weight: float) -> None:
+        self.onto, self.weight, self.done = onto, weight, 0
+
+    def __setitem__(self, place: tuple[slice, slice, slice], strip: Tensor) -> None:
+        top, bottom = place[2].start, place[2].stop
+        first = max(top, self.done)
+        if first < bottom:
+            rows = strip[:, :, first - top :].to(self.onto.device, torch.float32).add(1).div_(2).clamp_(0, 1)
+            self.onto[:, :, first:bottom].add_(rows, alpha=self.weight)
+            self.done = bottom

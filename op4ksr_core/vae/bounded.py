@@ -15,7 +15,7 @@ from .estimate import Stage, choose_strips
 from .layers import AutoEncoderParams
 from .retry import Result, recovering
 from .strip_maps import ReadWeights, own_weights
-from .strips import OnStrip, StripSettings, decode_picture, encode_picture
+from .strips import OnStrip, Rows, StripSettings, decode_picture, encode_picture
 
 
 class BoundedAutoEncoder:
@@ -101,12 +101,27 @@ class BoundedAutoEncoder:
             if out is None:
                 out = latent.new_empty((len(latent), 3, height, width), dtype=exact)
             for one, place in zip(latent.split(1), out.split(1), strict=True):
-
-                def run(settings: StripSettings, one: Tensor = one, place: Tensor = place) -> None:
-                    decode_picture(self.decoder, one, settings, place, on_strip, self.read_weights)
-
-                self._run("decode", run, settings, height, width)
+                self._decode_one(one, place, settings, on_strip)
         return out
+
+    def decode_into(
+        self, latent: Tensor, out: Rows, on_strip: OnStrip | None = None, strips: StripSettings | None = None
+    ) -> None:
+        """As ``decode``, one raw latent (1, C, h, w), into anything that takes rows.
+
+        Where strips ran out of memory it begins again, so that rows may be written twice: the same to rounding.
+        """
+        height, width = (length * self.params.ratio for length in latent.shape[2:])
+        self._check()
+        settings = strips or self._chosen("decode", height, width, latent.device, latent.dtype)
+        with torch.no_grad(), explain_out_of_memory("VAE decode", self.is_oom):
+            self._decode_one(latent, out, settings, on_strip)
+
+    def _decode_one(self, latent: Tensor, out: Rows, settings: StripSettings, on_strip: OnStrip | None) -> None:
+        def run(settings: StripSettings) -> None:
+            decode_picture(self.decoder, latent, settings, out, on_strip, self.read_weights)
+
+        self._run("decode", run, settings, *(length * self.params.ratio for length in latent.shape[2:]))
 
     def _check(self) -> None:
         """Modules of others may have been changed since: circular padding, hooks, patches."""

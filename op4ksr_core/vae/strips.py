@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from torch import Tensor, nn
 
@@ -196,18 +196,24 @@ class Strips:
         return Stored(narrow)
 
 
+class Rows(Protocol):
+    """Where a picture's rows are written: ``rows[:, :, top:bottom] = strip``."""
+
+    def __setitem__(self, place: tuple[slice, slice, slice], strip: Tensor, /) -> None: ...
+
+
 def decode_picture(
     decoder: Any,
     latent: Tensor,
     settings: StripSettings,
-    out: Tensor,
+    out: Rows,
     on_strip: OnStrip | None = None,
     read: ReadWeights = own_weights,
 ) -> None:
     """Decode one raw latent (1, C, h, w) into ``out`` (1, 3, H, W), about [-1, 1], each strip as soon as it is done.
 
     decoder: ours, or any of LDM's layout (the host's own); ``stride`` and ``shift`` are read off it,
-    1 and 0 if it has none. out: any device and float dtype.
+    1 and 0 if it has none. out: a tensor of any device and float dtype, or what else takes rows, from top to bottom.
     """
     strips = Strips(settings, on_strip, _decode_strips(decoder, latent.shape[2], settings), read)
     source: Stored | Computed = strips.middle(decoder.mid, Stored(dense(decoder.conv_in(latent))))
@@ -223,7 +229,7 @@ def decode_picture(
     _last_step(decoder, source, strips, out)
 
 
-def _last_step(decoder: Any, source: Stored | Computed, strips: Strips, out: Tensor) -> None:
+def _last_step(decoder: Any, source: Stored | Computed, strips: Strips, out: Rows) -> None:
     stride, shift = getattr(decoder, "stride", 1), getattr(decoder, "shift", 0)
     activate = strips.affine(decoder.norm_out, source)
     if stride == 1:

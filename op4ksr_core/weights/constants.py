@@ -32,6 +32,12 @@ def constants_metadata(settings: OneStepSettings, theta: tuple[float, float] | N
         metadata["op4ksr.rope_theta"] = f"{rows!r}" if rows == columns else f"{rows!r},{columns!r}"
     if settings.encode != "mean":
         metadata["op4ksr.encode"] = settings.encode
+    if settings.output != "picture":
+        metadata["op4ksr.output"] = settings.output
+    if settings.repair:
+        metadata["op4ksr.repair"] = repr(settings.repair)
+    if settings.sigma_repair is not None:
+        metadata["op4ksr.sigma_repair"] = repr(settings.sigma_repair)
     if settings.train_tokens is not None:
         metadata["op4ksr.train_tokens"] = str(settings.train_tokens)
     return metadata
@@ -86,7 +92,7 @@ def theta_of(
 
 
 def settings_of(header: Header, sigma: float | None, why: dict[str, str]) -> OneStepSettings:
-    """sigma (as requested, else the metadata's, else ours), guidance, encode, tokens; the reasons go into ``why``.
+    """sigma (as requested, else the metadata's, else ours) and the other constants; the reasons go into ``why``.
 
     Raises OptionError for a bad request, UnsupportedCheckpointError for bad metadata.
     """
@@ -105,12 +111,21 @@ def settings_of(header: Header, sigma: float | None, why: dict[str, str]) -> One
     why["encode"] = (
         "the file's metadata" if encode is not None else "default: the posterior's mean, as the file names none"
     )
+    output: Any = header.metadata.get("op4ksr.output")
+    why["output"] = "the file's metadata" if output is not None else "default: a whole picture, as the file names none"
+    repair, most = header.metadata.get("op4ksr.repair"), header.metadata.get("op4ksr.sigma_repair")
+    if sigma is not None:  # at any repair
+        most = None
+    why |= {fact: "the file's metadata" for fact, text in (("repair", repair), ("sigma_repair", most)) if text}
     try:
         return OneStepSettings(
             sigma=value,
             guidance=DEFAULT_GUIDANCE if guidance is None else number(header, "op4ksr.guidance", guidance, float),
             train_tokens=None if tokens is None else number(header, "op4ksr.train_tokens", tokens, int),
             encode="mean" if encode is None else encode,
+            output="picture" if output is None else output,
+            repair=0.0 if repair is None else number(header, "op4ksr.repair", repair, float),
+            sigma_repair=None if most is None else number(header, "op4ksr.sigma_repair", most, float),
         )
     except OptionError as error:
         raise UnsupportedCheckpointError(header.path, f"its metadata is wrong: {error}; fetch it again") from error

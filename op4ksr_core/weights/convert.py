@@ -37,6 +37,9 @@ _CONSTANTS = (
     "op4ksr.sigma",
     "op4ksr.guidance",
     "op4ksr.encode",
+    "op4ksr.output",
+    "op4ksr.repair",
+    "op4ksr.sigma_repair",
     "op4ksr.train_tokens",
     "op4ksr.training",
     "op4ksr.origin",
@@ -164,7 +167,9 @@ def _metadata(header: Header, found: Description | None, loras: list[Header], co
 
 def set_error(error: UnsupportedCheckpointError) -> OptionError:
     """A fault of metadata that were asked for: not the file is at fault, but what was typed."""
-    return OptionError(f"--set: {re.sub('(fetch it again|take another)$', 'correct it', error.reason)}")
+    return OptionError(
+        f"--set: {re.sub('(correct it, or )?(fetch it again|take another)$', 'correct it', error.reason)}"
+    )
 
 
 def check_key(kind: str, key: str) -> None:

@@ -247,7 +247,8 @@ def _with_lora(found: Description, lora: SrLora, strength: float, shapes: dict[s
     asked = {fact for fact, reason in why.items() if reason == REQUESTED}
     if lora.theta is not None and "theta" not in asked:
         params, why["theta"] = replace(params, theta=lora.theta), "the LoRA"
-    settings = replace(lora.settings, sigma=settings.sigma if "sigma" in asked else lora.settings.sigma)
+    asked_sigma = {"sigma": settings.sigma, "sigma_repair": None} if "sigma" in asked else {}
+    settings = replace(lora.settings, **asked_sigma)
     constants = {fact: f"the LoRA: {reason}" for fact, reason in lora.why.items() if hasattr(settings, fact)}
     why |= {fact: reason for fact, reason in constants.items() if fact not in asked}
     return replace(found, params=params, settings=settings, why=why, lora=lora, strength=strength)

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base import Base, Bicubic, Choice, Learned
+from ..bundled import BUNDLED_ENLARGER
 from ..errors import UnsupportedCheckpointError
 from ..machine import default_dtype
 from ..models.enlarger import IN_CHANNELS, Enlarger, EnlargerParams
+from ..models.flux import Output
 from .checkpoint import check_tensors, read_state, save_tensors
 from .description import check_filled
-from .header import Header, check_dtypes, read_header
+from .header import Header, check_dtypes, check_finite, read_header
 from .layouts import Shape
 
 KIND = "enlarger"
@@ -39,6 +42,10 @@ def describe_enlarger(source: Header | str | Path) -> tuple[Header, EnlargerPara
     factors = _numbers(shapes, rf"heads\.{_NUMBER}\.weight")
     if len(entry) != 4 or entry[0] < 1 or entry[1] != IN_CHANNELS or not blocks or not factors or factors[0] < 2:
         stated = header.metadata.get("op4ksr.kind", header.kind)
+        if stated == KIND:
+            raise UnsupportedCheckpointError(
+                header.path, "an enlarger without its input layer, blocks or heads; it is damaged: fetch it again"
+            )
         raise UnsupportedCheckpointError(
             header.path,
             f'expected an enlarger (metadata op4ksr.kind "{KIND}"), got "{stated}"; choose an enlarger\'s file',
@@ -66,13 +73,17 @@ def load_enlarger(
 ) -> Enlarger:
     """Read an enlarger. dtype: default ``machine.default_dtype``.
 
-    Raises UnsupportedCheckpointError: no such file, not safetensors, not an enlarger, wrong tensors or dtypes.
+    Raises UnsupportedCheckpointError: no such file, not safetensors, not an enlarger, wrong tensors or dtypes,
+    numbers that are not finite.
     """
     header, params = describe_enlarger(path)
     model = Enlarger(params, operations=operations, device="meta")
     check_tensors(model, header, header.layout())
     dtype = dtype or default_dtype(torch.device(device))
-    state = {name: tensor.to(device=device, dtype=dtype) for name, tensor in read_state(header).items()}
+    state = read_state(header)
+    for name, tensor in state.items():
+        check_finite(header, name, tensor)
+    state = {name: tensor.to(device=device, dtype=dtype) for name, tensor in state.items()}
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -82,3 +93,13 @@ def save_enlarger(path: str | Path, model: Enlarger, *, dtype: torch.dtype | Non
     factors = ",".join(map(str, model.params.factors))
     metadata = {"op4ksr.kind": KIND, "op4ksr.factors": factors, "op4ksr.training": training}
     save_tensors(path, model.state_dict(), metadata, dtype)
+
+
+def choose_base(choice: Choice, output: Output, device: torch.device | str = "cpu") -> Base:
+    """What enlarges by its name, for a model whose output is that. The enlarger runs in float32, as its detail is fine.
+
+    Raises UnsupportedCheckpointError where the bundled file is damaged.
+    """
+    if choice == "bicubic" or (choice == "auto" and output == "picture"):
+        return Bicubic()
+    return Learned(load_enlarger(BUNDLED_ENLARGER, device=device, dtype=torch.float32), "bundled")

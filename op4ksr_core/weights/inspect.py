@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import OptionError
 from ..images.io import load_image
 from ..models.enlarger import Enlarger
-from ..models.flux import Flux, FluxParams
+from ..models.flux import Flux, FluxParams, OneStepSettings
 from ..vae.autoencoder import AutoEncoder, AutoEncoderParams
 from .checkpoint import check_tensors, load_autoencoder
 from .description import describe_autoencoder, describe_flux
@@ -82,14 +82,17 @@ def _one_step(found: SrLora) -> dict[str, Any]:
         if found.encoder is None
         else {**_changes(encoder_contents(found.encoder)), "target": "a VAE's encoder"},
         "theta": None if found.theta is None else list(found.theta),
-        "sigma": settings.sigma,
-        "guidance": settings.guidance,
-        "encode": settings.encode,
-        "train_tokens": settings.train_tokens,
+        **_constants(settings),
         "prompt_embedding": found.has_prompt,
         "why": found.why,
         "usable": f"yes: with Load SR LoRA{prompt}, on the model it was trained for{merged}",
     }
+
+
+def _constants(settings: OneStepSettings) -> dict[str, Any]:
+    """What a one-step model was trained with, but its prompt."""
+    names = ("sigma", "guidance", "encode", "output", "repair", "sigma_repair", "train_tokens")
+    return {name: getattr(settings, name) for name in names}
 
 
 def _changes(contents: LoraContents) -> dict[str, Any]:
@@ -108,7 +111,7 @@ def _enlarger(header: Header) -> dict[str, Any]:
     """An enlarger's geometry, its tensors checked."""
     _, params = describe_enlarger(header)
     check_tensors(Enlarger(params, device="meta"), header, header.layout())
-    return {"dims": asdict(params), "usable": "sound, but in training alone: no command or node runs it yet"}
+    return {"dims": asdict(params), "usable": "yes: 'upscale --enlarger FILE'"}
 
 
 def _geometry(header: Header) -> dict[str, Any]:
@@ -118,10 +121,7 @@ def _geometry(header: Header) -> dict[str, Any]:
         settings = found.settings
         assert settings is not None
         extra = {
-            "sigma": settings.sigma,
-            "guidance": settings.guidance,
-            "encode": settings.encode,
-            "train_tokens": settings.train_tokens,
+            **_constants(settings),
             "prompt_embedding": "op4ksr.txt" in header.shapes,
         }
     else:

@@ -44,6 +44,7 @@ ONE_STEP = {"OP4KSR_LoadFluxSR", "OP4KSR_LoadF16VAE", "OP4KSR_LoadSRLoRA"}
 #: Which need files that are not bundled: their loaders are marked, and nothing else is missing.
 NEED_DOWNLOADS = {
     "generate_then_upscale_4k": {"CheckpointLoaderSimple"},
+    "own_upscaler_first": {"UpscaleModelLoader"},
     "ultraflux_4k_text_to_image": {"OP4KSR_LoadFluxSR", "OP4KSR_LoadF16VAE", "DualCLIPLoader"},
     "ultraflux_4k_refine": {"OP4KSR_LoadFluxSR", "OP4KSR_LoadF16VAE", "DualCLIPLoader"},
     "omgsr_4k": ONE_STEP | {"DualCLIPLoader"},

@@ -76,7 +76,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "OP4KSR_OneStepUpscale": {
         **{"image": IMAGE, "model": MODEL, "vae": VAE, "conditioning": ["model", 1], "mask": MASK, **WIDGETS},
         **{"color_fix": "wavelet", "fidelity": 1.0, "vae_only": False, "sigma": 0.0, "guidance": -1.0},
-        **{"max_megapixels": 4.0},
+        **{"max_megapixels": 4.0, "enlarger": "auto", "detail": 1.0, "repair": -1.0},
     },
     "OP4KSR_PeriodicityDiagnostic": {"image": IMAGE, "reference": IMAGE, "token_size": 32, "alarm_rate": 0.01},
     "OP4KSR_SuppressPeriodicity": {"image": IMAGE, "reference": IMAGE, "strength": 1.0, "alarm_rate": 0.01},

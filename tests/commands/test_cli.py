@@ -308,8 +308,18 @@ def test_json_tells_what_was_done(
     }
     assert report == {
         "vae": {"file": str(models[0]), "stride": 2, "shift": 0},
-        "model": {"file": str(models[1]), "theta": [46.7, 80.0], "sigma": 0.4, "guidance": 2.0, "encode": "mean"},
+        "model": {
+            "file": str(models[1]),
+            "theta": [46.7, 80.0],
+            "sigma": 0.4,
+            "guidance": 2.0,
+            "encode": "mean",
+            "output": "picture",
+        },
         "lora": None,
+        "enlarger": "bicubic",
+        "detail": 1.0,
+        "repair": 0.0,
         "color": "wavelet",
         "fidelity": 0.5,
         "vae_only": False,
@@ -518,6 +528,8 @@ def test_inspect_a_transformer(run: Callable[..., int], models: tuple[Path, Path
     assert (report["sigma"], report["guidance"], report["train_tokens"]) == (0.4, 2.0, 8)
     assert report["prompt_embedding"] is True and report["encode"] == "mean"
     assert report["why"].pop("encode") == "default: the posterior's mean, as the file names none"
+    assert report["output"] == "picture"
+    assert report["why"].pop("output") == "default: a whole picture, as the file names none"
     assert report["why"] == {key: "the file's metadata" for key in ("theta", "sigma", "guidance")}
 
 

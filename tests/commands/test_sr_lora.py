@@ -84,6 +84,7 @@ def test_upscale_is_the_librarys(folder: Path, upscaled: Callable[..., Tensor]) 
     assert (got - expected).abs().max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.slow
 def test_every_part_of_it_shows(folder: Path, upscaled: Callable[..., Tensor]) -> None:
     lora = ("--lora", folder / "one.safetensors")
     pictures = [

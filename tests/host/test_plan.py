@@ -29,6 +29,39 @@ def test_vae_only_plans_no_transformer(plan: Cases) -> None:
     assert not plan["node"]["vae_only"]
 
 
+def test_what_enlarges_is_planned(plan: Cases) -> None:
+    """Bicubic needs nothing worth telling; a network has a stage and weights, and the run logs the same."""
+    found = plan["enlarging"]
+    assert "enlarge " not in found["picture"] and "enlarge " not in found["detail_bicubic"]
+    for name, words in (
+        ("bundled", "op4ksr_small_enlarger"),
+        ("own", "upscale_model (RealESRGAN Compact x2)"),
+        ("detail", "op4ksr_small_enlarger"),
+    ):
+        (stage,) = (line for line in found[name].splitlines() if line.startswith("enlarge "))
+        assert stage.endswith(f"TFLOP  {words}") and f"GB  {words}: " in found[name]
+    assert found["run"]
+
+
+def test_a_model_that_adds_detail_decodes_twice(plan: Cases) -> None:
+    found = plan["enlarging"]
+    for name in ("detail", "detail_bicubic"):
+        (decode,) = (line for line in found[name].splitlines() if line.startswith("decode "))
+        assert "  twice, strips of " in decode
+    assert "twice" not in found["picture"] + found["vae_only"]
+
+
+def test_at_detail_0_no_model_is_planned(plan: Cases) -> None:
+    """On a GPU nothing may be left of it, where pictures are elsewhere."""
+    found = plan["enlarging"]
+    for name in ("alone", "alone_bicubic"):
+        assert not {line.split()[0] for line in found[name].splitlines()} & {"encode", "transformer", "decode"}
+    assert "decode " in found["vae_only"]
+    whole, nothing, bundled = plan["enlarging_on_a_gpu"]
+    assert "decode " in whole and "enlarge " in bundled
+    assert "cuda:0, float32: needs 0.00 GB at its peak (finish)" in nothing
+
+
 def test_a_vae_that_cannot_be_foretold_is_refused(plan: Cases) -> None:
     found = plan["node"]["not_ours"]
     assert found["classes"][0] == "OptionError" and "choose a" in found["message"]
@@ -69,6 +102,14 @@ def test_one_step_refuses_before_computing(plan: Cases) -> None:
 def test_the_host_needs_what_was_planned(plan: Cases, stage: str) -> None:
     """Live tensors, attention as on a GPU: within 10 %."""
     assert plan["prediction"][stage] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("output", ["picture", "detail"])
+@pytest.mark.parametrize("run", ["as_trained", "half", "own", "own_alone"])
+def test_whole_runs_need_what_was_planned(plan: Cases, output: str, run: str) -> None:
+    """x4 on the CPU, live tensors and weights of the largest stage: within 5 %; what enlarges alone, at most that."""
+    share = plan["whole_runs"][f"{output} {run}"]
+    assert (0.75 if run == "own_alone" else 0.95) < share < 1.05
 
 
 @pytest.mark.parametrize("side", ["512", "128"], ids=["whole", "a window"])

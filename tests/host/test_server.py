@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from host_support import (
     NODES,
     NOTES,
@@ -27,6 +28,7 @@ from host_support import (
     without,
 )
 from PIL import Image
+from safetensors.torch import save_file
 
 pytestmark = pytest.mark.host
 
@@ -445,15 +447,18 @@ def test_compare_template_shows_three_side_by_side(server: Server, object_info: 
     template = read_template(PACK / "workflows" / "compare.json")
     if "ImageCompare" not in object_info:  # as its note says
         template = without(template, "ImageCompare")
-    crop = {"ImageCrop": {"width": 64, "height": 64, "x": 10, "y": 10}}
-    prompt = changed(to_api(template, object_info), **SMALL, **crop)
+    crop = {"ImageCrop": {"width": 64, "height": 64, "x": 560, "y": 320}}
+    larger = {"OP4KSR_OneStepUpscale": {"pixels": 1152}, "ImageScale": {"width": 1152}}  # what shrinks, no network sees
+    prompt = changed(to_api(template, object_info), **larger, **crop)
     run = finished(server, prompt)
     (preview,) = by_class(prompt, "PreviewImage")
     strip = np.asarray(server.picture(run, preview).convert("RGB"), float)
     assert strip.shape[:2] == (64, 3 * 64 + 2 * 8)
     bicubic, with_rfr, without_rfr = (strip[:, left : left + 64] for left in (0, 72, 144))
     assert np.abs(with_rfr - bicubic).mean() > 1
-    assert (with_rfr != without_rfr).any()  # at 8 x 6 tokens theta matters little
+    assert np.abs(with_rfr - without_rfr).max() <= 1  # the bundled transformer adds next to nothing at either theta
+    (report,) = [run.outputs[node]["text"][0] for node in by_class(prompt, "OP4KSR_ApplyRFR")]
+    assert "10000" in report
     for slider in by_class(prompt, "ImageCompare"):
         assert run.outputs[slider]["a_images"] and run.outputs[slider]["b_images"]
 
@@ -504,6 +509,46 @@ def test_generate_graph_runs_with_small_weights(server: Server, object_info: dic
     rewired(prompt, replaced | {(checkpoint, 0): [model, 0], (checkpoint, 2): [vae, 0]})
     (saver,) = by_class(prompt, "SaveImage")
     assert server.picture(finished(server, prompt), saver).size == (256, 128)
+
+
+@pytest.fixture
+def upscaler(server: Server) -> Iterator[str]:
+    """A small x4 network in the place of the download, of Real-ESRGAN's compact kind, which every host reads."""
+    path, width = server.folder / "models" / "upscale_models" / "RealESRGAN_x4plus.safetensors", 4
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"body.0": (width, 3), "body.2": (width, width), "body.4": (3 * 4**2, width)}
+    state = {f"{name}.weight": 0.2 * torch.randn(*s, 3, 3, generator=generator) for name, s in shapes.items()}
+    state |= {f"{name}.bias": torch.zeros(s[0]) for name, s in shapes.items()}
+    state |= {f"body.{place}.weight": torch.full((width,), 0.25) for place in (1, 3)}  # of PReLU
+    path.parent.mkdir(exist_ok=True)
+    save_file(state, path)
+    yield path.name
+    path.unlink()
+
+
+def test_own_upscaler_first_template_runs_with_a_small_network(
+    server: Server, object_info: dict[str, Any], photo: str, upscaler: str
+) -> None:
+    """As shipped; then at detail 0 and fidelity 0 beside the host's own node: the same file."""
+    template = read_template(PACK / "workflows" / "own_upscaler_first.json")
+    (note,) = (node["widgets_values"][0] for node in template["nodes"] if node["type"] == "MarkdownNote")
+    (loader,) = (node for node in template["nodes"] if node["type"] == "UpscaleModelLoader")
+    (download,) = loader["properties"]["models"]
+    assert download["name"] == upscaler and download["url"].endswith(f"/{upscaler}")
+    assert f"`{upscaler}`" in note and f"`models/{download['directory']}`" in note
+    prompt = changed(to_api(template, object_info), LoadImage={"image": photo}, OP4KSR_OneStepUpscale={"pixels": 384})
+    (saver,), (model,), (image,) = (by_class(prompt, t) for t in ("SaveImage", "UpscaleModelLoader", "LoadImage"))
+    whole = np.asarray(server.picture(finished(server, prompt), saver), float)
+    assert whole.shape == (256, 384, 3)
+    changed(prompt, OP4KSR_OneStepUpscale={"detail": 0.0, "fidelity": 0.0})
+    prompt["host"] = {
+        "class_type": "ImageUpscaleWithModel",
+        "inputs": {"upscale_model": [model, 0], "image": [image, 0]},
+    }
+    prompt["saved"] = {"class_type": "SaveImage", "inputs": {"images": ["host", 0], "filename_prefix": "host"}}
+    run = finished(server, prompt)
+    ours, theirs = (np.asarray(server.picture(run, node), float) for node in (saver, "saved"))
+    assert np.abs(ours - theirs).max() <= 1 and np.abs(ours - whole).max() > 5
 
 
 ULTRAFLUX = ["ultraflux_4k_text_to_image", "ultraflux_4k_refine"]

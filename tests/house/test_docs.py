@@ -12,9 +12,11 @@ from house.test_import_direction import ROOMS
 
 from benchmarks.commands.main import build_parser as benchmarks
 from op4ksr_core.cli.main import build_parser as library
+from op4ksr_core.one_step import UNPROJECTED
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "op4ksr_core" / "bundled").rglob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+PAGES += [*(ROOT / "op4ksr_core" / "bundled").rglob("*.md"), *(ROOT / "configs").rglob("*.md")]
 
 
 def anchors(page: Path) -> set[str]:
@@ -62,6 +64,16 @@ def test_commands_of_the_pages_are_understood() -> None:
     assert unread == []
 
 
+def test_every_command_has_its_help() -> None:
+    """A stray per cent sign in a help text breaks all of it."""
+    for parser in (library(), benchmarks()):
+        parsers = [
+            parser,
+            *(p for a in parser._actions if isinstance(a, argparse._SubParsersAction) for p in a.choices.values()),
+        ]
+        assert len(parsers) > 8 and all(one.format_help() for one in parsers)
+
+
 REPORTS = sorted((ROOT / "docs" / "reports").glob("*.json"))
 
 
@@ -96,7 +108,7 @@ KINDS = names_of(library()) | names_of(benchmarks())
 
 def test_the_picture_of_the_rooms_is_the_direction_that_is_tested() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    order = {name: place for place, name in enumerate(ROOMS)} | {"base": -1, "nodes": 99, "benchmarks": 99}
+    order = {name: place for place, name in enumerate(ROOMS)} | {"bottom": -1, "nodes": 99, "benchmarks": 99}
     graph = re.findall(r"^  (\w+)(?:\[[^\]]*\])? --> (.+)$", text.split("```mermaid")[1].split("```")[0], re.MULTILINE)
     arrows = [(left, re.sub(r"\[.*", "", right).strip()) for left, many in graph for right in many.split(" & ")]
     assert len(arrows) >= 15
@@ -120,3 +132,10 @@ def test_paths_that_pages_name_are_there() -> None:
         for name in re.findall(rf"`((?:{top})/[\w/.*-]+)`", page.read_text("utf-8")):
             there = "OP4KSR_Name" in name or list(ROOT.glob(name.rstrip("/")))
             assert there, f"{page.relative_to(ROOT)}: {name}"
+
+
+def test_pages_say_from_which_repair_nothing_is_projected() -> None:
+    for page in ("command_line", "method"):
+        assert f"to 0 at {UNPROJECTED:g}" in (ROOT / "docs" / f"{page}.md").read_text("utf-8").replace(
+            "at repair ", "at "
+        )

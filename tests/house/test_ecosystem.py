@@ -145,9 +145,10 @@ def test_archive_has_the_templates_and_the_papers(archive: set[str]) -> None:
 
 
 def test_archive_is_small_and_without_the_tests(archive: set[str]) -> None:
-    """The two bundled models are 15 MB of it; nothing else is large."""
+    """The bundled models may be 20 MB of it together; nothing else is large."""
     assert not [name for name in archive if name.startswith(("tests/", "benchmarks/", ".github/", ".ci/"))]
     sizes = {name: (ROOT / name).stat().st_size for name in archive}
-    assert sum(sizes.values()) < 20_000_000
+    models = [size for name, size in sizes.items() if name.startswith("op4ksr_core/bundled/models/")]
+    assert len(models) >= 3 and sum(models) < 20_000_000
     rest = {name: size for name, size in sizes.items() if not name.startswith("op4ksr_core/bundled/models/")}
     assert sum(rest.values()) < 5_000_000 and max(rest.values()) < 1_000_000

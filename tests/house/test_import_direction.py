@@ -23,6 +23,7 @@ ROOMS = [
     "images",
     "models",
     "pieces",
+    "base",
     "vae",
     "planning",
     "weights",
@@ -36,15 +37,16 @@ NOT_FOR_NODES = {"training", "cli"}
 
 #: Where whatever escapes becomes a sentence: the end of a command, and one picture of several.
 #: Or a parser that is not ours and may raise anything.
-BOUNDARIES = {"cli/main.py", "cli/failures.py", "cli/upscale.py", "cli/pickles.py"}
+BOUNDARIES = {"cli/main.py", "cli/failures.py", "cli/upscale.py", "cli/pickles.py", "cli/enlargers.py"}
 
-#: The one module that opens a PyTorch pickle, and how: nothing in it runs.
-PICKLES, PICKLES_CALL = "op4ksr_core/cli/pickles.py", "torch.load(path, map_location='cpu', weights_only=True)"
+#: The modules that open a PyTorch pickle (a user's old file; the weights of a package), and how: nothing in it runs.
+PICKLES = ("op4ksr_core/cli/pickles.py", "op4ksr_core/training/tasks/features.py")
+PICKLES_CALL = "torch.load(path, map_location='cpu', weights_only=True)"
 
 #: Nowhere in the core; and at no module's top level.
 NEVER = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "diffusers"}
 ONLY_INSIDE_FUNCTIONS = {"piq", "matplotlib", "pyiqa", "lpips", "pydantic", "accelerate", "tensorboard", "torchao"}
-ONLY_INSIDE_FUNCTIONS |= {"tomli", "tomllib"}
+ONLY_INSIDE_FUNCTIONS |= {"tomli", "tomllib", "spandrel"}
 
 SOURCES = sorted(CORE.rglob("*.py"))
 #: Not ours, or made by tools.
@@ -174,7 +176,7 @@ def test_nothing_runs_code_from_data() -> None:
         if "tests" in path.relative_to(ROOT).parts:
             continue
         found = [(name, line) for name, line in calls(path) if name in forbidden]
-        if path.relative_to(ROOT).as_posix() == PICKLES:
+        if path.relative_to(ROOT).as_posix() in PICKLES:
             written = [ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
             assert [name for name, _ in found] == ["torch.load"] and PICKLES_CALL in written
             found = []

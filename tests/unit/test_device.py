@@ -23,7 +23,7 @@ from op4ksr_core.cli.plan import Planner
 from op4ksr_core.images.color import COLOR_FIXES, back_project, color_fix
 from op4ksr_core.images.io import Picture, to_pil
 from op4ksr_core.images.resize import Target, resize
-from op4ksr_core.machine import default_dtype, free_memory, release_memory, system_memory
+from op4ksr_core.machine import default_dtype, free_memory, give_back_memory, release_memory, system_memory
 from op4ksr_core.models import attention
 from op4ksr_core.models.rope import POLICIES, Rfr
 from op4ksr_core.one_step import OneStepOptions
@@ -408,3 +408,21 @@ def test_apples_gpus_share_the_computers_memory(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 3 * GB)
     monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 2 * GB)
     assert free_memory(torch.device("mps")) == 9 * GB
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's own count of the process's memory")
+def test_memory_that_is_free_again_goes_back_to_the_system() -> None:
+    """64 MB of small blocks, every eighth of which stays: the C library itself gives back none of them."""
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("the C library cannot be asked")
+
+    def resident() -> int:
+        (line,) = [text for text in Path("/proc/self/status").read_text("ascii").splitlines() if "VmRSS" in text]
+        return int(line.split()[1]) * 1024
+
+    blocks = [torch.ones(8192) for _ in range(2048)]
+    kept = blocks[7::8]
+    del blocks
+    before = resident()
+    give_back_memory()
+    assert before - resident() > 30_000_000 and len(kept) == 256

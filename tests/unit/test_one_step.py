@@ -312,6 +312,7 @@ def test_a_batch_is_its_pictures_one_by_one(flux: Flux, autoencoder: AutoEncoder
     assert not torch.equal(batch[0], batch[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_a_batch_holds_its_results_once(flux: Flux, autoencoder: AutoEncoder, layout: torch.memory_format) -> None:
     """Each further picture adds its own result, and no copy of it; a host's layout (B, H, W, 3) is a view."""
@@ -330,6 +331,7 @@ def test_a_batch_holds_its_results_once(flux: Flux, autoencoder: AutoEncoder, la
     assert [peak - peaks[0] for peak in peaks] == [0, 2 * one, 3 * one, 4 * one]
 
 
+@pytest.mark.slow
 def test_what_a_batch_needs_is_planned(flux: Flux, autoencoder: AutoEncoder) -> None:
     """Live tensors above the input: within 10 %; the results of a batch lie beside every stage."""
     target, strips = Target(scale=2), both(StripSettings())
@@ -388,6 +390,7 @@ def test_progress_rises_to_exactly_the_total(
         assert total * picture // count in done
 
 
+@pytest.mark.slow
 def test_every_strip_and_block_can_be_cancelled(flux: Flux, autoencoder: AutoEncoder, image: Tensor) -> None:
     class CancelError(Exception):
         pass

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..config import TrainConfig
+from ..config import SMALL_PICTURES, TrainConfig
 from ..tasks.task import CROPS, degraded
 from .enlarger_pairs import enlarger_pairs
 from .sources import ShardSource, Source
@@ -44,7 +44,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Both (B, 3, side, side) in [0, 1]; the second empty without pairs, both where the task has its latents.
 
-        Of an enlarger: what ``enlarger_pairs`` gives.
+        Of kinds with small pictures: what ``enlarger_pairs`` gives.
         """
         if not self.started and isinstance(self.source, ShardSource):
             shapes = (self.shape(i // self.config.train.accumulate) for i in range(index))
@@ -55,7 +55,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
             return torch.empty(count, 3, 0, 0), torch.empty(0)
         seed = (self.config.seed, CROPS, index, self.rank)
         high = self.source.crops(seed, count, side)
-        if self.config.kind == "enlarger":
+        if self.config.kind in SMALL_PICTURES:
             return enlarger_pairs(high, self.config.enlarger, self.config.degradation, seed)
         if self.pairs:
             return high, degraded(high, self.config, seed)

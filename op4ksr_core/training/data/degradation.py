@@ -99,7 +99,7 @@ class Degradation:
         return values
 
 
-#: What the bundled weights are for: clean pictures, shrunk by 4.
+#: Pictures that are shrunk, by 4, and not damaged.
 CLEAN = Degradation(clean=1.0)
 
 

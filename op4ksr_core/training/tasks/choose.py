@@ -1,9 +1,10 @@
-"""Which task a training config asks for: an autoencoder's, a transformer's, a LoRA's, or an enlarger's."""
+"""Which task a training config asks for: an autoencoder's, a transformer's, a LoRA's, an enlarger's, or detail's."""
 
 from __future__ import annotations
 
 from ..config import Kind, TrainConfig
 from .autoencoder import AutoencoderTask
+from .detail import DetailTask
 from .enlarger import EnlargerTask
 from .one_step import LoraTask, OneStepTask
 from .task import Task
@@ -13,6 +14,7 @@ _TASKS: dict[Kind, type[Task]] = {
     "one_step": OneStepTask,
     "lora": LoraTask,
     "enlarger": EnlargerTask,
+    "detail": DetailTask,
 }
 
 

@@ -12,7 +12,7 @@ from ...errors import UnsupportedCheckpointError
 from ...models.flux import Flux
 from ...vae.autoencoder import AutoEncoder
 from ...weights.checkpoint import load_autoencoder, load_flux
-from ...weights.description import Description, describe_autoencoder
+from ...weights.description import Description, describe_autoencoder, describe_flux
 from ...weights.probe import doubt
 from ..config import TrainConfig
 from ..config_sections import BUNDLED
@@ -55,7 +55,10 @@ def autoencoder_of(config: TrainConfig, file: Path) -> AutoEncoder:
 
 
 class Files:
-    """The files that the config names. Raises UnsupportedCheckpointError, OptionError without torchao."""
+    """The files that the config names. Raises UnsupportedCheckpointError, OptionError without torchao.
+
+    The transformer's has to make the picture itself: one that adds detail is trained by ``DetailTask``.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -66,7 +69,18 @@ class Files:
         model = autoencoder_of(self.config, self.autoencoder_file)
         return model.to(memory_format=torch.channels_last)  # pyright: ignore
 
+    def described_flux(self) -> Description:
+        """What the transformer's file is."""
+        found = describe_flux(self.flux_file)
+        if found.settings is not None and found.settings.output == "detail":
+            raise UnsupportedCheckpointError(
+                self.flux_file,
+                'adds detail to an enlarged picture (op4ksr.output), and kinds "one_step" and "lora" train models that '
+                'make the picture itself; set kind to "detail", or model.start to another file',
+            )
+        return found
+
     def flux(self, dtype: torch.dtype | None) -> Flux:
-        flux = load_flux(self.flux_file, dtype=dtype)
+        flux = load_flux(self.described_flux(), dtype=dtype)
         freeze_blocks(flux, self.config.train.base)
         return flux

@@ -1,4 +1,4 @@
-"""Perceptual terms of the loss, from piq (extra: bench). Weights of their networks are read from this disk only."""
+"""Perceptual terms of the loss, from piq (extra: bench) and ``features``. Weights are read from this disk only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, autocast
 
 from ...errors import OptionError
 from ...images.metrics import load_piq
+from .features import FeatureDistance
 
 _MEASURES: dict[str, Callable[[Any], Any]] = {
     "gmsd": lambda piq: piq.GMSDLoss(data_range=1.0),
@@ -29,13 +30,15 @@ _BACKBONE = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
 
 def perceptual_loss(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """A differentiable measure of piq's, 0 best, for pictures (B, 3, H, W) in [-1, 1].
+    """A differentiable measure, piq's or "efficientnet", 0 best, for pictures (B, 3, H, W) in [-1, 1].
 
     lpips and dists need their networks' weights in torch's hub folder; the others need no file. Raises OptionError for
     another kind, where piq is not installed, and for a file of weights that is not there: nothing is fetched.
     """
+    if kind == "efficientnet":
+        return FeatureDistance()
     if kind not in _MEASURES:
-        raise OptionError(f"perceptual loss: expected one of {', '.join(_MEASURES)}; got {kind!r}")
+        raise OptionError(f"perceptual loss: expected one of {', '.join((*_MEASURES, 'efficientnet'))}; got {kind!r}")
     piq = load_piq()
     if kind in _NETWORKS:
         _check_weights(kind, getattr(piq, _NETWORKS[kind])._weights_url)

@@ -46,6 +46,8 @@ class Task(nn.Module, ABC):
 
     #: File name of the weights it makes.
     name = "weights"
+    #: File names of the others that are saved beside it.
+    also: tuple[str, ...] = ()
     #: Whether batches hold degraded pictures beside the sharp ones.
     pairs = True
 

@@ -58,6 +58,7 @@ NEARLY: dict[str, dict[str, Any]] = {
     "COMBO": {"number": 8, "list": ["auto"], "huge_text": "x" * 10**6, "escape": "\x1b[2J\ud800\n"},
     "MODEL": {"text": "flux", "vae": "a vae"},
     "VAE": {"text": "vae", "model": "a model"},
+    "UPSCALE_MODEL": {"text": "4x.pth", "model": "a model", "vae": "a vae", "network": torch.nn.Identity()},
     "IMAGE": {
         **{"text": "a.png", "empty": torch.zeros(0, 4, 4, 3), "bytes": torch.zeros(1, 4, 4, 3).byte()},
         **{"nan": torch.full((1, 4, 4, 3), math.nan), "inf": torch.full((1, 4, 4, 3), math.inf)},

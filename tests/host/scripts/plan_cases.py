@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 from dataclasses import fields
@@ -18,14 +19,15 @@ import comfy.sd
 import comfy.taesd.taesd
 import harness
 import torch
+import upscalers
 from weights import noise, picture, write_flux, write_vae
 
 import nodes
 from op4ksr_core import FluxParams, OneStepSettings, Target
 from op4ksr_core.machine import AllocationTracker
 
-#: The bundled autoencoder's geometry.
-BUNDLED: dict[str, Any] = {"widths": (24, 48, 96, 96), "norm_groups": 6, "layers_per_block": 2, "mid_attention": False}
+#: An autoencoder's geometry, of a size that shows in memory.
+WIDE: dict[str, Any] = {"widths": (24, 48, 96, 96), "norm_groups": 6, "layers_per_block": 2, "mid_attention": False}
 
 
 @lru_cache
@@ -55,6 +57,74 @@ def node() -> dict[str, Any]:
         "other_layers": harness.refusal(lambda: plan_node(vae=small_vae())),
         "not_ours": harness.refusal(lambda: plan_node(vae=comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}))),
     }
+
+
+def enlarging() -> dict[str, Any]:
+    """What the plan says of what enlarges, of detail, and of what then does not run; and the run says the same."""
+    _, vae = models()
+    settings = OneStepSettings(txt=torch.zeros(3, 64), output="detail")
+    model = harness.load_model(write_flux("plan_detail.safetensors", settings=settings))
+    upscaler = upscalers.load("compact_x2")
+    found = {
+        "picture": plan_node(),
+        "bundled": plan_node(enlarger="bundled"),
+        "own": plan_node(upscale_model=upscaler, enlarger="bundled"),
+        "detail": plan_node(model=model),
+        "detail_bicubic": plan_node(model=model, enlarger="bicubic"),
+        "alone": plan_node(model=model, detail=0.0),
+        "alone_bicubic": plan_node(detail=0.0),
+        "vae_only": plan_node(model=model, vae_only=True, detail=0.0),
+    }
+    texts = {name: text for name, (text, *_) in found.items()}
+    with harness.Log() as log:
+        harness.upscale_node(picture(60, 100), model, vae, upscale_model=upscaler)
+    own = plan_node(model=model, upscale_model=upscaler)[0]
+    return texts | {"run": own.splitlines()[1:5] == [line for line in log.lines if line in own][1:5]}
+
+
+def whole_runs() -> dict[str, float]:
+    """Live tensors of whole runs on the CPU, with the weights, over what the plan says of all stages together."""
+    base, found = upscalers.load("esrgan_x2"), dict[str, float]()
+    for output in ("picture", "detail"):
+        settings = OneStepSettings(txt=torch.zeros(3, 64), output=output)
+        model = harness.load_model(write_flux(f"plan_{output}_whole.safetensors", settings=settings))
+        for name, widgets in {
+            "as_trained": {},
+            "half": {"detail": 0.5},
+            "own": {"upscale_model": base},
+            "own_alone": {"upscale_model": base, "detail": 0.0},
+        }.items():
+            found[f"{output} {name}"] = _share_of_plan(model, widgets)
+    return found
+
+
+def _share_of_plan(model: Any, widgets: dict[str, Any]) -> float:
+    module, plans = importlib.import_module(nodes.NODE_CLASS_MAPPINGS["OP4KSR_Plan"].__module__), list[Any]()
+    vae, make = harness.load_vae(write_vae("plan_wide_vae.safetensors", **WIDE)), module.make_plan
+
+    def kept(*given: Any) -> Any:
+        plans.append(make(*given))
+        return plans[-1]
+
+    with mock.patch.object(module, "make_plan", kept), AllocationTracker() as tracker:
+        harness.upscale_node(picture(256, 256), model, vae, factor=4.0, fidelity=1.0, **widgets)
+    (plan,) = plans
+    return (tracker.peak + sum(weight.size for weight in plan.weights)) / plan.peak
+
+
+def enlarging_on_a_gpu() -> list[str]:
+    """With weights and pictures elsewhere, a plan in which nothing runs on the device is one, too."""
+    module = importlib.import_module(nodes.NODE_CLASS_MAPPINGS["OP4KSR_Plan"].__module__)
+    plan, found = module.make_plan, list[str]()
+
+    def on_gpu(size: Any, target: Any, models: Any, machine: Any, batch: int) -> Any:
+        away = {"device": "cuda:0", "holds_weights": False, "holds_pictures": False}
+        return plan(size, target, models, dataclasses.replace(machine, **away), batch)
+
+    with mock.patch.object(module, "make_plan", on_gpu):
+        for changes in ({}, {"detail": 0.0}, {"detail": 0.0, "enlarger": "bundled"}):
+            found.append(plan_node(**changes)[0])
+    return found
 
 
 def four_channels() -> Any:
@@ -150,7 +220,7 @@ def prediction() -> dict[str, float]:
     """Live tensors of the host's own Flux and of its VAE in our strips, over what the plan says."""
     attention = comfy.ldm.modules.attention
     name = write_flux("plan_wide.safetensors", hidden_size=512, num_heads=4, depth_single_blocks=2)
-    model, vae = harness.load_model(name), harness.load_vae(write_vae("plan_wide_vae.safetensors", **BUNDLED))
+    model, vae = harness.load_model(name), harness.load_vae(write_vae("plan_wide_vae.safetensors", **WIDE))
     comfy.model_management.load_models_gpu([model, vae.patcher])
     pack = nodes.NODE_CLASS_MAPPINGS["OP4KSR_Plan"].__module__
     module = importlib.import_module(pack)
@@ -208,4 +278,14 @@ def twelve_billion() -> dict[str, float]:
     return found
 
 
-CASES = (node, one_step_tells_it, logged_is_run, one_step_refuses, prediction, twelve_billion)
+CASES = (
+    node,
+    enlarging,
+    enlarging_on_a_gpu,
+    whole_runs,
+    one_step_tells_it,
+    logged_is_run,
+    one_step_refuses,
+    prediction,
+    twelve_billion,
+)

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.patches import Cut, PatchStages, difference, seams
+from benchmarks.stage_clock import StageClock, TimedStages
 from benchmarks.tiles import one_pass, places
-from op4ksr_core import AutoEncoder, Flux, OneStepOptions, OptionError, Target, upscale
+from op4ksr_core import AutoEncoder, Flux, OneStepOptions, OneStepSettings, OptionError, Target, upscale
 from op4ksr_core.models.flux import OnProgress
-from op4ksr_core.one_step import CoreStages, Stages, run
+from op4ksr_core.one_step import CoreStages, Frame, Stages, run
+
+
+def quiet(done: int, total: int) -> None:
+    """Tells nobody."""
 
 
 class Still(Stages):
@@ -51,6 +56,19 @@ def test_one_patch_over_all_is_the_patch_free_run(
     expected = upscale(image, flux, autoencoder, options)
     result = patched(image, CoreStages(flux, autoencoder), Cut(80, 16), options, vae_only)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+def test_patches_are_cut_from_what_the_models_own_base_enlarges(
+    image: Tensor, make_flux: Callable[..., Flux], make_autoencoder: Callable[..., AutoEncoder]
+) -> None:
+    """Of a model that adds detail: its patches add that to the whole picture's base, and differ by the detail alone."""
+    core = CoreStages(make_flux(settings=OneStepSettings(output="detail")), make_autoencoder())
+    options = OneStepOptions(Target(scale=2), color="none", fidelity=0)
+    frame = Frame(48, 80, 32, 32)
+    for stages in (core, TimedStages(core, StageClock(image.device))):
+        cut = PatchStages(stages, Cut(80, 16), options.target.size(24, 40))
+        assert torch.equal(cut.enlarge(image, frame, quiet), core.enlarge(image, frame, quiet))
+    assert not torch.equal(core.enlarge(image, frame, quiet), Still().enlarge(image, frame, quiet))
 
 
 def test_several_patches_are_not(

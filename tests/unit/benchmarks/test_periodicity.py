@@ -93,6 +93,7 @@ def test_the_command_writes_its_tables(photos, tmp_path: Path, monkeypatch, caps
     assert "| mode |" in (out / "periodicity_detection.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_calibration_is_made_of_clean_pictures_and_more_photos(photos, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(benchmark_periodicity, "CLEAN_CROPS", 2)
     out = tmp_path / "out"

@@ -31,20 +31,20 @@ def core(make_flux: Callable[..., Flux], make_autoencoder: Callable[..., AutoEnc
 
 
 def test_the_share_of_the_ceiling_is_that_of_the_numbers_shown(core: CoreStages) -> None:
-    turns = [{"resize": 1.0, "encode": s, "decode": 2 * s, "save": 9.0} for s in (4.0, 2.0, 9.0)]
+    turns = [{"enlarge": 1.0, "encode": s, "decode": 2 * s, "save": 9.0} for s in (4.0, 2.0, 9.0)]
     own = measured(turns, {"encode": 8e12, "decode": 4e12})
     table = stage_table(
         own, plan_of((64, 64), Target(scale=2), core), [{"px": 1, "TFLOP/s": 1.0}, {"px": 2, "TFLOP/s": 4.0}]
     )
     rows = {row["stage"]: row for row in table}
-    assert list(rows) == ["resize", "encode", "decode", "together", "save"]
+    assert list(rows) == ["enlarge", "encode", "decode", "together", "save"]
     assert (rows["encode"]["s"], rows["encode"]["min"], rows["encode"]["max"]) == (4, 2, 9)
     assert rows["together"]["s"] == 13 and rows["together"]["TFLOP"] == 12 and rows["encode"]["of all"] == 4 / 13
     for name in ("encode", "decode", "together"):
         row = rows[name]
         assert row["TFLOP/s"] == pytest.approx(row["TFLOP"] / row["s"])
         assert row["of the ceiling"] == pytest.approx(row["TFLOP"] / row["s"] / 4)
-    assert rows["resize"]["of the ceiling"] == rows["save"]["of all"] == ""
+    assert rows["enlarge"]["of the ceiling"] == rows["save"]["of all"] == ""
 
 
 def test_ratios_are_to_the_first_way_named() -> None:
@@ -106,7 +106,8 @@ def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFix
     told = {row["setting"]: row["value"] for row in report["tables"]["Settings"]}
     assert told["VAE file"] == "op4ksr_small_f16_vae.safetensors" and "32x32 -> 128x128" in told["picture"]
     plain, patches = report["tables"][titles[5]]
-    assert plain["largest"] < 0.01 < patches["RMS"]
+    # Strips are exact, patches are not: as far apart as the little that the bundled transformer adds allows.
+    assert 20 * plain["largest"] < 0.01 < patches["largest"] and plain["RMS"] < 0.1 * patches["RMS"]
     assert [turn["way"] for turn in report["details"]] == ["patch-free", "plain passes", "patches", "F16", "F8"]
     assert (tmp_path / "pipeline.md").read_text("utf-8") in capsys.readouterr().out
 

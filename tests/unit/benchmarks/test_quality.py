@@ -1,89 +1,108 @@
-"""``quality``: what is compared with what, and how the shares are counted."""
+"""``quality``: what is compared with what."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
-from benchmarks.quality import BASE, quality, reconstruction, shares
-from benchmarks.tables import Row, means
-from op4ksr_core import AutoEncoder, Flux
+from benchmarks.commands import main as cli
+from benchmarks.damages import shrunk
+from benchmarks.methods import BASE
+from benchmarks.quality import CHOICES, SharpLatent, methods_of, reconstruction
+from benchmarks.variants import Variant
+from op4ksr_core import AutoEncoder, OptionError
+from op4ksr_core.base import Bicubic
 from op4ksr_core.images.color import back_project
 from op4ksr_core.images.io import load_image
-from op4ksr_core.images.metrics import psnr
-from op4ksr_core.images.resize import resize
-from op4ksr_core.training.data.leaves import picture
+from op4ksr_core.images.resize import Target, resize
+from op4ksr_core.one_step import OneStepOptions, run
+from op4ksr_core.vae.autoencoder import AutoEncoderParams
+
+pytestmark = pytest.mark.usefixtures("without_piq")
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    paths = [tmp_path_factory.mktemp("photos") / f"photo{i}.png" for i in range(2)]
-    for i, path in enumerate(paths):
-        Image.fromarray(picture(i, 130, 102)).save(path)
-    return paths
-
-
-@pytest.fixture(scope="module")
-def without_piq() -> Iterator[None]:
-    def scores(image: Tensor, target: Tensor) -> dict[str, float]:
-        return {"psnr": psnr(image, target), "gmsd": float((image - target).abs().mean())}
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.quality.load_piq", lambda: None)
-        patch.setattr("benchmarks.quality.fidelity_scores", scores)
-        yield
-
-
-@pytest.fixture(scope="module")
-def rows(
-    photos: list[Path], without_piq: None, make_flux: Callable[..., Flux], make_autoencoder: Callable[..., AutoEncoder]
-) -> list[Row]:
-    return quality(photos, make_flux(), make_autoencoder())
-
-
-def test_every_photo_by_every_method_clean_and_degraded(photos: list[Path], rows: list[Row]) -> None:
-    assert len(rows) == 2 * 2 * 7
-    found = {(row["photo"], row["degradation"], row["method"]): row for row in rows}
-    high = load_image(photos[1]).image[..., :128, :100]
-    low = (resize(high, 32, 25).clamp(0, 1) * 255).round() / 255
-    enlarged = resize(low, 128, 100).clamp(0, 1)
-    projected = back_project(enlarged, low, 1.0).clamp(0, 1)
-    for name, output in (("bicubic", enlarged), (BASE, projected)):
-        rounded = (output * 255).round() / 255
-        assert found["photo1", "clean", name]["psnr"] == pytest.approx(psnr(rounded, high))
-    as_pillow = Image.fromarray((low[0].permute(1, 2, 0) * 255).round().byte().numpy()).resize((100, 128), 1)
+def test_what_needs_no_network_is_as_others_have_it() -> None:
+    low = (torch.rand(1, 3, 16, 20, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+    methods = methods_of(Variant("full"))
+    enlarged = resize(low, 64, 80).clamp(0, 1)
+    assert torch.equal(methods["bicubic"].enlarge(low, 4), enlarged)
+    assert torch.equal(methods[BASE].enlarge(low, 4), back_project(enlarged, low, 1.0).clamp(0, 1))
+    as_pillow = Image.fromarray((low[0].permute(1, 2, 0) * 255).round().byte().numpy()).resize((80, 64), 1)
     lanczos = torch.from_numpy(np.array(as_pillow)).permute(2, 0, 1)[None].float() / 255
-    assert found["photo1", "clean", "Lanczos"]["psnr"] == pytest.approx(psnr(lanczos, high))
-    for method in ("bicubic", BASE, "full"):
-        assert found["photo1", "degraded", method]["psnr"] < found["photo1", "clean", method]["psnr"]
-    clean = [row for row in means([r for r in rows if r["degradation"] == "clean"]) if row["method"] == "bicubic"]
-    assert clean[0]["photos"] == 2 and {"psnr", "gmsd", "alarms"} <= set(clean[0])
+    assert torch.equal(methods["Lanczos"].enlarge(low, 4), lanczos)
 
 
-def test_fidelity_and_the_transformer_make_a_difference(rows: list[Row]) -> None:
-    scores = {r["method"]: r["psnr"] for r in rows if (r["photo"], r["degradation"]) == ("photo0", "clean")}
-    assert scores["full"] > scores["full, fidelity 0"] and scores["VAE only"] > scores["VAE only, fidelity 0"]
-    assert len(set(scores.values())) == 7
+def test_every_choice_is_a_method(weights: Variant) -> None:
+    assert set(CHOICES) == set(methods_of(weights, weights.vae.parent))
+    assert set(CHOICES) - set(methods_of(weights)) == {"v1"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_meter")
+def test_the_command_compares_all_of_a_photo(photos: list[Path], tmp_path: Path, weights: Variant) -> None:
+    words = ["quality", str(photos[0].parent), "--vae", str(weights.vae), "--model", str(weights.model)]
+    words += ["--old", str(weights.vae.parent), "--enlarger", "bundled", "-o", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    report = json.loads((tmp_path / "out" / "quality.json").read_text("utf-8"))
+    clean = {row["method"]: row for row in report["tables"]["x4, clean"]}
+    assert list(clean) == list(CHOICES) or set(clean) == set(CHOICES)
+    assert all(row["photos"] == 2 for row in clean.values())
+    assert len({row["psnr"] for row in clean.values()}) == len(CHOICES)
+    assert clean["full"]["lr_psnr"] > clean["full, fidelity 0"]["lr_psnr"]
+    assert clean["base alone"]["psnr"] > clean[BASE]["psnr"]  # the bundled enlarger's
+    damaged = {row["method"]: row for row in report["tables"]["x4, degraded"]}
+    assert damaged["bicubic"]["psnr"] < clean["bicubic"]["psnr"]
+    settings = {row["setting"]: row["value"] for row in report["tables"]["Settings"]}
+    assert settings["features left out"] == "not asked for"
+    assert len(list((tmp_path / "out" / "scores").iterdir())) == 4
+
+
+def test_other_weights_are_asked_for_by_their_folder(
+    photos: list[Path], tmp_path: Path, weights: Variant, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["quality", str(photos[0]), "--methods", "v1", "-o", str(tmp_path / "out")]) == 1
+    assert "--methods v1: needs --old FOLDER" in capsys.readouterr().err
+    with pytest.raises(OptionError, match="expected one file whose name has 'vae' .* found 0; name a folder"):
+        methods_of(weights, photos[0].parent)
+    assert methods_of(weights, weights.vae.parent)["v1"].key == replace(weights, enlarger="auto").key()
+
+
+def test_a_photo_named_twice_is_told(photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["quality", str(photos[0]), str(photos[0].parent), "-o", str(tmp_path / "out")]) == 1
+    assert "one is named twice" in capsys.readouterr().err
 
 
 def test_the_autoencoder_is_judged_on_what_it_was_given(
-    photos: list[Path], without_piq: None, make_autoencoder: Callable[..., AutoEncoder]
+    photos: list[Path], make_autoencoder: Callable[..., AutoEncoder]
 ) -> None:
-    rows = reconstruction(photos, make_autoencoder())
-    assert [row["picture"] for row in rows] == ["sharp", "enlarged"] * 2
+    rows = reconstruction(photos, make_autoencoder(), Bicubic())
+    assert [row["picture"] for row in rows] == ["sharp", "enlarged", "base", "base and its detail"] * 2
     assert all(4 < row["psnr"] < 40 and row["alarms"] in (0, 1) for row in rows)
 
 
-def test_shares_know_which_scores_are_better_small() -> None:
-    def row(photo: str, method: str, psnr: float, gmsd: float) -> dict[str, object]:
-        return {"photo": "same", "set": photo, "method": method, "psnr": psnr, "gmsd": gmsd, "alarms": 0.0}
+class Lossless(AutoEncoder):
+    """Moves pixels into channels and back."""
 
-    rows = [row("a", BASE, 20.0, 0.2), row("b", BASE, 30.0, 0.2)]
-    rows += [row("a", "full", 21.0, 0.1), row("b", "full", 29.0, 0.1)]
-    assert shares(rows) == [{"method": "full", "photos": 2, "psnr": 0.5, "gmsd": 1.0}]
+    def encode(self, image: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        return torch.nn.functional.pixel_unshuffle(image, self.params.ratio)
+
+    def decode(self, latent: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        return torch.nn.functional.pixel_shuffle(latent, self.params.ratio)
+
+    def decode_onto(self, latent: torch.Tensor, onto: torch.Tensor, weight: float, *args: object, **o: object) -> None:
+        onto.add_(self.decode(latent), alpha=weight)
+
+
+def test_a_transformer_that_never_errs_brings_back_what_the_autoencoder_carries(photos: list[Path]) -> None:
+    """One whose autoencoder loses nothing would give the photo itself."""
+    high = load_image(photos[0]).image[..., :96, :100]
+    stages = SharpLatent(Lossless(AutoEncoderParams(widths=(8, 8, 8, 8), norm_groups=1)), high, Bicubic())
+    options = OneStepOptions(Target(scale=4), color="none", fidelity=0.0)
+    assert torch.allclose(run(shrunk(high, 4), stages, options), high, atol=1e-5)

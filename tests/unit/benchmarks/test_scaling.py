@@ -59,6 +59,7 @@ def test_work_and_bytes_grow_with_the_picture(make_autoencoder: Callable[..., Au
     assert [turn["way"] for turn in turns] == ["64 px", "128 px"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         cli.main(

@@ -51,6 +51,7 @@ def test_pieces_no_smaller_than_the_sky_have_no_seam(
     assert cut["RMS to the whole"] == cut["largest seam"] == 0 and cut["meter's score"] == whole["meter's score"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_and_a_picture(
     tmp_path: Path, make_flux: Callable[..., Flux], make_autoencoder: Callable[..., AutoEncoder]
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_number_out_of_range_is_not_answered_with_every_number(
     assert capsys.readouterr().err.splitlines()[-1].endswith(said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [2048, 1024])
 def test_planned_peaks_are_the_counted_ones(side: int) -> None:
     """Of a geometry whose blocks are counted in a moment; the command counts FLUX.1-dev's."""

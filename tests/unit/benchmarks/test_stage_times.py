@@ -19,9 +19,11 @@ from op4ksr_core.one_step import CoreStages
 TARGET = Target(scale=2)
 
 
-@pytest.fixture(scope="module")
-def core(make_flux: Callable[..., Flux], make_autoencoder: Callable[..., AutoEncoder]) -> CoreStages:
-    return CoreStages(make_flux(), make_autoencoder())
+@pytest.fixture(scope="module", params=["picture", "detail"])
+def core(
+    make_flux: Callable[..., Flux], make_autoencoder: Callable[..., AutoEncoder], request: pytest.FixtureRequest
+) -> CoreStages:
+    return CoreStages(make_flux(settings=OneStepSettings(output=request.param)), make_autoencoder())
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,7 @@ def image() -> Tensor:
     return torch.rand(1, 3, 128, 144, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 def test_timing_changes_nothing_and_tells_every_stage(core: CoreStages, image: Tensor, tmp_path: Path) -> None:
     options, path = OneStepOptions(TARGET), tmp_path / "picture.png"
     own = measure({"": core_way(core, options, plan_of((128, 144), TARGET, core), path)}, image, 2)[""]
@@ -38,7 +41,9 @@ def test_timing_changes_nothing_and_tells_every_stage(core: CoreStages, image: T
     assert [list(turn) for turn in own.turns] == [[stage for stage in STAGES if stage != "blend"]] * 2
     assert own.seconds(TOGETHER)[0] == pytest.approx(sum(own.turns[0].values()) - own.turns[0]["save"])
     assert own.work(TOGETHER) == pytest.approx(sum(own.flops.values()))
-    assert own.work("resize") is None
+    assert (own.work("enlarge") is None) == (core.output == "picture")
+    decoding = next(stage for stage in plan_of((128, 144), TARGET, core).stages if stage.name == "decode")
+    assert own.work("decode") == decoding.flops
 
 
 def test_bytes_are_near_the_plans(core: CoreStages, image: Tensor) -> None:
@@ -47,7 +52,7 @@ def test_bytes_are_near_the_plans(core: CoreStages, image: Tensor) -> None:
     for stage in ("encode", "transformer", "decode", TOGETHER):
         assert 0.7 < (estimated_bytes(plan, stage) or 0) / own.peak(stage) < 1.4, stage
     assert estimated_bytes(plan, "colour fix") == estimated_bytes(plan, "back-projection")
-    assert estimated_bytes(plan, "resize") is None
+    assert (estimated_bytes(plan, "enlarge") is None) == (core.output == "picture")
 
 
 def test_without_a_transformer_no_stage_is_called_so(core: CoreStages, image: Tensor) -> None:

@@ -154,6 +154,7 @@ def test_folding_and_unfolding_agree(period, generator) -> None:
     assert float(count.sum()) == 60 * 70 and torch.allclose(fold(unfold(tile, phases), phases), tile * count, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rounded_to_8_bit_it_stays_clean(natural) -> None:
     """Whole numbers less a tile, rounded as usual, hold the tile's rounding: as periodic as the tile."""
     spoilt = to_8_bit(inject(natural(480, 640, 5), "pink32", 4.0, 3))

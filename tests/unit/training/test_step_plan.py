@@ -153,6 +153,7 @@ def test_the_largest_batch_and_terms_that_need_a_library(folder) -> None:  # noq
     assert plan.uncounted == ("perceptual",) and plan.flops["decode and losses"] > 0
 
 
+@pytest.mark.slow
 def test_only_headers_are_read(folder) -> None:  # noqa: F811
     found = told(folder)
     geometry = geometry_of(found)

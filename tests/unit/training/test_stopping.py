@@ -213,6 +213,7 @@ def test_a_process_made_where_signals_are_deferred_is_not_waited_for() -> None:
     process.join()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to one process")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_process_that_makes_batches_is_one_sentence(folder: Path, workers: int) -> None:  # noqa: F811

@@ -204,6 +204,7 @@ def test_the_decoder_alone_leaves_the_encoder_as_it_is(folder: Path) -> None:
     assert not torch.equal(before.decoder.conv_out.weight, after.decoder.conv_out.weight)
 
 
+@pytest.mark.slow
 def test_checkpointing_and_workers_change_nothing(folder: Path) -> None:
     plain = train(config(folder, run="plain"))
     other = train(config(folder, run="other", train="checkpointing = true\n", data="workers = 2\n"))
@@ -212,6 +213,7 @@ def test_checkpointing_and_workers_change_nothing(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_adversarial_term_comes_in_when_it_should_and_resumes(folder: Path) -> None:
     loss = "adversarial = 0.01\nadversarial_from = 0.5\n"
     whole = train(config(folder, run="whole", loss=loss))
@@ -318,6 +320,7 @@ def test_a_judge_may_join_a_run_that_had_none(folder: Path) -> None:
     assert Trainer(found, text, resume=True).run().name.endswith("0000008.safetensors")
 
 
+@pytest.mark.slow
 def test_samples_are_whole_tokens_whatever_side_is_asked_for(folder: Path) -> None:
     train(sampled(config(folder)).replace("samples = 1", "samples = 2").replace("sample_side = 64", "sample_side = 70"))
     with Image.open(next((folder / "run" / "samples").glob("*_1.png"))) as sample:
@@ -393,6 +396,7 @@ def test_the_pictures_that_scale_latents_are_read_once_and_first(folder: Path, m
     assert not any(len(seed) == 2 for seed in first[1:] + again[1:])
 
 
+@pytest.mark.slow
 def test_the_linear_steps_look_at_the_squared_error_alone(folder: Path) -> None:
     train(config(folder, "autoencoder", train="linear_steps = 3\n"))
     done = [row for row in rows(folder / "run") if row["loss"]]

@@ -97,6 +97,7 @@ def test_omgsr_is_as_published(base: public.Base, omgsr: Path, image: Tensor, tm
     assert min(apart(ours(flux, vae, image), theirs)) >= far
 
 
+@pytest.mark.slow
 def test_an_alpha_of_its_own_is_in_both(base: public.Base, image: Tensor, tmp_path: Path) -> None:
     """alpha 12 of rank 8, which the configs state and the tensors do not."""
     folder = public.save_omgsr(tmp_path / "omgsr", alpha=12)

@@ -144,4 +144,4 @@ def test_training_is_started_and_timed(tmp_path: Path, monkeypatch: pytest.Monke
         runpy.run_module("benchmarks.gpu.training", run_name="__main__")
     found = read(tmp_path / "step.json")
     assert ended.value.code == 0
-    assert "flux_h200.toml: starts" in found["answer"] if more else "planned" in found["answer"]
+    assert "detail_h200.toml: starts" in found["answer"] if more else "planned" in found["answer"]

@@ -118,6 +118,7 @@ def numbers(steps: list[tuple[str, dict[str, Any]]], name: str, key: str) -> lis
     return [told[key] for kind, told in steps if kind == name]
 
 
+@pytest.mark.slow
 def test_each_round_draws_from_its_own_ranges(natural) -> None:
     params = Degradation(
         factor=(2, 2),

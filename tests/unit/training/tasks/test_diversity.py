@@ -169,6 +169,7 @@ def test_a_killed_run_with_the_term_goes_on_bit_for_bit(folder: Path, kind: str)
     assert "diversity 0.5" in read_header(whole).metadata["op4ksr.training"]
 
 
+@pytest.mark.slow
 def test_the_term_makes_tokens_less_alike(folder: Path) -> None:  # noqa: F811
     last: dict[str, float] = {}
     for weight in ("0.0001", "10.0"):

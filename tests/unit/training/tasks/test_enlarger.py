@@ -20,6 +20,7 @@ from op4ksr_core.training.data.enlarger_pairs import after_shrinking, enlarger_p
 from op4ksr_core.training.data.sources import open_source
 from op4ksr_core.training.optimization import rate_at
 from op4ksr_core.training.tasks.choose import make_task
+from op4ksr_core.training.tasks.enlarger import deepened
 from op4ksr_core.training.trainer import Trainer
 from op4ksr_core.weights.enlarger import load_enlarger, save_enlarger
 from op4ksr_core.weights.header import read_header, read_tensors
@@ -72,6 +73,15 @@ def test_a_new_one_is_bicubic_without_a_mesh(factor: int) -> None:
     new.begin()
     low = torch.rand(1, 3, 9, 10)
     assert torch.equal(new(low, factor, 0.7), bicubic(low, factor))
+
+
+def test_a_deepened_one_is_the_same_until_it_learns(model: Enlarger) -> None:
+    deeper = deepened(model, 5)
+    low = torch.rand(1, 3, 9, 10)
+    assert deeper.params == EnlargerParams(width=8, blocks=5)
+    assert all(torch.equal(deeper(low, factor, 0.3), model(low, factor, 0.3)) for factor in (2, 3, 4))
+    assert all(block.conv1.weight.abs().max() > 0 for block in deeper.body)  # pyright: ignore
+    assert deepened(model, 2) is model and deepened(model, 1) is model
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
@@ -192,7 +202,7 @@ def test_inspect_tells_what_it_is(model: Enlarger, tmp_path: Path) -> None:
     path = tmp_path / "enlarger.safetensors"
     save_enlarger(path, model)
     report = inspect_file(path)
-    assert report["kind"] == "enlarger" and "no command or node runs it yet" in report["usable"]
+    assert report["kind"] == "enlarger" and "upscale --enlarger" in report["usable"]
     assert report["dims"] == {"width": 8, "blocks": 2, "factors": (2, 3, 4)}
     with pytest.raises(OptionError, match="is of kind enlarger; only a VAE can be probed"):
         inspect_file(path, path)
@@ -255,6 +265,7 @@ def test_batches_have_one_factor_each_and_small_pictures_of_one_side() -> None:
 # --- its training -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_few_steps_learn(tmp_path: Path) -> None:
     """On one batch: below bicubic's loss, which is where it begins."""
     parsed = parse_config(config(tmp_path))
@@ -275,6 +286,7 @@ def test_a_few_steps_learn(tmp_path: Path) -> None:
     assert losses[-1] < 0.97 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole = train(config(tmp_path, "whole"))
     text = config(tmp_path, "stopped")
@@ -344,3 +356,15 @@ def test_the_recipe_is_valid_and_small() -> None:
     parsed = read_config(ROOT / "configs" / "enlarger_cpu.toml")
     size = sum(p.numel() for p in make_task(parsed).trained().values())
     assert 200_000 < size < 500_000
+
+
+def test_saving_evens_the_file_and_not_the_weights(tmp_path: Path) -> None:
+    """Else a run that is stopped and saved once more would go on with other bits."""
+    task = make_task(parse_config(config(tmp_path)))
+    for head in task.model.heads.values():
+        torch.nn.init.normal_(head.weight)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    task.save(tmp_path / "saved.safetensors", "")
+    assert all(torch.equal(before[name], value) for name, value in task.model.state_dict().items())
+    saved = load_enlarger(tmp_path / "saved.safetensors")
+    assert any(not torch.equal(before[name], value) for name, value in saved.state_dict().items())

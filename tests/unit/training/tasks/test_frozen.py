@@ -159,6 +159,7 @@ def test_the_file_is_an_ordinary_lora(quantizer, folder: Path) -> None:  # noqa:
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_run_on_it_goes_on_bit_for_bit(quantizer, folder: Path) -> None:  # noqa: F811
     from unit.training.test_trainer import StoppedError, Trainer, killed_at, same_file
 

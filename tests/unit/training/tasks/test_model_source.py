@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from unit.training.test_trainer import config, folder, short, train  # noqa: F401 - folder is a fixture
+from unit.training.test_trainer import TINY_FLUX, config, folder, short, train  # noqa: F401 - folder is a fixture
 
-from op4ksr_core import OptionError, load_flux, save_autoencoder
+from op4ksr_core import OptionError, load_flux, save_autoencoder, save_flux
 from op4ksr_core.errors import UnsupportedCheckpointError
 from op4ksr_core.training.config_file import parse_config
 from op4ksr_core.training.data.latent_cache import LatentCache
@@ -35,6 +36,7 @@ def starting(kind: str, folder: Path, more: str) -> str:  # noqa: F811
     return config(folder, kind, model=start + more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one_step", "lora", "autoencoder"])
 def test_the_config_says_how_much_a_silent_file_compresses(bare: Path, kind: str) -> None:
     for stride, ratio in ((0, 16), (1, 8), (2, 16)):
@@ -101,3 +103,21 @@ def test_a_stride_that_says_nothing_is_refused(folder: Path) -> None:  # noqa: F
     )
     with pytest.raises(OptionError, match="^config: model.stride: expected one of 0, 1 or 2, got 3; choose one$"):
         parse_config(config(folder, model="stride = 3\n"))
+
+
+@pytest.mark.parametrize("kind", ["one_step", "lora"])
+def test_a_model_that_adds_detail_is_not_trained_as_one_that_makes_pictures(folder: Path, kind: str) -> None:  # noqa: F811
+    start = folder / "flux.safetensors"
+    flux = load_flux(start)
+    more = f'start = "{start.as_posix()}"\n' if kind == "one_step" else ""
+    text = config(folder, kind, model=more).replace(TINY_FLUX, "")
+    make_task(parse_config(text))
+    flux.settings = replace(flux.settings, output="detail")
+    save_flux(start, flux)
+    for attempt in (make_task, geometry_of):
+        with pytest.raises(UnsupportedCheckpointError) as caught:
+            attempt(parse_config(text))
+        assert str(caught.value) == (
+            f'{start}: adds detail to an enlarged picture (op4ksr.output), and kinds "one_step" and "lora" train '
+            'models that make the picture itself; set kind to "detail", or model.start to another file'
+        )

@@ -126,7 +126,9 @@ def test_perceptual_terms_have_the_gradients_of_finite_differences(generator, ki
 
 
 def test_a_perceptual_term_that_is_not_known_is_refused_with_those_that_are() -> None:
-    with pytest.raises(OptionError, match="^perceptual loss: expected one of gmsd, .*lpips, dists; got 'vgg'$"):
+    with pytest.raises(
+        OptionError, match="^perceptual loss: expected one of gmsd, .*lpips, dists, efficientnet; got 'vgg'$"
+    ):
         perceptual_loss("vgg")
 
 
