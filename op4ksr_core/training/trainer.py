@@ -173,8 +173,7 @@ class Trainer:
         if not isinstance(self.task, OneStepTask) or self.task.cache is None:
             return
         cache, device = self.task.cache, self.engine.device
-        missing = cache.missing()
-        for file in missing:
+        for file in cache.missing():
             loader = self._batches(file, fresh=True)  # a new one for each: shards skip to where it starts
             batches: list[EncodedBatch] = []
             for k in file:

@@ -104,7 +104,7 @@ KINDS = ("autoencoder", "one_step", "lora", "enlarger")
 
 
 def tried(recipe: Path) -> Run:
-    """As the command, but that a run has two steps at most."""
+    """As the command, but that a run has two steps at most, and two cached crops: a disk may have room for 10^9."""
 
     def work() -> int:
         import resource
@@ -113,8 +113,8 @@ def tried(recipe: Path) -> Run:
         try:
             found = read_config(recipe)
             short = [f"train.{k}={min(2, getattr(found.train, k))}" for k in ("steps", "linear_steps", "latent_steps")]
-            short.append(f"data.pictures={min(2, found.data.pictures)}")
-            if found.train.steps > 2:
+            short += [f"data.pictures={min(2, found.data.pictures)}", f"data.cached={min(2, found.data.cached)}"]
+            if max(found.train.steps, found.data.cached) > 2:
                 found = read_config(recipe, [short[0], *(s.replace("=2", "=1") for s in short[1:])])
             Trainer(found, "").run()
         except Op4ksrError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,10 +87,10 @@ class LatentCache:
         """The batches of the file that begins with batch ``first``."""
         return range(first, min(first + PER_FILE, self.batches))
 
-    def missing(self) -> list[range]:
-        """The batches that are not there yet, file by file."""
+    def missing(self) -> Iterator[range]:
+        """The batches that are not there yet, file by file, each looked for when it is asked for."""
         files = map(self._file, range(0, self.batches, PER_FILE))
-        return [file for file in files if not os.path.lexists(self.path(file.start))]
+        return (file for file in files if not os.path.lexists(self.path(file.start)))
 
     def write(self, first: int, batches: Sequence[EncodedBatch]) -> None:
         """The file that begins with batch ``first``; whole or not at all. Raises OutputError."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from unit.training.test_trainer import StoppedError, config, folder, killed_at, rows, same_file, train  # noqa: F401
 
-from op4ksr_core import BUNDLED_AUTOENCODER, OptionError, UnsupportedCheckpointError, load_flux, save_flux
+from op4ksr_core import BUNDLED_AUTOENCODER, OptionError, OutputError, UnsupportedCheckpointError, load_flux, save_flux
 from op4ksr_core.training.config import TrainConfig
 from op4ksr_core.training.config_file import parse_config
 from op4ksr_core.training.data.latent_cache import PER_FILE, EncodedBatch, LatentCache
@@ -91,7 +92,7 @@ def test_each_pass_sees_every_batch_in_an_order_of_its_own(folder: Path) -> None
     told = parse_config(config(folder, data="cached = 6\n"))
     train(config(folder, data="cached = 6\n"))
     cache = LatentCache(told, folder / "vae.safetensors")
-    assert cache.batches == 3 and not cache.missing()
+    assert cache.batches == 3 and not [*cache.missing()]
     seen = [cache.read(i).picture.float().mean().item() for i in range(30)]
     passes = [seen[i : i + 3] for i in range(0, 30, 3)]
     assert len({tuple(sorted(one)) for one in passes}) == 1 and len(set(passes[0])) == 3
@@ -115,7 +116,27 @@ def test_more_files_are_added_where_more_is_wanted(folder: Path) -> None:  # noq
     told = parse_config(config(folder, data=f"cached = {2 * PER_FILE + 3}\n"))
     cache = LatentCache(told, folder / "vae.safetensors")
     assert cache.batches == PER_FILE + 2  # of two pictures each
-    assert cache.missing() == [range(PER_FILE), range(PER_FILE, PER_FILE + 2)]
+    assert [*cache.missing()] == [range(PER_FILE), range(PER_FILE, PER_FILE + 2)]
+
+
+def test_a_cache_larger_than_the_disk_is_refused_before_its_second_file(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thousand million crops: nothing may first be done for each."""
+    looked: list[object] = []
+
+    def lexists(path: object) -> bool:
+        looked.append(path)
+        assert len(looked) < 10
+        return False
+
+    text = config(folder, data="cached = 1000000000\n")
+    usage = SimpleNamespace(total=10**9, used=0, free=10**9)
+    monkeypatch.setattr("op4ksr_core.training.room.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("op4ksr_core.training.data.latent_cache.os.path.lexists", lexists)
+    with pytest.raises(OutputError, match=r"the disk has 1\.0 GB left; lower data\.cached"):
+        Trainer(parse_config(text), text).run()
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "gone"])
@@ -151,10 +172,10 @@ def test_a_run_with_fewer_crops_does_not_take_another_runs_away(folder: Path) ->
     """Both share the folder, and the shorter cache is written after the longer one."""
     short, long = (parse_config(config(folder, data=f"cached = {n}\n")) for n in (4, 2 * PER_FILE + 8))
     slow = LatentCache(short, folder / "vae.safetensors")
-    assert slow.missing() == [range(2)]
+    assert [*slow.missing()] == [range(2)]
     cache = filled(long, folder, 1.0)
     slow.write(0, batches(2, 2.0))
-    assert not cache.missing()
+    assert not [*cache.missing()]
     assert [float(cache.read(i).low.mean()) for i in range(cache.batches)] == [1.0] * cache.batches
 
 
