@@ -8,7 +8,7 @@ so that no larger picture than need be is held.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -21,6 +21,7 @@ from .images.metrics import luma
 from .images.resize import picture_bytes, resize
 from .machine import MEMORY_ERRORS, AllocationTracker, is_out_of_memory, release_memory
 from .models.enlarger import IN_CHANNELS, Enlarger, bicubic
+from .models.enlarger_strips import KEPT, enlarged, kept_rows, least_rows
 from .models.flux import OnProgress
 from .plain_text import plain, plain_logger
 
@@ -41,15 +42,12 @@ ALIGN = 64
 #: choice: half again what the host's own upscaling node takes (512 x 512).
 PIXELS_AT_ONCE = 3 * 2**17
 
-#: The same for the learned enlarger, where that is four halos and more: maps stay below 32 MB (48 wide, float32), up to
-#: which memory is used again rather than fetched anew. At 1024 px a twelfth less time on a CPU.
-LEARNED_PIXELS = 5 * 2**15
-
-#: Rows of the learned enlarger's smallest strip.
-_LEARNED_ROWS = 16
+#: The same for the learned enlarger: maps (48 wide, float32) stay below 32 MB, up to which memory is used again rather
+#: than fetched anew.
+LEARNED_PIXELS = 2**16
 
 #: Maps of the learned enlarger's width that are alive at once, as counted.
-_LEARNED_MAPS = 4
+_LEARNED_MAPS = 5
 
 #: What networks raise on pictures that they cannot take.
 _FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, ArithmeticError, AttributeError)
@@ -104,34 +102,50 @@ class _Strips:
 
     def run(self, network: Callable[[Tensor], Tensor], low: Tensor, out: Size, tell: OnProgress) -> Tensor:
         """(1, 3, h, w) -> (1, 3, *out) float32 in [0, 1]. network: (1, 3, n, w) -> (1, 3, n * factor, w * factor)."""
-        height = low.shape[-2]
-        tall = torch.empty(1, 3, height * self.factor, out[1], device=low.device)
-        starts = range(0, height, self.rows)
-        for index, start in enumerate(starts):
-            tell(index, len(starts))
-            stop = min(height, start + self.rows)
-            tall[..., start * self.factor : stop * self.factor, :] = self._strip(network, low, start, stop, out[1])
-        tell(len(starts), len(starts))
-        return (tall if tall.shape[-2:] == out else resize(tall, *out)).clamp_(0, 1)
+        starts = range(0, low.shape[-2], self.rows)
+        made = (self._strip(network, low, start) for start in starts)
+        return joined(made, len(starts), low, self.factor, out, tell)
 
-    def _strip(self, network: Callable[[Tensor], Tensor], low: Tensor, start: int, stop: int, width: int) -> Tensor:
-        first = max(0, start - self.halo) // self.align * self.align
-        made = network(low[..., first : min(low.shape[-2], stop + self.halo), :])
-        made = made[..., (start - first) * self.factor : (stop - first) * self.factor, :]
-        made = made.to(low.device, torch.float32).clamp(0, 1)
-        return resize(made, made.shape[-2], width)
+    def _strip(self, network: Callable[[Tensor], Tensor], low: Tensor, start: int) -> Tensor:
+        first, stop = max(0, start - self.halo) // self.align * self.align, min(low.shape[-2], start + self.rows)
+        made = network(low[..., first : stop + self.halo, :])
+        return made[..., (start - first) * self.factor : (stop - first) * self.factor, :]
 
     def bytes(self, low: Size, out: Size, network: float) -> int:
-        """Live at most beside the input and the result, where the network takes ``network`` bytes for an input px.
+        """Live at most beside the input and the result, where the network takes ``network`` bytes for an input px."""
+        rows = min(low[0], self.rows + 2 * self.halo)
+        return bytes_of(int(network * rows * low[1]), rows, low, self.factor, out)
 
-        A strip at its own width and cut to the result's, clamped; and where the result is another, before it is made,
-        the picture of which only the columns are right.
-        """
-        rows, tall = min(low[0], self.rows + 2 * self.halo), (low[0] * self.factor, out[1])
-        strip = int(network * rows * low[1]) + picture_bytes(rows * self.factor, low[1] * self.factor)
-        if tall == out:
-            return strip
-        return max(picture_bytes(*tall) + strip - picture_bytes(*out), picture_bytes(*tall))
+
+def joined(strips: Iterable[Tensor], count: int, low: Tensor, factor: int, out: Size, tell: OnProgress) -> Tensor:
+    """Strips (1, 3, n, w * factor), ``count`` of them, from the top of ``low`` enlarged -> (1, 3, *out) in [0, 1].
+
+    Float32, on the device of ``low``; each strip is clamped and brought to its width as it comes.
+    """
+    tall = torch.empty(1, 3, low.shape[-2] * factor, out[1], device=low.device)
+    top = 0
+    tell(0, count)
+    for done, made in enumerate(strips, 1):
+        strip = made.to(low.device, torch.float32).clamp(0, 1)
+        del made
+        tall[..., top : top + strip.shape[-2], :] = resize(strip, strip.shape[-2], out[1])
+        top += strip.shape[-2]
+        del strip
+        tell(done, count)
+    return (tall if tall.shape[-2:] == out else resize(tall, *out)).clamp_(0, 1)
+
+
+def bytes_of(network: int, rows: int, low: Size, factor: int, out: Size) -> int:
+    """Live at most in ``joined``, beside the input and the result, where a network takes ``network`` for a strip.
+
+    The strip of ``rows`` input rows at its own width and cut to the result's, clamped; and where the result is another,
+    before it is made, the picture of which only the columns are right.
+    """
+    tall = (low[0] * factor, out[1])
+    strip = network + picture_bytes(rows * factor, low[1] * factor)
+    if tall == out:
+        return strip
+    return max(picture_bytes(*tall) + strip - picture_bytes(*out), picture_bytes(*tall))
 
 
 def _grows(low: Size, out: Size) -> bool:
@@ -164,29 +178,28 @@ class Learned(Base):
         if low.device.type != "cpu":
             self.enlarger.to(low.device)
 
-        def network(strip: Tensor) -> Tensor:
-            return self.enlarger(strip, factor, repair)
-
+        rows = self._rows(size)
         with torch.no_grad():
-            return self._strips(factor, size).run(network, low, (height, width), tell)
+            strips = enlarged(self.enlarger, low, factor, repair, rows)
+            return joined(strips, -(-size[0] // rows), low, factor, (height, width), tell)
 
-    def _strips(self, factor: int, low: Size) -> _Strips:
-        halo = self.enlarger.reach
-        rows = LEARNED_PIXELS // low[1] - 2 * halo
-        if rows < 4 * halo:
-            rows = max(_LEARNED_ROWS, PIXELS_AT_ONCE // low[1] - 2 * halo)
-        return _Strips(factor, rows, halo)
+    def _rows(self, low: Size) -> int:
+        """Input rows of a strip: so many that its maps are quickly had again, or as few as it takes."""
+        return max(least_rows(self.enlarger), LEARNED_PIXELS // low[1])
 
     def peak_bytes(self, low: Size, out: Size, least: bool = False) -> int:
         """As ``Base.peak_bytes``; its strips are of one size, whatever is free."""
-        maps = (_LEARNED_MAPS * self.enlarger.params.width + IN_CHANNELS) * self.enlarger.dtype.itemsize
-        return self._strips(self.head(low, out), low).bytes(low, out, maps)
+        rows, width = min(low[0], self._rows(low)), self.enlarger.params.width
+        maps = width * (_LEARNED_MAPS * (rows + KEPT) + kept_rows(self.enlarger))
+        network = maps * low[1] * self.enlarger.dtype.itemsize
+        longest = min(low[0], rows + self.enlarger.reach)
+        return bytes_of(network, longest, low, self.head(low, out), out)
 
     def flops(self, low: Size, out: Size) -> float | None:
-        factor = self.head(low, out)
-        strips, params = self._strips(factor, low), self.enlarger.params
+        factor, params = self.head(low, out), self.enlarger.params
         taps = params.width * (IN_CHANNELS + 2 * params.blocks * params.width + 3 * factor**2)
-        return 2.0 * 9 * taps * low[0] * low[1] * _overlap(strips, low[0])
+        again = KEPT * (-(-low[0] // self._rows(low)) - 1)  # rows at the seams, which convolutions make and are cut
+        return 2.0 * 9 * taps * (low[0] + again) * low[1]
 
 
 @dataclass(frozen=True)

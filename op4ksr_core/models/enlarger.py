@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ImageError, OptionError
+from ..errors import OptionError
 from ..images.resize import resize
 
 #: Colours, and the plane of the strength.
@@ -128,13 +128,18 @@ class Enlarger(nn.Module):
             phases = bias.unflatten(0, (3, -1))  # pyright: ignore
             bias.copy_(phases.mean(1, keepdim=True).expand_as(phases).flatten())  # pyright: ignore
 
-    def features(self, low: Tensor, strength: Tensor) -> Tensor:
-        """(B, 3, h, w) in [0, 1] and (B, 1, h, w) in [0, 1] -> (B, width, h, w), before the body.
+    def planes(self, low: Tensor, strength: Tensor | float) -> Tensor:
+        """(B, 3, h, w) in [0, 1] and a number or (B, 1, h, w) in [0, 1] -> (B, 4, h, w), what the network looks at.
 
         Channels last, which halves the body's time on a CPU.
         """
-        features = self.conv_in(torch.cat([low - 0.5, strength], 1))
-        return features.contiguous(memory_format=torch.channels_last)
+        plane = strength if isinstance(strength, Tensor) else low.new_full((1, 1, 1, 1), strength)
+        plane = plane.to(low).expand(len(low), 1, *low.shape[-2:])
+        return torch.cat([low - 0.5, plane], 1).contiguous(memory_format=torch.channels_last)
+
+    def features(self, planes: Tensor) -> Tensor:
+        """(B, 4, h, w) -> (B, width, h, w), before the body."""
+        return self.conv_in(planes).contiguous(memory_format=torch.channels_last)
 
     def deepened(self, features: Tensor) -> Tensor:
         """Features through the residual blocks, and themselves again."""
@@ -143,47 +148,25 @@ class Enlarger(nn.Module):
             x = block(x)
         return x
 
-    def detail(self, features: Tensor, factor: int) -> Tensor:
-        """Features -> what is added to bicubic, (B, 3, h * factor, w * factor). Raises OptionError without a head."""
+    def head(self, factor: int) -> Any:
+        """The convolution before the pixel shuffle. Raises OptionError where there is none for the factor."""
         if str(factor) not in self.heads:
             known = ", ".join(map(str, self.params.factors))
             raise OptionError(f"enlarger: expected a factor of {known}, got {factor}; choose one, and resize the rest")
-        return F.pixel_shuffle(self.heads[str(factor)](features), factor)
+        return self.heads[str(factor)]
+
+    def detail(self, features: Tensor, factor: int) -> Tensor:
+        """Features -> what is added to bicubic, (B, 3, h * factor, w * factor). Raises OptionError without a head."""
+        return F.pixel_shuffle(self.head(factor)(features), factor)
 
     def forward(self, low: Tensor, factor: int, strength: Tensor | float = 0.0) -> Tensor:
         """(B, 3, h, w) in [0, 1], factor, strength in [0, 1] (a number, or (B, 1, h, w)) -> the enlarged, not clamped.
 
-        In the weights' dtype and on their device, whole; ``enlarge`` is the same in bounded memory.
+        In the weights' dtype and on their device, whole; ``enlarger_strips.enlarged`` is the same in bounded memory.
         """
         low = low.to(self.device, self.dtype)
-        plane = strength if isinstance(strength, Tensor) else low.new_full((1, 1, 1, 1), strength)
-        plane = plane.to(low).expand(len(low), 1, *low.shape[-2:])
-        detail = self.detail(self.deepened(self.features(low, plane)), factor)
+        detail = self.detail(self.deepened(self.features(self.planes(low, strength))), factor)
         return bicubic(low, factor) + detail
-
-    @torch.no_grad()
-    def enlarge(self, low: Tensor, factor: int, strength: float = 0.0, rows: int = 128) -> Tensor:
-        """``forward`` without gradients, ``rows`` input rows at a time with ``reach`` more on each side, clamped.
-
-        low: (B, 3, h, w) in [0, 1]. Returns float32 in [0, 1] on the picture's device; the same to rounding whatever
-        ``rows``. Raises ImageError for another shape, OptionError for a factor without a head, a strength outside
-        [0, 1] and rows below 1.
-        """
-        if low.ndim != 4 or low.shape[1] != 3:
-            raise ImageError(f"image: expected (B, 3, H, W), got {tuple(low.shape)}")
-        if not 0 <= strength <= 1 or rows < 1:
-            raise OptionError(
-                f"enlarger: expected a strength from 0 to 1 and rows from 1 up, got {strength} and {rows}; change them"
-            )
-        height, width = low.shape[-2:]
-        out = torch.empty(len(low), 3, height * factor, width * factor, device=low.device)
-        for start in range(0, height, rows):
-            stop = min(height, start + rows)
-            first, last = max(0, start - self.reach), min(height, stop + self.reach)
-            strip = self(low[..., first:last, :], factor, strength)
-            inside = strip[..., (start - first) * factor : (stop - first) * factor, :]
-            out[..., start * factor : stop * factor, :] = inside.clamp(0, 1)
-        return out
 
 
 def bicubic(low: Tensor, factor: int) -> Tensor:

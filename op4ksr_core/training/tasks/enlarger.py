@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...base import Learned
 from ...bundled import BUNDLED_ENLARGER
 from ...errors import OptionError
 from ...images.io import to_8_bit
@@ -56,7 +57,7 @@ class EnlargerTask(Task):
         """
         factor = high.shape[-1] // low.shape[-1]
         colours, strength = low[:, :3], low[:, 3:]
-        features = self.model.features(colours, strength)
+        features = self.model.features(self.model.planes(colours, strength))
         with self.autocast(low.device):
             features = self.model.deepened(features)
         output = bicubic(colours, factor) + self.model.detail(features.float(), factor)
@@ -70,8 +71,11 @@ class EnlargerTask(Task):
 
     def show(self, high: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
         factor = self.model.params.factors[-1]
-        low = to_8_bit(resize(whole(high, factor), *(side // factor for side in high.shape[-2:])))
-        return bicubic(low, factor).clamp(0, 1), self.model.enlarge(low, factor), low
+        sharp = whole(high, factor)
+        height, width = sharp.shape[-2:]
+        low = to_8_bit(resize(sharp, height // factor, width // factor))
+        enlarged = Learned(self.model, self.name).enlarge(low, height, width, 0.0, lambda done, total: None)
+        return bicubic(low, factor).clamp(0, 1), enlarged, low
 
 
 def whole(high: Tensor, factor: int) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from op4ksr_core import ImageError, OptionError, UnsupportedCheckpointError, load_autoencoder
+from op4ksr_core import OptionError, UnsupportedCheckpointError, load_autoencoder
 from op4ksr_core.bundled import BUNDLED_AUTOENCODER
 from op4ksr_core.images.io import to_8_bit
 from op4ksr_core.images.resize import resize
@@ -62,9 +62,6 @@ def train(text: str, resume: bool = False) -> Path:
 def test_a_picture_becomes_factor_times_as_large(model: Enlarger, factor: int) -> None:
     low = torch.rand(2, 3, 7, 11)
     assert model(low, factor).shape == (2, 3, 7 * factor, 11 * factor)
-    enlarged = model.enlarge(low, factor, 0.5)
-    assert enlarged.shape == (2, 3, 7 * factor, 11 * factor) and enlarged.dtype == torch.float32
-    assert enlarged.min() >= 0 and enlarged.max() <= 1
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
@@ -105,14 +102,6 @@ def test_even_heads_draw_no_mesh_and_still_draw_edges(model: Enlarger, factor: i
     assert mesh(edge) > 1e-3
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4])
-def test_strips_are_the_whole(model: Enlarger, factor: int) -> None:
-    low = torch.rand(1, 3, 41, 12)
-    whole = model(low, factor, 0.3).clamp(0, 1)
-    for rows in (1, 7, 16, 64):
-        assert torch.allclose(model.enlarge(low, factor, 0.3, rows), whole, atol=2e-6)
-
-
 def test_the_halo_is_as_wide_as_the_network_looks_and_no_wider() -> None:
     """In float64, so that nothing is lost on the way: rows further away change nothing, the last one within does."""
     torch.manual_seed(2)
@@ -138,11 +127,7 @@ def test_strength_is_felt_and_may_differ_from_picture_to_picture(model: Enlarger
 def test_what_it_refuses(model: Enlarger) -> None:
     low = torch.rand(1, 3, 8, 8)
     with pytest.raises(OptionError, match="expected a factor of 2, 3, 4, got 5; choose one"):
-        model.enlarge(low, 5)
-    with pytest.raises(OptionError, match="strength from 0 to 1 .* got 1.5"):
-        model.enlarge(low, 2, 1.5)
-    with pytest.raises(ImageError, match=r"expected \(B, 3, H, W\), got \(1, 1, 8, 8\)"):
-        model.enlarge(low[:, :1], 2)
+        model(low, 5)
     for wrong in ({"width": 0}, {"factors": ()}, {"factors": (1, 2)}, {"factors": (4, 2)}):
         with pytest.raises(ValueError, match="must be"):
             EnlargerParams(**wrong)
