@@ -14,7 +14,7 @@ from ..damages import DAMAGES
 from ..methods import BASE, PLAIN, Method
 from ..peers import PEERS, file_method, peer_method
 from ..variant_rows import parse_row, read_rows
-from .photo_run import add_run, add_variant, photos_of, run_photos, variant_of
+from .photo_run import SECONDS, add_run, add_variant, photos_of, run_photos, variant_of
 
 #: What is run beside everything.
 _ALWAYS = (PLAIN["bicubic"], PLAIN[BASE])
@@ -52,13 +52,16 @@ def add_benchmark(kinds: Any) -> None:
 
 
 def run_repair(options: argparse.Namespace) -> int:
-    """Measure, write and print. Returns the exit status: 1 where a photo failed."""
+    """Measure, write and print. Returns the exit status: 1 where a photo failed.
+
+    There are no seconds: the methods share what one of them computes.
+    """
     new = variant_of(options, parse_device("cpu"))
     old = (
         [] if options.old is None else [v.method() for v in variants.usual(new, options.old) if v.name == variants.OLD]
     )
     methods = [_named(method) for method in (*_ALWAYS, *old)] + variants.repairing(new)
-    return run_photos(options, "repair", "x4", methods, photos_of(options.photos, options.limit))
+    return run_photos(options, "repair", "x4", methods, photos_of(options.photos, options.limit), without=SECONDS)
 
 
 def _named(method: Method) -> Method:

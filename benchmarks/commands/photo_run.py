@@ -27,14 +27,14 @@ from ..variants import Variant
 
 OUTPUT = Path("benchmark_output")
 
-_SECONDS = "core_s_per_mp"
+SECONDS = "core_s_per_mp"
 
 #: What the columns of every table of photos stand for.
 _COLUMNS = {
     "lr_psnr": "dB between the output, shrunk, and what it was made from",
     "alarms": "share of outputs on which the meter alarms, with that as reference",
     "tile, tile_16, tile_32": "RMS of the mean tile of output - photo, of the factor's, 16 and 32 px, grey levels",
-    _SECONDS: "seconds of the process per 1e6 px of output",
+    SECONDS: "seconds of the process per 1e6 px of output",
     "... gain": "over bicubic's",
     "... better": "share of photos on which it is better than bicubic + back-projection in that score",
 }
@@ -85,12 +85,12 @@ def photos_of(paths: Sequence[Path], limit: int | None) -> list[Path]:
     return found
 
 
-def run_photos(options: argparse.Namespace, kind: str, title: str, methods: Sequence[Method], paths: list[Path]) -> int:
-    """Measure, write and print the report of that kind. Returns the exit status: 1 where a photo failed.
-
-    A report of repair has no seconds: its methods share what one of them computes.
-    """
-    tables, rows, status = photo_tables(options, title, methods, paths, _SECONDS if kind == "repair" else "")
+def run_photos(
+    options: argparse.Namespace, kind: str, title: str, methods: Sequence[Method], paths: list[Path], without: str = ""
+) -> int:
+    """Measure, write and print the report of that kind, without that column. Returns the exit status: 1 where a photo
+    failed."""
+    tables, rows, status = photo_tables(options, title, methods, paths, without)
     say(write_report(options.output, kind, tables, rows).read_text("utf-8"))
     return status
 

@@ -315,8 +315,7 @@ class Trainer:
     def line(self) -> str:
         """One line for the file's metadata: data, steps, losses, seed."""
         config = self.config
-        weights = {name: getattr(config.loss, name) for name in self.task.term_names() if hasattr(config.loss, name)}
-        losses = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+        losses = ", ".join(f"{name} {getattr(config.loss, name):g}" for name in self.task.loss_names())
         if config.loss.projected:
             losses += f" ({config.loss.projected:g} of them back-projected)"
         start = f" from {Path(config.model.start).name}" if config.model.start else ""

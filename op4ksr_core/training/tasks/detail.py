@@ -41,6 +41,7 @@ class DetailTask(Task):
     name = "flux"
     also = ("vae",)
     pairs = False
+    grid_steps = True
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
@@ -133,10 +134,9 @@ class DetailTask(Task):
             goal = torch.cat([self.predict(start, strength) for start in starts.split(1)])
         return distance(self.predict(_laid(starts, across), strength), _laid(goal, across))
 
-    def term_names(self) -> list[str]:
-        names = super().term_names()
-        names += [name for name in ("common", "latent", "reconstruction") if getattr(self.config.loss, name)]
-        return names + (["grid"] if self.config.train.grid_every else [])
+    def loss_names(self) -> list[str]:
+        own = [name for name in ("common", "latent", "reconstruction") if getattr(self.config.loss, name)]
+        return super().loss_names() + own
 
     def save(self, path: Path, line: str) -> None:
         """The transformer's file, and the autoencoder's beside it."""

@@ -36,6 +36,7 @@ class OneStepTask(Task):
     """The degraded picture's latent to the sharp one's in one step, judged through the frozen decoder."""
 
     name = "flux"
+    grid_steps = True
 
     def __init__(self, config: TrainConfig, models: ModelSource | None = None) -> None:
         super().__init__(config)
@@ -158,9 +159,6 @@ class OneStepTask(Task):
         places = [(i, ..., slice(y, y + side), slice(x, x + side)) for i, (y, x) in zip(chosen, corners, strict=True)]
         low, high = (torch.stack([tiles[place] for place in places]) for tiles in self.tiles)
         return low, high
-
-    def term_names(self) -> list[str]:
-        return super().term_names() + (["grid"] if self.config.train.grid_every else [])
 
     def save(self, path: Path, line: str) -> None:
         save_flux(path, self.flux, dtype=DTYPES[self.config.output.dtype], training=line)

@@ -50,6 +50,8 @@ class Task(nn.Module, ABC):
     also: tuple[str, ...] = ()
     #: Whether batches hold degraded pictures beside the sharp ones.
     pairs = True
+    #: Whether ``train.grid_every`` means anything to it.
+    grid_steps = False
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
@@ -60,9 +62,13 @@ class Task(nn.Module, ABC):
         """The parameters that change, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def loss_names(self) -> list[str]:
+        """The terms that have a weight in the config's ``loss``, which is their name there."""
+        return self.objective.names(self.pairs)
+
     def term_names(self) -> list[str]:
         """The names of all terms that any step may have: the log's columns."""
-        return self.objective.names(self.pairs)
+        return self.loss_names() + (["grid"] if self.grid_steps and self.config.train.grid_every else [])
 
     def autocast(self, device: torch.device) -> mixed_precision:
         """bfloat16 inside, where the config wants it."""

@@ -39,6 +39,7 @@ def test_repair_has_a_row_for_each_strength_and_fidelity(photos: list[Path], tmp
     rows = tables(tmp_path, "repair")["x4, noise10"]
     assert [row["method"] for row in rows[:3]] == ["bicubic", BASE, "v1"]
     kinds = {(str(row["method"]).partition(",")[0], row["repair"], row["followed"]) for row in rows[3:]}
+    assert not any("core_s_per_mp" in row for row in rows)  # one run computes for several rows
     strengths = ("0", "0.25", "0.5", "0.75", "1")
     assert kinds == {(n, r, f) for n in ("base alone", "full") for r in strengths for f in ("yes", "no")}
     base = [row["psnr"] for row in rows if str(row["method"]).startswith("base") and row["fidelity"] == "0"]
@@ -57,6 +58,7 @@ def test_compare_takes_rows_of_a_file_and_of_the_command_line(
     assert cli.main(words) == 0
     found = {row["method"]: row["psnr"] for row in tables(tmp_path, "compare")["x4, clean"]}
     assert list(found) == ["bicubic", BASE, "a", "b"]
+    assert all("core_s_per_mp" in row for row in tables(tmp_path, "compare")["x4, clean"])
     assert found["b"] == pytest.approx(found[BASE]) and found["a"] != found["b"]  # "b" is bicubic, finished
     assert cli.main(["compare", str(photos[0]), "-o", str(tmp_path)]) == 1
     assert "no rows; name a file with --rows, or one with --row" in capsys.readouterr().err

@@ -133,6 +133,15 @@ def test_the_common_term_takes_a_mesh_away(tmp_path: Path, enlarger: Path) -> No
     assert gradient is not None and bool((gradient > 0).all())
 
 
+def test_the_file_names_every_term_that_has_a_weight(tmp_path: Path, enlarger: Path) -> None:
+    """Its own among them; what is no term of ``loss`` has none."""
+    more = {"loss": "common = 0.5\nreconstruction = 0.25\n", "train": "grid_every = 2\n"}
+    text = config(tmp_path, enlarger, **more)
+    told = Trainer(parse_config(text), text).line()
+    losses = "losses pixel 1, gradient 0.5, frequency 0.1, common 0.5, reconstruction 0.25, seed 0"
+    assert told.endswith(losses) and "grid" in task_of(text).term_names()
+
+
 def test_the_strength_is_the_sigma(tmp_path: Path, enlarger: Path) -> None:
     """Velocity 1 everywhere moves each latent by its own sigma."""
     task = task_of(config(tmp_path, enlarger))
