@@ -46,12 +46,12 @@ def add_base(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def output_of(options: argparse.Namespace, found: Description | None) -> Output:
-    """What the model's latents are for, by its description; with --vae-only, which describes none, by its file."""
-    if found is None and options.enlarger == "auto":
+def settings_of(options: argparse.Namespace, found: Description | None) -> OneStepSettings:
+    """How the model wants to be run, by its description; with --vae-only, which describes none, by its file."""
+    if found is None:
         with suppress(UnsupportedCheckpointError):  # it is not needed, and need not be there
             found = describe_flux(options.model)
-    return OneStepSettings().output if found is None or found.settings is None else found.settings.output
+    return OneStepSettings() if found is None or found.settings is None else found.settings
 
 
 def load_base(name: str, output: Output, device: torch.device) -> Base:

@@ -25,7 +25,7 @@ from ..vae.layers import AutoEncoderParams
 from ..weights.description import Description
 from ..weights.header import PROMPT_KEYS
 from .console import say, say_json
-from .enlargers import add_base, load_base, output_of
+from .enlargers import add_base, load_base, settings_of
 from .options import (
     DTYPES,
     add_models,
@@ -103,7 +103,8 @@ class Planner:
         dtype = self.dtype or default_dtype(self.device, wide_range=True)
         self.machine = Machine(str(self.device), dtype, free_memory(self.device), cpu_free=cpu_free)
         self.described = describe_models(options)
-        self.base = load_base(options.enlarger, output_of(options, self.described.flux), self.device)
+        self.settings = settings_of(options, self.described.flux)
+        self.base = load_base(options.enlarger, self.settings.output, self.device)
         self.models = self._models()
 
     def load(self) -> tuple[AutoEncoder, Flux | None]:

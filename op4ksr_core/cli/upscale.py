@@ -21,7 +21,7 @@ from ..images.io import Picture, check_bits, holds_alpha, levels, load_pixels, s
 from ..images.paths import Places, gather, is_named, output_paths
 from ..images.read import open_picture
 from ..machine import dtype_name, explain_out_of_memory, peak_memory
-from ..models.flux import Flux, OneStepSettings, sigma_at
+from ..models.flux import OneStepSettings, sigma_at
 from ..one_step import OneStepOptions, upscale, upscale_alpha
 from ..plain_text import plain, plain_logger
 from ..vae.estimate import StripPlan
@@ -173,7 +173,9 @@ class _Run:
         with explain_out_of_memory("loading the models"):
             self.autoencoder, self.flux = self.planner.load()
         self.device = self.autoencoder.device
-        self.repair, self.sigma = _repair_and_sigma(options, self.flux)
+        self.repair = self.planner.settings.repair if options.repair is None else options.repair
+        self.settings = replace(self.settings, repair=self.repair)
+        self.sigma = sigma_at(OneStepSettings() if self.flux is None else self.flux.settings, self.repair)
         self.rfr = rfr_of(options.rfr, self.flux.settings, self.sigma) if options.rfr and self.flux else None
 
     def compute(self, source: Path, output: Path) -> Callable[[], Report]:
@@ -238,13 +240,6 @@ def _write(
         "save_seconds": round(time.perf_counter() - began, 3),
         **facts,
     }
-
-
-def _repair_and_sigma(options: argparse.Namespace, flux: Flux | None) -> tuple[float, float]:
-    """What the run is done with: as asked for, else as the model's file says."""
-    settings = OneStepSettings() if flux is None else flux.settings
-    repair = settings.repair if options.repair is None else options.repair
-    return repair, sigma_at(settings, repair)
 
 
 def _models_report(run: _Run) -> dict[str, Any]:

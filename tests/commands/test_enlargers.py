@@ -123,6 +123,14 @@ def test_detail_and_repair(folder: Path, tmp_path: Path) -> None:
     assert same(asked, other)  # an explicit sigma wins, and nothing is projected at repair 1
 
 
+def test_without_the_transformer_its_file_still_says_what_is_repaired(folder: Path, tmp_path: Path) -> None:
+    own, asked, other = (
+        enlarged(folder, tmp_path / "out.png", "--vae-only", "--fidelity", 0, *given)
+        for given in ((), ("--repair", 0.25), ("--repair", 0))
+    )
+    assert torch.equal(own, asked) and not same(own, other)
+
+
 def test_the_report_names_them(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     def report(*given: Any, model: str = "detail") -> dict[str, Any]:
         assert command("upscale", folder, "-o", tmp_path / "out.png", "--json", *given, model=model) == 0
@@ -136,7 +144,8 @@ def test_the_report_names_them(folder: Path, tmp_path: Path, capsys: Capture) ->
     assert found["model"]["sigma"] == pytest.approx(0.9)
     found = report(model="picture")
     assert (found["enlarger"], found["repair"], found["model"]["sigma"]) == ("bicubic", 0.0, 0.5)
-    assert report("--vae-only")["enlarger"] == "bundled"
+    found = report("--vae-only")
+    assert (found["enlarger"], found["repair"]) == ("bundled", 0.25)
 
 
 def test_the_plan_counts_them(folder: Path, tmp_path: Path, capsys: Capture) -> None:
