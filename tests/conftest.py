@@ -30,11 +30,18 @@ def stir() -> Callable[[Callable[[], nn.Module], int], Any]:
 
 @pytest.fixture(scope="session")
 def make_autoencoder() -> Callable[..., AutoEncoder]:
-    """make_autoencoder(seed=0, **AutoEncoderParams) -> a tiny F16."""
+    """make_autoencoder(seed=0, loud=False, **AutoEncoderParams) -> a tiny F16.
 
-    def make(seed: int = 0, **params: Any) -> AutoEncoder:
+    loud: so that a change of its latent shows in the picture, in 8 bits too.
+    """
+
+    def make(seed: int = 0, loud: bool = False, **params: Any) -> AutoEncoder:
         tiny: dict[str, Any] = {"widths": (8, 16, 16, 16), "layers_per_block": 1, "norm_groups": 4}
-        return seeded(lambda: AutoEncoder(AutoEncoderParams(**{**tiny, **params})), seed)
+        model = seeded(lambda: AutoEncoder(AutoEncoderParams(**{**tiny, **params})), seed)
+        if loud:
+            model.encoder.conv_out.weight.mul_(20)
+            model.decoder.conv_out.weight.mul_(4)
+        return model
 
     return make
 

@@ -46,10 +46,7 @@ def models(
 ) -> tuple[Path, Path]:
     """Tiny models, loud enough that every option shows in 8 bits."""
     folder = tmp_path_factory.mktemp("models")
-    autoencoder = make_autoencoder()
-    autoencoder.encoder.conv_out.weight.mul_(20)
-    autoencoder.decoder.conv_out.weight.mul_(4)
-    save_autoencoder(folder / "vae.safetensors", autoencoder)
+    save_autoencoder(folder / "vae.safetensors", make_autoencoder(loud=True))
     settings = OneStepSettings(sigma=0.4, guidance=2.0, txt=torch.ones(3, 24), train_tokens=8)
     flux = make_flux(settings=settings, theta=(46.7, 80.0))
     flux.final_layer.linear.weight.mul_(8)

@@ -34,10 +34,7 @@ def folder(
 ) -> Path:
     """Tiny models, one for pictures and one for detail, an enlarger of ours, and a picture of 40 x 24 px."""
     folder = tmp_path_factory.mktemp("files")
-    autoencoder = make_autoencoder()
-    autoencoder.encoder.conv_out.weight.mul_(20)
-    autoencoder.decoder.conv_out.weight.mul_(4)
-    save_autoencoder(folder / "vae.safetensors", autoencoder)
+    save_autoencoder(folder / "vae.safetensors", make_autoencoder(loud=True))
     for name, settings in {
         "picture": OneStepSettings(sigma=0.5),
         "detail": OneStepSettings(sigma=0.5, output="detail", repair=0.25, sigma_repair=0.9),

@@ -28,10 +28,7 @@ def files(
 ) -> dict[str, Path]:
     """Tiny models of an 8x VAE, loud enough that pieces and positions show, and a picture of 40 x 24 px."""
     folder = tmp_path_factory.mktemp("files")
-    autoencoder = make_autoencoder(stride=1)
-    autoencoder.encoder.conv_out.weight.mul_(20)
-    autoencoder.decoder.conv_out.weight.mul_(4)
-    save_autoencoder(folder / "vae.safetensors", autoencoder)
+    save_autoencoder(folder / "vae.safetensors", make_autoencoder(loud=True, stride=1))
     flux = make_flux(settings=OneStepSettings(sigma=0.5, train_tokens=4))
     flux.final_layer.linear.weight.mul_(8)
     for block in flux.single_blocks:

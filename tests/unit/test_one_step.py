@@ -43,11 +43,7 @@ PLAIN = OneStepOptions(Target(scale=2), color="none", fidelity=0.0)
 
 @pytest.fixture(scope="module")
 def autoencoder(make_autoencoder: Callable[..., AutoEncoder]) -> AutoEncoder:
-    """Tiny, and loud enough that a change of its latent shows in the picture."""
-    model = make_autoencoder()
-    model.decoder.conv_out.weight.mul_(4)
-    model.encoder.conv_out.weight.mul_(20)
-    return model
+    return make_autoencoder(loud=True)
 
 
 @pytest.fixture(scope="module")
