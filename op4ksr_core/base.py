@@ -46,8 +46,9 @@ PIXELS_AT_ONCE = 3 * 2**17
 #: than fetched anew.
 LEARNED_PIXELS = 2**16
 
-#: Maps of the learned enlarger's width that are alive at once, as counted.
-_LEARNED_MAPS = 5
+#: Maps of the learned enlarger's width that are alive at once, as counted: of a strip that is all there is, and of one
+#: of several, which is joined to the rows before it.
+_MAPS_ALONE, _MAPS_JOINED = 3, 5
 
 #: What networks raise on pictures that they cannot take.
 _FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, ArithmeticError, AttributeError)
@@ -189,9 +190,10 @@ class Learned(Base):
 
     def peak_bytes(self, low: Size, out: Size, least: bool = False) -> int:
         """As ``Base.peak_bytes``; its strips are of one size, whatever is free."""
-        rows, width = min(low[0], self._rows(low)), self.enlarger.params.width
-        maps = width * (_LEARNED_MAPS * (rows + KEPT) + kept_rows(self.enlarger))
-        network = maps * low[1] * self.enlarger.dtype.itemsize
+        rows = min(low[0], self._rows(low))
+        maps = _MAPS_ALONE if rows == low[0] else _MAPS_JOINED
+        high = maps * (rows + KEPT) + kept_rows(self.enlarger)
+        network = self.enlarger.params.width * high * low[1] * self.enlarger.dtype.itemsize
         longest = min(low[0], rows + self.enlarger.reach)
         return bytes_of(network, longest, low, self.head(low, out), out)
 
