@@ -86,6 +86,7 @@ def test_the_reference_is_never_overwritten(gridded: Path, clean: Path, capsys) 
         assert "overwritten" in capsys.readouterr().err and clean.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_references_by_name_or_folder(gridded: Path, clean: Path, tmp_path: Path, natural, capsys) -> None:
     low = tmp_path / "low"
     low.mkdir()
@@ -159,6 +160,7 @@ def test_suppress_keeps_16_bits(natural, tmp_path: Path, capsys) -> None:
     assert torch.bincount(low.flatten(), minlength=256).min() > 0 and not torch.equal(low, found.int() >> 8)
 
 
+@pytest.mark.slow
 def test_suppress_writes_8_bits_where_there_are_no_more(gridded: Path, natural, tmp_path: Path) -> None:
     """8-bit colours in a 16-bit file hold no more than 8; other formats than PNG hold 8 of 16."""
     deep, wide = tmp_path / "deep.png", tmp_path / "wide.png"

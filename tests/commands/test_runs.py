@@ -144,6 +144,7 @@ def test_a_name_that_is_too_long_is_known_before_computing(
 # --- what is there already --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folders_outputs_are_replaced_where_an_earlier_run_made_them(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for _ in range(2):

@@ -74,6 +74,7 @@ def refused(capsys: Capture, *words: object) -> str:
     return err
 
 
+@pytest.mark.slow
 def test_upscale_is_the_librarys(folder: Path, upscaled: Callable[..., Tensor]) -> None:
     one = describe_sr_lora(folder / "one.safetensors")
     flux = load_flux(folder / "base" / "transformer", lora=one, strength=0.5)

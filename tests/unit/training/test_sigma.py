@@ -141,6 +141,7 @@ def test_no_transformer_is_loaded_nor_needed(folder: Path, monkeypatch: pytest.M
     assert found.configured is None and "what model.start has, which is not here" in found.text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

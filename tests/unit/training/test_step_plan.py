@@ -201,6 +201,7 @@ def test_the_plan_of_the_command(file: Path, capsys: pytest.CaptureFixture[str])
     assert report["peak_bytes"] == sum(report["held_bytes"].values()) + max(report["peak_bytes_by_stage"].values())
 
 
+@pytest.mark.slow
 def test_a_step_that_cannot_fit_is_told_before_it_begins(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

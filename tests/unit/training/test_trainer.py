@@ -118,12 +118,12 @@ def killed_at(step: int):
 @pytest.mark.parametrize(
     ("kind", "first"),
     [
-        ("autoencoder", 0),
+        pytest.param("autoencoder", 0, marks=pytest.mark.slow),
         pytest.param("autoencoder", 2, marks=pytest.mark.slow),
         ("autoencoder", 4),
         pytest.param("one_step", 0, marks=pytest.mark.slow),
         ("one_step", 2),
-        ("lora", 0),
+        pytest.param("lora", 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_goes_on_bit_for_bit(folder: Path, kind: str, first: int) -> None:
@@ -196,6 +196,7 @@ def test_a_lora_keeps_or_changes_its_models_theta(folder: Path) -> None:
     assert merge(model, path) > 5
 
 
+@pytest.mark.slow
 def test_the_decoder_alone_leaves_the_encoder_as_it_is(folder: Path) -> None:
     start = f'start = "{(folder / "vae.safetensors").as_posix()}"\npart = "decoder"\n'
     text = short(config(folder, "autoencoder", model=start))
@@ -313,6 +314,7 @@ def test_a_run_of_another_shape_is_not_gone_on_with(folder: Path, kind: str, cha
         Trainer(found, text, resume=True)
 
 
+@pytest.mark.slow
 def test_a_judge_may_join_a_run_that_had_none(folder: Path) -> None:
     text = short(config(folder))
     train(text)

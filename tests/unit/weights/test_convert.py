@@ -127,6 +127,7 @@ def test_what_config_json_knew_is_in_the_new_file(tmp_path: Path, diffusers_vae:
     assert load_autoencoder(ours).params.stride == 2
 
 
+@pytest.mark.slow
 def test_a_stride_that_nobody_states_is_not_made_up(
     tmp_path: Path, diffusers_vae: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,7 @@ def test_the_first_pass_is_the_run_without_it_bit_for_bit(folder: Path, kind: st
     assert same_file(cached, plain)
 
 
+@pytest.mark.slow
 def test_shrunk_crops_differ_by_their_rounding_alone(folder: Path) -> None:  # noqa: F811
     train(config(folder, run="plain", data="shrunk = 1.0\n"))
     train(config(folder, run="cached", data="shrunk = 1.0\ncached = 12\n"))
