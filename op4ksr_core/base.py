@@ -8,8 +8,9 @@ so that no larger picture than need be is held.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast, get_args
 
 import torch
@@ -68,11 +69,11 @@ class Base(ABC):
         the end, and may raise to cancel. Raises OutOfMemoryError, or torch's own, where its smallest strip fails.
         """
 
-    def peak_bytes(self, low: Size, out: Size, least: bool = False) -> int:
+    def peak_bytes(self, low: Size, out: Size, repair: float = 0.0, least: bool = False) -> int:
         """Bytes live at most, as far as is known, beside the input and the result. least: with the smallest strips."""
         return 0
 
-    def flops(self, low: Size, out: Size) -> float | None:
+    def flops(self, low: Size, out: Size, repair: float = 0.0) -> float | None:
         """Multiplications and additions of its network; None where unknown."""
         return 0.0
 
@@ -105,7 +106,7 @@ class _Strips:
         """(1, 3, h, w) -> (1, 3, *out) float32 in [0, 1]. network: (1, 3, n, w) -> (1, 3, n * factor, w * factor)."""
         starts = range(0, low.shape[-2], self.rows)
         made = (self._strip(network, low, start) for start in starts)
-        return joined(made, len(starts), low, self.factor, out, tell)
+        return joined([made], len(starts), low, self.factor, out, tell)
 
     def _strip(self, network: Callable[[Tensor], Tensor], low: Tensor, start: int) -> Tensor:
         first, stop = max(0, start - self.halo) // self.align * self.align, min(low.shape[-2], start + self.rows)
@@ -118,21 +119,30 @@ class _Strips:
         return bytes_of(int(network * rows * low[1]), rows, low, self.factor, out)
 
 
-def joined(strips: Iterable[Tensor], count: int, low: Tensor, factor: int, out: Size, tell: OnProgress) -> Tensor:
-    """Strips (1, 3, n, w * factor), ``count`` of them, from the top of ``low`` enlarged -> (1, 3, *out) in [0, 1].
+def joined(
+    sweeps: Sequence[Iterable[Tensor]], count: int, low: Tensor, factor: int, out: Size, tell: OnProgress
+) -> Tensor:
+    """Strips (1, 3, n, w * factor) of ``low`` enlarged -> (1, 3, *out) float32 in [0, 1], on the device of ``low``.
 
-    Float32, on the device of ``low``; each strip is clamped and brought to its width as it comes.
+    sweeps: strips from the top, ``count`` of them; a second one is of the picture upside down, and the mean of both is
+    taken. Each strip is clamped and brought to its width as it comes.
     """
     tall = torch.empty(1, 3, low.shape[-2] * factor, out[1], device=low.device)
-    top = 0
-    tell(0, count)
-    for done, made in enumerate(strips, 1):
-        strip = made.to(low.device, torch.float32).clamp(0, 1)
-        del made
-        tall[..., top : top + strip.shape[-2], :] = resize(strip, strip.shape[-2], out[1])
-        top += strip.shape[-2]
-        del strip
-        tell(done, count)
+    done = 0
+    tell(0, count * len(sweeps))
+    for strips, upside_down in zip(sweeps, (False, True), strict=False):
+        top = 0
+        for made in strips:
+            strip = made.to(low.device, torch.float32).clamp(0, 1)
+            del made
+            strip, bottom = resize(strip, strip.shape[-2], out[1]), top + strip.shape[-2]
+            if upside_down:
+                tall[..., tall.shape[-2] - bottom : tall.shape[-2] - top, :].lerp_(strip.flip(-2), 0.5)
+            else:
+                tall[..., top:bottom, :] = strip
+            del strip
+            top, done = bottom, done + 1
+            tell(done, count * len(sweeps))
     return (tall if tall.shape[-2:] == out else resize(tall, *out)).clamp_(0, 1)
 
 
@@ -156,6 +166,11 @@ def _grows(low: Size, out: Size) -> bool:
 class Learned(Base):
     """An ``Enlarger``: the smallest head that reaches the size, or the largest there is, and bicubic from there.
 
+    Where damage is to be undone it sees the picture as it is, mirrored, upside down and both, and the mean is taken
+    (EDSR's self-ensemble, Lim et al. 2017, of its eight the four that strips can have). Our choice: four times the work
+    for 0.03 dB more on blur, noise and JPEG mixed, 0.08 on JPEG of quality 50 and 0.20 on noise of 10 levels (eight
+    photos); 0.05 dB on clean photos were not thought worth it.
+
     Beyond the largest head a second pass instead was 0.02 dB better at x6 and x8 on eight photos (through x2 first,
     0.08), at many times the work. A picture that is to grow on neither side goes through the smallest head, and is
     shrunk, where damage is to be undone; else it is resized by bicubic. Plans count the former. It runs in the weights'
@@ -175,33 +190,40 @@ class Learned(Base):
         size = low.shape[-2], low.shape[-1]
         if not (repair or _grows(size, (height, width))):
             return Bicubic().enlarge(low, height, width, repair, tell)
-        factor = self.head(size, (height, width))
+        factor, rows = self.head(size, (height, width)), self._rows(size)
         if low.device.type != "cpu":
             self.enlarger.to(low.device)
-
-        rows = self._rows(size)
+        strips = partial(_beside_its_mirror if repair else enlarged, self.enlarger)
+        sweeps = [strips(one, factor, repair, rows) for one in ((low, low.flip(-2)) if repair else (low,))]
         with torch.no_grad():
-            strips = enlarged(self.enlarger, low, factor, repair, rows)
-            return joined(strips, -(-size[0] // rows), low, factor, (height, width), tell)
+            return joined(sweeps, -(-size[0] // rows), low, factor, (height, width), tell)
 
     def _rows(self, low: Size) -> int:
         """Input rows of a strip: so many that its maps are quickly had again, or as few as it takes."""
         return max(least_rows(self.enlarger), LEARNED_PIXELS // low[1])
 
-    def peak_bytes(self, low: Size, out: Size, least: bool = False) -> int:
+    def peak_bytes(self, low: Size, out: Size, repair: float = 0.0, least: bool = False) -> int:
         """As ``Base.peak_bytes``; its strips are of one size, whatever is free."""
         rows = min(low[0], self._rows(low))
         maps = _MAPS_ALONE if rows == low[0] else _MAPS_JOINED
         high = maps * (rows + KEPT) + kept_rows(self.enlarger)
         network = self.enlarger.params.width * high * low[1] * self.enlarger.dtype.itemsize
-        longest = min(low[0], rows + self.enlarger.reach)
-        return bytes_of(network, longest, low, self.head(low, out), out)
+        factor, longest = self.head(low, out), min(low[0], rows + self.enlarger.reach)
+        if repair:  # two pictures at once, their enlarged strips, and the input upside down, beside its mirror
+            network = 2 * network + picture_bytes(longest * factor, low[1] * factor, 2) + picture_bytes(*low, 3)
+        return bytes_of(network, longest, low, factor, out)
 
-    def flops(self, low: Size, out: Size) -> float | None:
+    def flops(self, low: Size, out: Size, repair: float = 0.0) -> float | None:
         factor, params = self.head(low, out), self.enlarger.params
         taps = params.width * (IN_CHANNELS + 2 * params.blocks * params.width + 3 * factor**2)
         again = KEPT * (-(-low[0] // self._rows(low)) - 1)  # rows at the seams, which convolutions make and are cut
-        return 2.0 * 9 * taps * (low[0] + again) * low[1]
+        return (4 if repair else 1) * 2.0 * 9 * taps * (low[0] + again) * low[1]
+
+
+def _beside_its_mirror(enlarger: Enlarger, low: Tensor, factor: int, strength: float, rows: int) -> Iterator[Tensor]:
+    """As ``enlarged``: the mean of that and of what it makes of the picture mirrored, mirrored back."""
+    for both in enlarged(enlarger, torch.cat([low, low.flip(-1)]), factor, strength, rows):
+        yield both[:1].lerp(both[1:].flip(-1), 0.5)
 
 
 @dataclass(frozen=True)
@@ -329,12 +351,12 @@ class Foreign(Base):
         given = picture_bytes(1, 1)  # the strip's own copy
         return self._strips(rows).bytes(low, out, given + (self.footprint.bytes if self.footprint else 0.0))
 
-    def peak_bytes(self, low: Size, out: Size, least: bool = False) -> int:
+    def peak_bytes(self, low: Size, out: Size, repair: float = 0.0, least: bool = False) -> int:
         if not self._runs(low, out):
             return 0
         return self._bytes(low, out, ALIGN if least else self._rows(low, out, self.free()))
 
-    def flops(self, low: Size, out: Size) -> float | None:
+    def flops(self, low: Size, out: Size, repair: float = 0.0) -> float | None:
         if not self._runs(low, out):
             return 0.0
         strips = self._strips(self._rows(low, out, self.free()))

@@ -51,7 +51,7 @@ class HostEnlarger(Learned):
     def enlarge(self, low: Tensor, height: int, width: int, repair: float, tell: OnProgress) -> Tensor:
         """As ``Base.enlarge``; where the device is full, once more with all models out of it, this one too."""
         management, device = comfy.model_management, self.patcher.load_device
-        need = self.peak_bytes((low.shape[-2], low.shape[-1]), (height, width))
+        need = self.peak_bytes((low.shape[-2], low.shape[-1]), (height, width), repair)
         management.load_models_gpu([self.patcher], memory_required=need)
         try:
             return super().enlarge(low, height, width, repair, tell)

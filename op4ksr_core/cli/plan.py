@@ -103,8 +103,9 @@ class Planner:
         dtype = self.dtype or default_dtype(self.device, wide_range=True)
         self.machine = Machine(str(self.device), dtype, free_memory(self.device), cpu_free=cpu_free)
         self.described = describe_models(options)
-        self.settings = settings_of(options, self.described.flux)
-        self.base = load_base(options.enlarger, self.settings.output, self.device)
+        settings = settings_of(options, self.described.flux)
+        self.repair = settings.repair if options.repair is None else options.repair
+        self.base = load_base(options.enlarger, settings.output, self.device)
         self.models = self._models()
 
     def load(self) -> tuple[AutoEncoder, Flux | None]:
@@ -161,6 +162,7 @@ class Planner:
             positions=self.options.rfr or "checkpoint",
             strips=None if self.options.strips is None else both(self.options.strips),
             base=self.base,
+            repair=self.repair,
             output=output,
             detail=self.options.detail,
         )

@@ -173,7 +173,7 @@ class _Run:
         with explain_out_of_memory("loading the models"):
             self.autoencoder, self.flux = self.planner.load()
         self.device = self.autoencoder.device
-        self.repair = self.planner.settings.repair if options.repair is None else options.repair
+        self.repair = self.planner.repair
         self.settings = replace(self.settings, repair=self.repair)
         self.sigma = sigma_at(OneStepSettings() if self.flux is None else self.flux.settings, self.repair)
         self.rfr = rfr_of(options.rfr, self.flux.settings, self.sigma) if options.rfr and self.flux else None

@@ -24,7 +24,7 @@ _BICUBIC_ROWS = 4
 
 
 def enlarged(enlarger: Enlarger, low: Tensor, factor: int, strength: float, rows: int) -> Iterator[Tensor]:
-    """The enlarger's picture of ``low`` (1, 3, h, w), ``rows`` more input rows at a time: strips (1, 3, n, w * factor).
+    """The enlarger's picture of ``low`` (B, 3, h, w), ``rows`` more input rows at a time: strips (B, 3, n, w * factor).
 
     They follow one another from the top, not clamped, in the weights' dtype and on their device, and are what
     ``enlarger(low, factor, strength)`` is, to rounding. There are as many as ``rows`` goes into h, rounded up; rows is

@@ -50,8 +50,9 @@ class Models:
     pieces: Pieces | None = None
     #: The positions that the transformer runs with, as far as they depend on the grid.
     positions: Policy = "checkpoint"
-    #: What enlarges, what the transformer's latents are for, and how much of them is added.
+    #: What enlarges, how much damage it undoes, what the transformer's latents are for, and how much of them is added.
     base: Base = field(default_factory=Bicubic)
+    repair: float = 0.0
     output: Output = "picture"
     detail: float = 1.0
 
@@ -115,8 +116,9 @@ def _enlarge_stages(size: tuple[int, int], output: tuple[int, int], models: Mode
     base = models.base
     if isinstance(base, Bicubic):
         return []
-    peak, least = base.peak_bytes(size, output), base.peak_bytes(size, output, least=True)
-    return [StagePlan("enlarge", peak, pictures, base.flops(size, output), plain(base.name), least=least)]
+    peak, least = (base.peak_bytes(size, output, models.repair, least) for least in (False, True))
+    flops = base.flops(size, output, models.repair)
+    return [StagePlan("enlarge", peak, pictures, flops, plain(base.name), least=least)]
 
 
 def _strip_stage(

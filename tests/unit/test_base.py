@@ -65,6 +65,17 @@ def picture(height: int, width: int, seed: int = 0) -> Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
+def enlarged_by(enlarger: Enlarger, low: Tensor, factor: int, repair: float) -> Tensor:
+    """What ``Learned`` gives at a head's own size: with repair the mean of the picture's four mirrored ways."""
+    if not repair:
+        return enlarger(low, factor).clamp(0, 1)
+
+    def beside_its_mirror(low: Tensor) -> Tensor:
+        return ((enlarger(low, factor, repair) + enlarger(low.flip(-1), factor, repair).flip(-1)) / 2).clamp(0, 1)
+
+    return (beside_its_mirror(low) + beside_its_mirror(low.flip(-2)).flip(-2)) / 2
+
+
 SIZES = [(48, 80), (36, 60), (65, 108), (120, 200), (192, 320), (24, 40), (12, 20), (24, 90), (1, 1), (7, 200)]
 
 
@@ -91,8 +102,18 @@ def test_bicubic_is_the_resize_that_it_was() -> None:
 def test_the_smallest_head_that_reaches_it(enlarger: Enlarger, size: tuple[int, int], head: int) -> None:
     low, base = picture(24, 40), Learned(enlarger, "ours")
     assert base.head((24, 40), size) == head
-    expected = resize(enlarger(low, head, 0.7).clamp(0, 1), *size).clamp(0, 1)
-    torch.testing.assert_close(base.enlarge(low, *size, 0.7, quiet), expected, rtol=0, atol=2e-6)
+    for repair in (0.0, 0.7):
+        expected = resize(enlarged_by(enlarger, low, head, repair), *size).clamp(0, 1)
+        torch.testing.assert_close(base.enlarge(low, *size, repair, quiet), expected, rtol=0, atol=2e-6)
+
+
+def test_a_mirrored_picture_is_repaired_to_the_mirrored_result(enlarger: Enlarger, small_strips: None) -> None:
+    """Whichever way; without repair it is not."""
+    low, base = picture(100, 10), Learned(enlarger, "ours")
+    for way in ((-1,), (-2,), (-1, -2)):
+        for repair in (0.0, 0.7):
+            found, mirrored = (base.enlarge(one, 200, 20, repair, quiet) for one in (low, low.flip(way)))
+            assert (repair > 0) == torch.allclose(mirrored.flip(way), found, atol=2e-6)
 
 
 @pytest.mark.parametrize("size", [(24, 40), (24, 39), (12, 20), (1, 1)], ids=str)
@@ -106,7 +127,7 @@ def test_what_grows_on_no_side_is_bicubic(enlarger: Enlarger, size: tuple[int, i
 @pytest.mark.parametrize("size", [(24, 40), (12, 20)], ids=str)
 def test_damage_is_undone_without_enlarging(enlarger: Enlarger, size: tuple[int, int]) -> None:
     low, base = picture(24, 40), Learned(enlarger, "ours")
-    expected = resize(enlarger(low, 2, 0.7).clamp(0, 1), *size).clamp(0, 1)
+    expected = resize(enlarged_by(enlarger, low, 2, 0.7), *size).clamp(0, 1)
     torch.testing.assert_close(base.enlarge(low, *size, 0.7, quiet), expected, rtol=0, atol=2e-6)
     assert base.flops((24, 40), size) and base.peak_bytes((24, 40), size)
 
@@ -254,14 +275,15 @@ def test_memory_and_work_are_as_planned(
     wide = Enlarger(EnlargerParams(width=48, blocks=2)).eval().requires_grad_(False)
     needs = footprint(net)
     candidates: list[Base] = [Learned(wide, "ours"), Foreign(net, 4, "net", footprint=needs)]
-    for base in candidates:
+    for base, repair in ((candidates[0], 0.0), (candidates[0], 0.5), (candidates[1], 0.5)):
         with AllocationTracker() as memory, FlopCounterMode(display=False) as counter:
-            base.enlarge(low, *size, 0.5, quiet)
+            base.enlarge(low, *size, repair, quiet)
         own = memory.peak - 12 * size[0] * size[1]
-        assert own <= base.peak_bytes((400, 200), size) <= 1.51 * own, base.name
-        flops = base.flops((400, 200), size)
+        peak = base.peak_bytes((400, 200), size, repair)
+        assert own <= peak <= 1.51 * own, base.name
+        flops = base.flops((400, 200), size, repair)
         assert flops is not None and counter.get_total_flops() == pytest.approx(flops, rel=0.05)
-        assert base.peak_bytes((400, 200), size, least=True) <= base.peak_bytes((400, 200), size)
+        assert base.peak_bytes((400, 200), size, repair, least=True) <= peak
     assert foreign().flops((400, 200), size) is None
 
 
