@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import Op4ksrError, OptionError, OutOfMemoryError
-from .images.metrics import luma
+from .images.metrics import check_finite_output, luma
 from .images.resize import picture_bytes, resize
 from .machine import MEMORY_ERRORS, AllocationTracker, is_out_of_memory, release_memory
 from .models.enlarger import IN_CHANNELS, Enlarger, bicubic
@@ -46,6 +46,9 @@ PIXELS_AT_ONCE = 3 * 2**17
 #: The same for the learned enlarger: maps (48 wide, float32) stay below 32 MB, up to which memory is used again rather
 #: than fetched anew.
 LEARNED_PIXELS = 2**16
+
+#: The same of the enlarged strip, for heads of large factors.
+_LEARNED_OUTPUT = 2**20
 
 #: Maps of the learned enlarger's width that are alive at once, as counted: of a strip that is all there is, and of one
 #: of several, which is joined to the rows before it.
@@ -102,11 +105,11 @@ class _Strips:
     halo: int
     align: int = 1
 
-    def run(self, network: Callable[[Tensor], Tensor], low: Tensor, out: Size, tell: OnProgress) -> Tensor:
+    def run(self, name: str, network: Callable[[Tensor], Tensor], low: Tensor, out: Size, tell: OnProgress) -> Tensor:
         """(1, 3, h, w) -> (1, 3, *out) float32 in [0, 1]. network: (1, 3, n, w) -> (1, 3, n * factor, w * factor)."""
         starts = range(0, low.shape[-2], self.rows)
         made = (self._strip(network, low, start) for start in starts)
-        return joined([made], len(starts), low, self.factor, out, tell)
+        return joined(name, [made], len(starts), low, self.factor, out, tell)
 
     def _strip(self, network: Callable[[Tensor], Tensor], low: Tensor, start: int) -> Tensor:
         first, stop = max(0, start - self.halo) // self.align * self.align, min(low.shape[-2], start + self.rows)
@@ -116,16 +119,18 @@ class _Strips:
     def bytes(self, low: Size, out: Size, network: float) -> int:
         """Live at most beside the input and the result, where the network takes ``network`` bytes for an input px."""
         rows = min(low[0], self.rows + 2 * self.halo)
-        return bytes_of(int(network * rows * low[1]), rows, low, self.factor, out)
+        made = picture_bytes(rows * self.factor, low[1] * self.factor)  # clamped
+        return with_columns(int(network * rows * low[1]) + made, low, self.factor, out)
 
 
 def joined(
-    sweeps: Sequence[Iterable[Tensor]], count: int, low: Tensor, factor: int, out: Size, tell: OnProgress
+    name: str, sweeps: Sequence[Iterable[Tensor]], count: int, low: Tensor, factor: int, out: Size, tell: OnProgress
 ) -> Tensor:
     """Strips (1, 3, n, w * factor) of ``low`` enlarged -> (1, 3, *out) float32 in [0, 1], on the device of ``low``.
 
     sweeps: strips from the top, ``count`` of them; a second one is of the picture upside down, and the mean of both is
-    taken. Each strip is clamped and brought to its width as it comes.
+    taken. Each strip is clamped and brought to its width as it comes. Raises Op4ksrError, which begins with the name of
+    what made them, where one is not finite: clamped, infinity would be black or white.
     """
     tall = torch.empty(1, 3, low.shape[-2] * factor, out[1], device=low.device)
     done = 0
@@ -133,6 +138,7 @@ def joined(
     for strips, upside_down in zip(sweeps, (False, True), strict=False):
         top = 0
         for made in strips:
+            check_finite_output("enlarger", made, f"{plain(name)}: ")
             strip = made.to(low.device, torch.float32).clamp(0, 1)
             del made
             strip, bottom = resize(strip, strip.shape[-2], out[1]), top + strip.shape[-2]
@@ -146,14 +152,13 @@ def joined(
     return (tall if tall.shape[-2:] == out else resize(tall, *out)).clamp_(0, 1)
 
 
-def bytes_of(network: int, rows: int, low: Size, factor: int, out: Size) -> int:
-    """Live at most in ``joined``, beside the input and the result, where a network takes ``network`` for a strip.
+def with_columns(strip: int, low: Size, factor: int, out: Size) -> int:
+    """Live at most in ``joined``, beside the input and the result, where a strip takes so many bytes until it is in
+    its place.
 
-    The strip of ``rows`` input rows at its own width and cut to the result's, clamped; and where the result is another,
-    before it is made, the picture of which only the columns are right.
+    That, and where the result is of another height, the picture of which only the columns are right, before it is made.
     """
     tall = (low[0] * factor, out[1])
-    strip = network + picture_bytes(rows * factor, low[1] * factor)
     if tall == out:
         return strip
     return max(picture_bytes(*tall) + strip - picture_bytes(*out), picture_bytes(*tall))
@@ -190,40 +195,53 @@ class Learned(Base):
         size = low.shape[-2], low.shape[-1]
         if not (repair or _grows(size, (height, width))):
             return Bicubic().enlarge(low, height, width, repair, tell)
-        factor, rows = self.head(size, (height, width)), self._rows(size)
+        factor = self.head(size, (height, width))
+        rows = self._rows(size, factor)
         if low.device.type != "cpu":
             self.enlarger.to(low.device)
         strips = partial(_beside_its_mirror if repair else enlarged, self.enlarger)
         sweeps = [strips(one, factor, repair, rows) for one in ((low, low.flip(-2)) if repair else (low,))]
         with torch.no_grad():
-            return joined(sweeps, -(-size[0] // rows), low, factor, (height, width), tell)
+            return joined(self.name, sweeps, -(-size[0] // rows), low, factor, (height, width), tell)
 
-    def _rows(self, low: Size) -> int:
+    def _rows(self, low: Size, factor: int) -> int:
         """Input rows of a strip: so many that its maps are quickly had again, or as few as it takes."""
-        return max(least_rows(self.enlarger), LEARNED_PIXELS // low[1])
+        return max(least_rows(self.enlarger), min(LEARNED_PIXELS, _LEARNED_OUTPUT // factor**2) // low[1])
 
     def peak_bytes(self, low: Size, out: Size, repair: float = 0.0, least: bool = False) -> int:
         """As ``Base.peak_bytes``; its strips are of one size, whatever is free."""
-        rows = min(low[0], self._rows(low))
-        maps = _MAPS_ALONE if rows == low[0] else _MAPS_JOINED
-        high = maps * (rows + KEPT) + kept_rows(self.enlarger)
-        network = self.enlarger.params.width * high * low[1] * self.enlarger.dtype.itemsize
-        factor, longest = self.head(low, out), min(low[0], rows + self.enlarger.reach)
-        if repair:  # two pictures at once, their enlarged strips, and the input upside down, beside its mirror
-            network = 2 * network + picture_bytes(longest * factor, low[1] * factor, 2) + picture_bytes(*low, 3)
-        return bytes_of(network, longest, low, factor, out)
+        factor, dtype = self.head(low, out), self.enlarger.dtype
+        rows, pictures = self._rows(low, factor), 2 if repair else 1
+        longest = min(low[0], rows + self.enlarger.reach)  # the last strip, which all maps catch up with
+        maps = _MAPS_ALONE if rows >= low[0] else _MAPS_JOINED
+        row = pictures * low[1] * dtype.itemsize
+        body = row * self.enlarger.params.width * maps * (longest + KEPT)
+        strip = picture_bytes(longest * factor, low[1] * factor, pictures)
+        head = row * self.enlarger.params.width * 2 * (longest + KEPT) + strip
+        end = (2 if dtype == torch.float32 else 3) * picture_bytes((longest + 8) * factor, low[1] * factor, pictures)
+        cut = strip + pictures * picture_bytes(longest * factor, out[1])
+        given = picture_bytes(*low, 5) if repair else 0  # upside down, and each beside its mirror
+        kept = row * self.enlarger.params.width * kept_rows(self.enlarger)
+        network = max(body, head, end, cut) + kept + given
+        return with_columns(network, low, factor, out)
 
     def flops(self, low: Size, out: Size, repair: float = 0.0) -> float | None:
         factor, params = self.head(low, out), self.enlarger.params
         taps = params.width * (IN_CHANNELS + 2 * params.blocks * params.width + 3 * factor**2)
-        again = KEPT * (-(-low[0] // self._rows(low)) - 1)  # rows at the seams, which convolutions make and are cut
+        again = KEPT * (
+            -(-low[0] // self._rows(low, factor)) - 1
+        )  # rows at the seams, which convolutions make and are cut
         return (4 if repair else 1) * 2.0 * 9 * taps * (low[0] + again) * low[1]
 
 
 def _beside_its_mirror(enlarger: Enlarger, low: Tensor, factor: int, strength: float, rows: int) -> Iterator[Tensor]:
     """As ``enlarged``: the mean of that and of what it makes of the picture mirrored, mirrored back."""
-    for both in enlarged(enlarger, torch.cat([low, low.flip(-1)]), factor, strength, rows):
-        yield both[:1].lerp(both[1:].flip(-1), 0.5)
+    both = torch.cat([low, low.flip(-1)])
+    return map(_mean_of_mirrored, enlarged(enlarger, both, factor, strength, rows))
+
+
+def _mean_of_mirrored(both: Tensor) -> Tensor:
+    return both[:1].lerp(both[1:].flip(-1), 0.5)
 
 
 @dataclass(frozen=True)
@@ -302,7 +320,8 @@ class Foreign(Base):
         """The result in a tuple; None if out of memory. The error does not leave: it would keep every tensor alive."""
         try:
             with torch.no_grad():
-                return (strips.run(self._colours if self.channels == 1 else self._made, low, out, tell),)
+                network = self._colours if self.channels == 1 else self._made
+                return (strips.run(self.name, network, low, out, tell),)
         except MEMORY_ERRORS as error:
             if not self.is_oom(error):
                 raise

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from .base import Base, Bicubic
-from .errors import ImageError, Op4ksrError, OptionError
+from .errors import ImageError, OptionError
 from .images.alpha import shrink_visible, visible_colors
 from .images.color import BACK_PROJECTIONS, COLOR_FIXES, ColorFix, back_project, color_fix
-from .images.metrics import is_finite, luma
+from .images.metrics import check_finite_output, is_finite, luma
 from .images.resize import Target, mirror_frame, picture_bytes, resize
 from .machine import give_back_memory
 from .models.flux import Flux, FluxParams, OnProgress, Output, check_repair, check_sigma, sigma_at
@@ -363,7 +363,7 @@ def _one_picture(
     low: Tensor, frame: Frame, factor: float, stages: Stages, options: OneStepOptions, meter: _Meter
 ) -> Tensor:
     enlarged = stages.enlarge(low, frame, meter.part("enlarge"))
-    _check_finite("enlarger", enlarged, f"{plain(stages.base.name)}: ")
+    check_finite_output("enlarger", enlarged, f"{plain(stages.base.name)}: ")
     if options.detail or options.vae_only:
         drawn = _drawn(enlarged, stages, options, meter)
         output = stages.fix_colors(drawn, enlarged, frame, options.color, factor)
@@ -383,7 +383,7 @@ def _one_picture(
 def _drawn(enlarged: Tensor, stages: Stages, options: OneStepOptions, meter: _Meter) -> Tensor:
     """The framed picture that VAE and transformer make of the enlarged one, with as much detail as asked for."""
     raw = stages.encode(enlarged, meter.part("encode"))
-    _check_finite("VAE", raw)
+    check_finite_output("VAE", raw)
     if options.vae_only:
         return _decoded(raw, enlarged, stages, meter.part("decode"))
     changed = None
@@ -391,30 +391,21 @@ def _drawn(enlarged: Tensor, stages: Stages, options: OneStepOptions, meter: _Me
         before = _decoded(raw, enlarged, stages, meter.part("decode before"))
         changed = torch.sub(enlarged, before, alpha=options.detail, out=before)
     raw = _transform_inner(raw, stages, options.pieces, meter.part("transform"))
-    _check_finite("model", raw)
+    check_finite_output("model", raw)
     if changed is None and options.detail == 1:
         return _decoded(raw, enlarged, stages, meter.part("decode"))
     if changed is None:
         changed = enlarged * (1 - options.detail)
     stages.add_decoded(raw, changed, options.detail, meter.part("decode"))
-    _check_finite("VAE", changed)
+    check_finite_output("VAE", changed)
     return changed
 
 
 def _decoded(raw: Tensor, like: Tensor, stages: Stages, tell: OnProgress) -> Tensor:
     """The picture of a raw latent, float32, on the device of another."""
     decoded = stages.decode(raw, tell).to(like.device, torch.float32)
-    _check_finite("VAE", decoded)
+    check_finite_output("VAE", decoded)
     return decoded
-
-
-def _check_finite(part: str, output: Tensor, where: str = "") -> None:
-    """Raise Op4ksrError rather than go on to a black picture. where: what the message begins with."""
-    if not is_finite(output):
-        raise Op4ksrError(
-            f"{where}the {part}'s output is not finite (NaN); if it runs in float16, run it in float32 or bfloat16, "
-            "else its weights are damaged: fetch them again"
-        )
 
 
 def _transform_inner(raw: Tensor, stages: Stages, pieces: Pieces | None, tell: OnProgress) -> Tensor:

@@ -6,7 +6,6 @@ Files of others are read by spandrel (PyPI, an extra), which knows what upscale 
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,14 @@ from ..base import CHOICES, Base, Foreign, Learned, footprint
 from ..errors import OptionError, UnsupportedCheckpointError
 from ..machine import free_memory
 from ..models.flux import OneStepSettings, Output
-from ..plain_text import plain
+from ..plain_text import plain, plain_logger
 from ..weights.description import Description, describe_flux
 from ..weights.enlarger import choose_base, load_enlarger
 from ..weights.header import read_header, read_tensors
 from .options import number
 from .pickles import MODEL_SIZE_LIMIT, MODEL_TOO_LARGE, SUFFIXES, read_pickled_model
+
+log = plain_logger(__name__)
 
 
 def add_base(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +50,10 @@ def add_base(parser: argparse.ArgumentParser) -> None:
 def settings_of(options: argparse.Namespace, found: Description | None) -> OneStepSettings:
     """How the model wants to be run, by its description; with --vae-only, which describes none, by its file."""
     if found is None:
-        with suppress(UnsupportedCheckpointError):  # it is not needed, and need not be there
+        try:
             found = describe_flux(options.model)
+        except UnsupportedCheckpointError as error:  # it is not needed, and need not be there
+            log.warning("%s (--vae-only goes on as for a model that says nothing of itself)", error)
     return OneStepSettings() if found is None or found.settings is None else found.settings
 
 

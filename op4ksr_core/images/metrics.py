@@ -8,12 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
+from ..errors import Op4ksrError, OptionError
 
 
 def is_finite(image: Tensor) -> bool:
     """Whether it holds neither NaN nor infinity: they survive a sum, which needs no copies and a tenth of the time."""
     return bool(image.sum(dtype=torch.promote_types(image.dtype, torch.float32)).isfinite())
+
+
+def check_finite_output(part: str, output: Tensor, where: str = "") -> None:
+    """Raise Op4ksrError rather than go on to a black picture. where: what the message begins with."""
+    if not is_finite(output):
+        raise Op4ksrError(
+            f"{where}the {part}'s output is not finite (NaN); if it runs in float16, run it in float32 or bfloat16, "
+            "else its weights are damaged: fetch them again"
+        )
 
 
 def psnr(image: Tensor, target: Tensor) -> float:

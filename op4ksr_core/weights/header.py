@@ -97,7 +97,7 @@ class Header:
             return "transformer"
         if {"conv_in.weight", "body.0.conv1.weight", "body.0.conv2.weight"} <= names:
             return "enlarger"
-        return "unknown"
+        return "enlarger" if self.metadata.get("op4ksr.kind") == "enlarger" else "unknown"  # and then a damaged one
 
     @property
     def dtype(self) -> str:

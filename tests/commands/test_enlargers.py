@@ -22,6 +22,7 @@ from op4ksr_core.images.io import Picture, load_image, save_image
 from op4ksr_core.models.enlarger import Enlarger, EnlargerParams
 from op4ksr_core.weights.checkpoint import load_autoencoder, load_flux
 from op4ksr_core.weights.enlarger import choose_base, load_enlarger, save_enlarger
+from op4ksr_core.weights.header import read_header, read_tensors
 
 Capture = pytest.CaptureFixture[str]
 
@@ -126,6 +127,24 @@ def test_without_the_transformer_its_file_still_says_what_is_repaired(folder: Pa
         for given in ((), ("--repair", 0.25), ("--repair", 0))
     )
     assert torch.equal(own, asked) and not same(own, other)
+
+
+def test_a_model_that_cannot_be_read_is_told_where_it_is_not_needed(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command("upscale", folder, "-o", tmp_path / "out.png", "--vae-only", model="gone")
+    told = caplog.text
+    assert "gone.safetensors" in told and "--vae-only goes on as for a model that says nothing" in told
+
+
+def test_a_damaged_enlarger_is_called_one(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """By its label, where its tensors' names say nothing; spandrel would not read it either."""
+    tensors = {name.replace("body.0", "body.7"): t for name, t in read_tensors(read_header(BUNDLED_ENLARGER)).items()}
+    path = tmp_path / "gap.safetensors"
+    save_file(tensors, path, {"op4ksr.kind": "enlarger"})
+    assert command("upscale", folder, "-o", tmp_path / "out.png", "--enlarger", path) == 1
+    assert "spandrel" not in (told := capsys.readouterr().err) and "gap.safetensors" in told
+    assert cli.main(["inspect", str(path)]) == 1 and "VAE" not in capsys.readouterr().err
 
 
 def test_the_report_names_them(folder: Path, tmp_path: Path, capsys: Capture) -> None:

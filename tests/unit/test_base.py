@@ -287,6 +287,43 @@ def test_memory_and_work_are_as_planned(
     assert foreign().flops((400, 200), size) is None
 
 
+@pytest.mark.parametrize("repair", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("params", "size", "scale"),
+    [
+        (EnlargerParams(48, 11), (256, 1024), 4),  # the last strip is a whole one
+        (EnlargerParams(48, 11), (51, 700), 3),  # one strip and a row
+        (EnlargerParams(48, 11), (60, 2700), 2),  # wide: the lowest strips there are
+        (EnlargerParams(48, 11), (40, 60), 4),  # one strip
+        (EnlargerParams(8, 4), (500, 400), 4),
+        (EnlargerParams(1, 1, (8,)), (500, 400), 8),
+        (EnlargerParams(16, 2, (16,)), (200, 320), 4),
+        (EnlargerParams(16, 2, (2,)), (300, 300), 5.5),
+    ],
+    ids=str,
+)
+@pytest.mark.slow
+def test_the_peak_is_never_more_than_planned(
+    params: EnlargerParams, size: tuple[int, int], scale: float, repair: float
+) -> None:
+    base, out = Learned(Enlarger(params).eval(), "ours"), (round(size[0] * scale), round(size[1] * scale))
+    low = picture(*size)
+    with AllocationTracker() as memory:
+        base.enlarge(low, *out, repair, quiet)
+    own = memory.peak - 12 * out[0] * out[1]
+    assert own <= base.peak_bytes(size, out, repair) <= 2.5 * own
+
+
+def test_infinity_is_not_black_or_white(enlarger: Enlarger) -> None:
+    low, loud = picture(24, 40), Enlarger(enlarger.params)
+    loud.load_state_dict({name: 1e30 * value for name, value in enlarger.state_dict().items()})
+    endless = Foreign(lambda strip: torch.full_like(strip, -torch.inf).half(), 1, "net")
+    for base in (Learned(loud, "ours"), endless):
+        for repair in (0.0, 1.0):
+            with pytest.raises(Op4ksrError, match=f"{base.name}: the enlarger's output is not finite"):
+                base.enlarge(low, 48, 80, repair, quiet)
+
+
 def test_free_memory_makes_strips_lower() -> None:
     net = Network4(4)
     needs = footprint(net)
