@@ -24,11 +24,13 @@ from .host.positions import policy_of
 from .host.schema import schema
 from .host.stages import HostStages
 from .host.widgets import (
+    asked,
     base_widgets,
     ceiling_widget,
     detail_widget,
     pieces_of,
     pieces_widgets,
+    repair_widget,
     size_widgets,
     target_of,
 )
@@ -46,8 +48,11 @@ def host_plan(
     pieces: Pieces | None = None,
     base: Base | None = None,
     detail: float = 1.0,
+    repair: float | None = None,
 ) -> Plan:
     """The plan for ``batch`` pictures of ``size`` (height, width) under the host's memory manager.
+
+    repair: None: what the model recommends.
 
     A GPU is a stage's own: weights are moved out of the way, pictures wait in ordinary memory. The CPU
     holds everything.
@@ -56,7 +61,9 @@ def host_plan(
     total = int(comfy.model_management.get_total_memory(device))
     on_cpu = device.type == "cpu"
     models = Models(vae.params_of("decode"), vae.params_of("encode"), strips=vae.strips, pieces=pieces)
-    models = replace(models, base=base or models.base, output=settings_of(model).output, detail=detail)
+    settings = settings_of(model)
+    repair = settings.repair if repair is None else repair
+    models = replace(models, base=base or models.base, repair=repair, output=settings.output, detail=detail)
     models = replace(models, weights=(_weights("VAE", vae.patcher),))
     if not vae_only:
         models = _with_transformer(models, model)
@@ -161,6 +168,7 @@ class PlanRun(io.ComfyNode):
                 *pieces_widgets(),
                 *base_widgets(),
                 detail_widget("As in One-Step Upscale. 0: no model runs."),
+                repair_widget("As in One-Step Upscale. Above 0 the bundled enlarger has four times the work."),
             ],
             outputs=[
                 io.String.Output("PLAN", tooltip="The plan in words."),
@@ -190,6 +198,7 @@ class PlanRun(io.ComfyNode):
         upscale_model: Any = None,
         enlarger: str = "auto",
         detail: float = 1.0,
+        repair: float = -1.0,
     ) -> io.NodeOutput:
         batch, height, width = (1, height, width) if image is None else image.shape[:3]
         base = base_of(enlarger, upscale_model, model)
@@ -198,7 +207,7 @@ class PlanRun(io.ComfyNode):
             raise OptionError("VAE: has other layers than Flux's, so its memory cannot be estimated; choose another")
         size = target_of(target, pixels, factor, megapixels, max_megapixels)
         windows = pieces_of(pieces, pieces_overlap)
-        plan = host_plan((height, width), size, model, exact, vae_only, batch, windows, base, detail)
+        plan = host_plan((height, width), size, model, exact, vae_only, batch, windows, base, detail, asked(repair))
         text = plan.text()
         for line in text.splitlines():  # which a log makes visible within one message
             log.info("%s", line)

@@ -19,11 +19,13 @@ from .host.inputs import checked
 from .host.schema import advanced, schema
 from .host.stages import HostStages, image_to_core, image_to_host, progress_bar
 from .host.widgets import (
+    asked,
     base_widgets,
     ceiling_widget,
     detail_widget,
     pieces_of,
     pieces_widgets,
+    repair_widget,
     sigma_widget,
     size_widgets,
     target_of,
@@ -120,15 +122,9 @@ class OneStepUpscale(io.ComfyNode):
                     "How much of what the model makes is laid over the enlarged picture. 0: the enlarged picture "
                     "alone, and no model runs. 1: as trained. 2: twice as much."
                 ),
-                io.Float.Input(
-                    "repair",
-                    optional=True,
-                    default=-1.0,
-                    min=-1.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How much damage (blur, noise, JPEG) to repair. 0: none, and every speck is kept. 1: as "
-                    "much as the model knows; fidelity gives way, from 0.25 on wholly. -1: what the model recommends.",
+                repair_widget(
+                    "How much damage (blur, noise, JPEG) to repair. 0: none, and every speck is kept. 1: as "
+                    "much as the model knows; fidelity gives way, from 0.25 on wholly. -1: what the model recommends."
                 ),
             ],
             outputs=[
@@ -174,7 +170,7 @@ class OneStepUpscale(io.ComfyNode):
             seed=seed,
             pieces=pieces_of(pieces, pieces_overlap),
             detail=detail,
-            repair=repair if repair >= 0 else None,
+            repair=asked(repair),
         )
         base = base_of(enlarger, upscale_model, model)
         stages = HostStages(model, vae, conditioning, sigma or None, guidance if guidance >= 0 else None, base)
@@ -204,6 +200,7 @@ def announce(low: torch.Tensor, options: OneStepOptions, stages: HostStages) -> 
         options.pieces,
         stages.base,
         options.detail,
+        options.repair,
     )
     for line in plan.text().splitlines():  # which a log makes visible within one message
         log.info("%s", line)

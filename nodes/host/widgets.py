@@ -147,6 +147,16 @@ def detail_widget(tooltip: str) -> Any:
     return io.Float.Input("detail", optional=True, default=1.0, min=0.0, max=2.0, step=0.05, tooltip=tooltip)
 
 
+def repair_widget(tooltip: str) -> Any:
+    """How much damage to undo; below 0 leaves it to the model (``asked``)."""
+    return io.Float.Input("repair", optional=True, default=-1.0, min=-1.0, max=1.0, step=0.05, tooltip=tooltip)
+
+
+def asked(value: float) -> float | None:
+    """What a widget asks for whose numbers below 0 leave it to the model."""
+    return value if value >= 0 else None
+
+
 def side_widgets(tooltip: str) -> list[Any]:
     """Width and height, in px and whole tokens, of what a 16x VAE makes. "{}" in the tooltip is the side's name."""
     token = RATIO * PATCH

@@ -43,6 +43,16 @@ def test_what_enlarges_is_planned(plan: Cases) -> None:
     assert found["run"]
 
 
+def test_repair_is_planned(plan: Cases) -> None:
+    """Whoever asks for it; the bundled enlarger then looks at the picture in four ways."""
+    found = plan["enlarging"]
+    plain, repaired, recommended = (
+        next(line for line in found[name].splitlines() if line.startswith("enlarge "))
+        for name in ("detail", "repaired", "recommended")
+    )
+    assert plain != repaired == recommended
+
+
 def test_a_model_that_adds_detail_decodes_twice(plan: Cases) -> None:
     found = plan["enlarging"]
     for name in ("detail", "detail_bicubic"):

@@ -64,6 +64,8 @@ def enlarging() -> dict[str, Any]:
     _, vae = models()
     settings = OneStepSettings(txt=torch.zeros(3, 64), output="detail")
     model = harness.load_model(write_flux("plan_detail.safetensors", settings=settings))
+    settings = dataclasses.replace(settings, repair=0.5)
+    restoring = harness.load_model(write_flux("plan_restoring.safetensors", settings=settings))
     upscaler = upscalers.load("compact_x2")
     found = {
         "picture": plan_node(),
@@ -74,6 +76,8 @@ def enlarging() -> dict[str, Any]:
         "alone": plan_node(model=model, detail=0.0),
         "alone_bicubic": plan_node(detail=0.0),
         "vae_only": plan_node(model=model, vae_only=True, detail=0.0),
+        "repaired": plan_node(model=model, repair=0.5),
+        "recommended": plan_node(model=restoring),
     }
     texts = {name: text for name, (text, *_) in found.items()}
     with harness.Log() as log:
