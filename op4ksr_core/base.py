@@ -1,8 +1,8 @@
 """What enlarges a picture before the one step: bicubic, the learned enlarger, or any network of the user's.
 
-Our choice throughout: the paper enlarges by bicubic. Networks run in horizontal strips with a halo, so that their
-memory is bounded, and what they make is brought to the exact size by antialiased bicubic, the columns strip by strip,
-so that no larger picture than need be is held.
+Our choice throughout: the paper enlarges by bicubic. Networks run in horizontal strips (others' with a halo), so that
+their memory does not grow with the height, and what they make is brought to the exact size by antialiased bicubic, the
+columns strip by strip, so that no larger picture than need be is held.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def run_demo(options: argparse.Namespace) -> int:
     run_upscale(upscaling.parse_args([str(SAMPLE_PHOTO), "-o", str(output), "--long-edge", "4096"]))
     views = before_after(load_image(SAMPLE_PHOTO).image, load_image(output).image)
     save_image(comparison, from_pil(views))
-    say(f"{plain(comparison)}: the same crop, bicubic and one step")
+    say(f"{plain(comparison)}: the same crop, bicubic and OP4KSR")
     return 0
 
 
@@ -54,7 +54,7 @@ def before_after(low: Tensor, high: Tensor) -> Image.Image:
     )
     views = [resize(low, height, width).clamp(0, 1), high]
     crops = [view[..., top : top + side, left : left + side] for view in views]
-    return label(to_pil(Picture(torch.cat(crops, dim=-1))), ("bicubic", "OP4KSR, one step"))
+    return label(to_pil(Picture(torch.cat(crops, dim=-1))), ("bicubic", "OP4KSR"))
 
 
 def label(picture: Image.Image, names: tuple[str, ...]) -> Image.Image:

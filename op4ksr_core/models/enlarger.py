@@ -1,7 +1,7 @@
 """The learned enlarger: a small residual CNN at the input's own resolution, on top of bicubic.
 
 Our choice throughout (the paper has nothing of the kind): plain 3x3 convolutions without norms, so that a picture
-can be computed in strips with a halo and comes out as it would whole; one head per whole factor, which
+can be computed in strips (``enlarger_strips``) and comes out as it would whole; one head per whole factor, which
 starts from zeros, so that the network begins as bicubic, and whose pixel shuffle is kept ``even``, so that it draws no
 mesh; and a constant input plane, ``strength``, that states how much damage to undo (0: the input is clean and is only
 enlarged; 1: blur, noise and JPEG as bad as the training had them), so that one network serves both.
