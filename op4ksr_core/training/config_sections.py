@@ -31,6 +31,7 @@ from .tasks.frozen import Base
 BUNDLED = "bundled"
 
 Distance = Literal["l1", "l2", "charbonnier"]
+LatentDistance = Literal["l1", "l2", "charbonnier", "bands"]
 Perceptual = Literal["gmsd", "ms_gmsd", "haarpsi", "ssim", "lpips", "dists", "efficientnet"]
 
 
@@ -185,8 +186,10 @@ class LossConfig:
     gradient: Amount = 0.5
     #: Distance of the spectra, at several scales.
     frequency: Amount = 0.0
+    #: Distance of wavelet bands, each over its natural strength (``tasks.bands``).
+    bands: Amount = 0.0
     latent: Amount = 0.1
-    latent_kind: Distance = "l1"
+    latent_kind: LatentDistance = "l1"
     #: Of a transformer: how alike its image tokens are after attention, FluxSR's (``tasks.diversity``).
     diversity: Amount = 0.0
     #: Of kind detail: distance of the base from itself, encoded and decoded.
@@ -214,7 +217,7 @@ class LossConfig:
     @property
     def judges_pictures(self) -> bool:
         """Whether a term on pictures counts from the first step on, as the adversarial one does not."""
-        names = ("pixel", "gradient", "frequency", "periodicity", "perceptual")
+        names = ("pixel", "gradient", "frequency", "bands", "periodicity", "perceptual")
         return any(getattr(self, name) for name in names)
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ...periodicity.loss import PeriodicityLoss
 from ..config_sections import LossConfig
+from .bands import band_distance
 from .perceptual import perceptual_loss
 
 #: Charbonnier's rounding at 0, on a scale of 2 for the whole range.
@@ -113,7 +114,8 @@ class Objective(nn.Module):
     def names(self, latent: bool) -> list[str]:
         """The terms that will be there; ``latent``: with two latents to compare, as a transformer has."""
         transformers = ["latent", "diversity"]
-        all_terms = ["pixel", "gradient", "frequency", *transformers, "periodicity", "perceptual", "adversarial"]
+        on_pictures = ["periodicity", "perceptual", "adversarial"]
+        all_terms = ["pixel", "gradient", "frequency", "bands", *transformers, *on_pictures]
         return [name for name in all_terms if getattr(self.config, name) and (latent or name not in transformers)]
 
     def pictures(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -126,6 +128,8 @@ class Objective(nn.Module):
             terms["gradient"] = config.gradient * gradient_distance(output, target, config.pixel_kind)
         if config.frequency:
             terms["frequency"] = config.frequency * frequency_distance(output, target)
+        if config.bands:
+            terms["bands"] = config.bands * band_distance(output, target)
         if config.periodicity:
             pair = [inner((picture + 1) / 2, config.periodicity_border) for picture in (output, target)]
             terms["periodicity"] = config.periodicity * self.periodicity(pair[0], pair[1])
@@ -137,7 +141,9 @@ class Objective(nn.Module):
         """The term on processed latents of one shape, times its weight."""
         if not self.config.latent:
             return {}
-        return {"latent": self.config.latent * distance(output.float(), target.float(), self.config.latent_kind)}
+        output, target, kind = output.float(), target.float(), self.config.latent_kind
+        apart = band_distance(output, target) if kind == "bands" else distance(output, target, kind)
+        return {"latent": self.config.latent * apart}
 
     def attention(self, likenesses: Sequence[Tensor]) -> dict[str, Tensor]:
         """The term on attention, times its weight: the mean over the layers of how alike tokens are (``diversity``)."""
