@@ -21,8 +21,8 @@ from .errors import Op4ksrError, OptionError, OutOfMemoryError
 from .images.metrics import check_finite_output, luma
 from .images.resize import picture_bytes, resize
 from .machine import MEMORY_ERRORS, AllocationTracker, is_out_of_memory, release_memory
-from .models.enlarger import IN_CHANNELS, Enlarger, bicubic
-from .models.enlarger_strips import KEPT, enlarged, kept_rows, least_rows
+from .models.enlarger import Enlarger, bicubic
+from .models.enlarger_strips import Strips, enlarged, least_rows
 from .models.flux import OnProgress
 from .plain_text import plain, plain_logger
 
@@ -49,10 +49,6 @@ LEARNED_PIXELS = 2**16
 
 #: The same of the enlarged strip, for heads of large factors.
 _LEARNED_OUTPUT = 2**20
-
-#: Maps of the learned enlarger's width that are alive at once, as counted: of a strip that is all there is, and of one
-#: of several, which is joined to the rows before it.
-_MAPS_ALONE, _MAPS_JOINED = 3, 5
 
 #: What networks raise on pictures that they cannot take.
 _FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, ArithmeticError, AttributeError)
@@ -210,28 +206,15 @@ class Learned(Base):
 
     def peak_bytes(self, low: Size, out: Size, repair: float = 0.0, least: bool = False) -> int:
         """As ``Base.peak_bytes``; its strips are of one size, whatever is free."""
-        factor, dtype = self.head(low, out), self.enlarger.dtype
-        rows, pictures = self._rows(low, factor), 2 if repair else 1
-        longest = min(low[0], rows + self.enlarger.reach)  # the last strip, which all maps catch up with
-        maps = _MAPS_ALONE if rows >= low[0] else _MAPS_JOINED
-        row = pictures * low[1] * dtype.itemsize
-        body = row * self.enlarger.params.width * maps * (longest + KEPT)
-        strip = picture_bytes(longest * factor, low[1] * factor, pictures)
-        head = row * self.enlarger.params.width * 2 * (longest + KEPT) + strip
-        end = (2 if dtype == torch.float32 else 3) * picture_bytes((longest + 8) * factor, low[1] * factor, pictures)
-        cut = strip + pictures * picture_bytes(longest * factor, out[1])
+        factor, pictures = self.head(low, out), 2 if repair else 1
+        strips = Strips(self.enlarger, low, factor, self._rows(low, factor))
+        cut = picture_bytes(strips.longest * factor, low[1] * factor) + picture_bytes(strips.longest * factor, out[1])
         given = picture_bytes(*low, 5) if repair else 0  # upside down, and each beside its mirror
-        kept = row * self.enlarger.params.width * kept_rows(self.enlarger)
-        network = max(body, head, end, cut) + kept + given
-        return with_columns(network, low, factor, out)
+        return with_columns(pictures * strips.peak_bytes(beside=cut) + given, low, factor, out)
 
     def flops(self, low: Size, out: Size, repair: float = 0.0) -> float | None:
-        factor, params = self.head(low, out), self.enlarger.params
-        taps = params.width * (IN_CHANNELS + 2 * params.blocks * params.width + 3 * factor**2)
-        again = KEPT * (
-            -(-low[0] // self._rows(low, factor)) - 1
-        )  # rows at the seams, which convolutions make and are cut
-        return (4 if repair else 1) * 2.0 * 9 * taps * (low[0] + again) * low[1]
+        factor = self.head(low, out)
+        return (4 if repair else 1) * Strips(self.enlarger, low, factor, self._rows(low, factor)).flops
 
 
 def _beside_its_mirror(enlarger: Enlarger, low: Tensor, factor: int, strength: float, rows: int) -> Iterator[Tensor]:

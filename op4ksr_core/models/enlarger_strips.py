@@ -8,16 +8,21 @@ a row per layer, and the last strip brings them to its end. Our choice.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .enlarger import Enlarger, bicubic
+from .enlarger import IN_CHANNELS, Enlarger, bicubic
 
 #: Rows that a 3x3 convolution needs of those before a strip.
 KEPT = 2
+
+#: Maps of the body that are alive at once, as counted: of a strip that is all there is, and of one of several, which is
+#: joined to the rows before it.
+_MAPS_ALONE, _MAPS_JOINED = 3, 5
 
 #: Input rows beside a strip on which bicubic may depend.
 _BICUBIC_ROWS = 4
@@ -41,9 +46,41 @@ def least_rows(enlarger: Enlarger) -> int:
     return enlarger.reach + 1
 
 
-def kept_rows(enlarger: Enlarger) -> int:
-    """Rows as wide as the body's maps that live between strips, those that are just being replaced among them."""
-    return KEPT * (2 * enlarger.params.blocks + 3)
+@dataclass(frozen=True)
+class Strips:
+    """What ``enlarged`` needs for one picture of ``low`` (height, width) px, before it runs."""
+
+    enlarger: Enlarger
+    low: tuple[int, int]
+    factor: int
+    rows: int
+
+    @property
+    def longest(self) -> int:
+        """Input rows of the longest strip that is given: the last one, in which all maps catch up."""
+        return min(self.low[0], self.rows + self.enlarger.reach)
+
+    def peak_bytes(self, beside: int = 0) -> int:
+        """Bytes live at most, beside the picture, until a strip is taken; beside: what its taker needs for it, itself
+        included. As counted: in the body, at its head, when bicubic is added, or when it is taken."""
+        params, dtype, width = self.enlarger.params, self.enlarger.dtype, self.low[1]
+        map_row = width * params.width * dtype.itemsize
+        maps = _MAPS_ALONE if self.rows >= self.low[0] else _MAPS_JOINED
+        body, head = (count * map_row * (self.longest + KEPT) for count in (maps, 2))
+        strip_row = 3 * 4 * width * self.factor
+        head += strip_row * self.longest * self.factor
+        copies = 2 if dtype == torch.float32 else 3
+        adding = copies * strip_row * (self.longest + 2 * _BICUBIC_ROWS) * self.factor
+        kept = KEPT * (2 * params.blocks + 3)  # rows of the body's maps, those that are just being replaced among them
+        return max(body, head, adding, beside) + kept * map_row
+
+    @property
+    def flops(self) -> float:
+        """Of its convolutions: of every row once, and at each seam of ``KEPT`` rows that are cut again."""
+        params, (height, width) = self.enlarger.params, self.low
+        taps = params.width * (IN_CHANNELS + 2 * params.blocks * params.width + 3 * self.factor**2)
+        seams = -(-height // self.rows) - 1
+        return 2.0 * 9 * taps * (height + KEPT * seams) * width
 
 
 class _Pass:
